@@ -1,0 +1,76 @@
+"""The files that training leaves to go on from: `last.pt` and `best.pt`."""
+
+import logging
+import os
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from . import distributed
+from .errors import UserError
+from .weights import load_state_dict
+
+logger = logging.getLogger(__name__)
+
+
+def save_checkpoint(path: Path, content: dict) -> None:
+    """Write `content` whole or not at all: to a temporary name first, then renamed over the old file."""
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        torch.save(content, temporary)
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"Checkpoint {path} cannot be written: {error}; the previous one is whole.") from error
+
+
+def training_state(model: nn.Module, optimizer, scaler, step: int, best: float) -> dict:
+    """All that a run needs to go on after `step` finished steps; every rank takes part, the main rank saves it."""
+    return {
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "scaler": scaler.state_dict(),
+        "step": step,
+        "best": best,
+        "random": distributed.gather(_random_state()),
+    }
+
+
+def restore(path: Path, model: nn.Module, optimizer, scaler) -> tuple[int, float]:
+    """Restore `training_state` from `path`; returns the finished steps and the best metric so far.
+
+    Random states are restored where the number of ranks is the same. Raises `UserError` for a damaged file or another
+    architecture.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        step, best = state["step"], state["best"]
+        parts = state["model"], state["optimizer"], state["scaler"], state["random"]
+    except Exception as error:
+        raise UserError(f"{path} is no checkpoint to resume from: {str(error).splitlines()[0]}") from error
+    load_state_dict(model, parts[0], str(path))
+    try:
+        optimizer.load_state_dict(parts[1])
+    except ValueError as error:
+        raise UserError(f"{path} has the optimiser state of another model or freeze_at: {error}") from error
+    scaler.load_state_dict(parts[2])
+    if len(parts[3]) == distributed.world_size():
+        _set_random_state(parts[3][distributed.rank()])
+    else:
+        logger.warning("%s was written by %d ranks; random draws of the model differ", path, len(parts[3]))
+    logger.info("resumed from %s after step %d", path, step)
+    return step, best
+
+
+def _random_state() -> dict[str, torch.Tensor]:
+    state = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def _set_random_state(state: dict[str, torch.Tensor]) -> None:
+    torch.set_rng_state(state["cpu"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])

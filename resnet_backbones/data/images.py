@@ -1,0 +1,59 @@
+"""Image files of every kind that real data holds, as 8-bit RGB."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from ..errors import UserError
+
+
+def read_image(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
+    """An image file as RGB (H, W, 3), uint8: grey, palette, RGBA (alpha dropped), CMYK and 16-bit included.
+
+    Args:
+        path: the file.
+        size: the (width, height) that the annotations were made for. The EXIF orientation is applied, unless only
+            the image as it is stored has that size.
+
+    Raises `UserError` naming the file where it is missing, truncated, no image, or of another size.
+    """
+    with _opened(path) as image:
+        try:
+            upright = ImageOps.exif_transpose(image)
+            if size is not None and upright.size != size:
+                upright = image
+                image.load()
+            rgb = _to_rgb(upright)
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise UserError(f"Image {path} cannot be decoded: {error}.") from error
+    if size is not None and (rgb.shape[1], rgb.shape[0]) != tuple(size):
+        raise UserError(
+            f"Image {path} is {rgb.shape[1]} x {rgb.shape[0]} pixels, but its annotation says {size[0]} x {size[1]}."
+        )
+    return rgb
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Width and height of an upright image, from its header. Raises `UserError` as `read_image`."""
+    with _opened(path) as image:
+        turned = image.getexif().get(0x0112, 1) >= 5  # orientations 5 … 8 swap the sides
+        return image.size[::-1] if turned else image.size
+
+
+def _opened(path: Path) -> Image.Image:
+    try:
+        return Image.open(path)
+    except FileNotFoundError as error:
+        raise UserError(f"Image {path} does not exist.") from error
+    except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise UserError(f"Image {path} cannot be read as an image: {error}.") from error
+
+
+def _to_rgb(image: Image.Image) -> np.ndarray:
+    if image.mode.startswith("I") or image.mode == "F":  # PIL would clip these to 255
+        values = np.asarray(image)
+        if image.mode.startswith("I") and values.max() > 255:  # 16 bits
+            values = values >> 8
+        return np.repeat(values.clip(0, 255).astype(np.uint8)[:, :, None], 3, axis=2)
+    return np.asarray(image.convert("RGB"))

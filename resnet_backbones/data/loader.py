@@ -1,0 +1,65 @@
+"""Loaders: endless training batches and exact evaluation passes."""
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Subset
+
+from .. import distributed
+from ..errors import UserError
+from .dataset import DetectionDataset
+from .samplers import TrainSampler, evaluation_indices
+
+
+def build_train_loader(
+    dataset: DetectionDataset,
+    batch_size: int,
+    *,
+    num_workers: int,
+    seed: int,
+    accumulate: int = 1,
+    aspect_ratio_grouping: bool = True,
+    start: int = 0,
+) -> DataLoader:
+    """Endless lists of images and lists of targets for this rank.
+
+    Args:
+        batch_size: of an optimiser step, over all ranks and `accumulate` parts; both must divide it.
+        start: the optimiser step to begin with.
+    """
+    parts = distributed.world_size() * accumulate
+    if batch_size % parts:
+        raise UserError(
+            f"solver.batch_size is {batch_size}; it must be a multiple of ranks x solver.accumulate, {parts}."
+        )
+    sampler = TrainSampler(
+        len(dataset),
+        batch_size // parts,
+        seed,
+        dataset.is_wide if aspect_ratio_grouping else None,
+        distributed.rank(),
+        distributed.world_size(),
+        start * accumulate,
+    )
+    return _loader(dataset, num_workers, batch_sampler=sampler)
+
+
+def build_test_loader(dataset: DetectionDataset, *, num_workers: int) -> DataLoader:
+    """This rank's share of the images, one at a time so that padding cannot change a detection."""
+    indices = evaluation_indices(len(dataset), distributed.rank(), distributed.world_size())
+    return _loader(Subset(dataset, indices), num_workers, batch_size=1)
+
+
+def collate(samples: list[tuple[Tensor, dict]]) -> tuple[list[Tensor], list[dict]]:
+    """Images and targets stay lists: their sizes differ."""
+    images, targets = zip(*samples, strict=True)
+    return list(images), list(targets)
+
+
+def _loader(dataset, num_workers: int, **options) -> DataLoader:
+    return DataLoader(
+        dataset,
+        num_workers=num_workers,
+        collate_fn=collate,
+        pin_memory=torch.cuda.is_available(),
+        **options,
+    )

@@ -1,0 +1,123 @@
+"""The embedded data set: bright discs, rectangles and triangles on muted, textured ground, drawn once as COCO JSON and PNG."""
+
+import colorsys
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+from pycocotools import mask as rle
+
+from ..errors import UserError
+from .annotations import Annotations
+from .coco import load_coco
+
+CLASSES = ("disc", "rectangle", "triangle")
+SPLITS = {"train": (400, 1), "val": (80, 2)}  # number of images, seed
+SIDE = 128  # of an image, pixels
+OVERSAMPLING = 4  # shapes are drawn larger and shrunk, for smooth edges
+
+
+def load_shapes(name: str, root: Path, split: str) -> Annotations:
+    """Read the train or val split below `root`, drawing it there first where it is absent.
+
+    Raises `UserError` for another split and a `root` that cannot be written.
+    """
+    if split not in SPLITS:
+        raise UserError(f"Data set {name}: shapes have the splits {', '.join(SPLITS)}, not {split!r}.")
+    folder = Path(root) / split
+    if not folder.is_dir():
+        _write_whole(folder, name, *SPLITS[split])
+    return load_coco(name, folder, str(folder / "instances.json"))
+
+
+def _write_whole(folder: Path, name: str, num_images: int, seed: int) -> None:
+    """Write into a temporary folder and rename it, so that a stopped or parallel run leaves no half data set."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    except OSError as error:
+        raise UserError(
+            f"Data set {name} cannot be drawn in {folder.absolute()}: {error.strerror}; let "
+            "$RESNET_BACKBONES_DATASETS name a folder that can be written."
+        ) from error
+    write_shapes(temporary, num_images, seed)
+    temporary.chmod(0o755)
+    try:
+        os.rename(temporary, folder)
+    except OSError:  # another process was first, with the same pictures
+        shutil.rmtree(temporary)
+
+
+def write_shapes(folder: Path, num_images: int, seed: int) -> None:
+    """Draw `num_images` pictures and their `instances.json` into `folder`; the same seed gives the same files."""
+    rng = np.random.default_rng(seed)
+    images, annotations = [], []
+    for image_id in range(1, num_images + 1):
+        pixels, objects = draw_image(rng)
+        file_name = f"{image_id:06d}.png"
+        Image.fromarray(pixels).save(folder / file_name)
+        images.append({"id": image_id, "file_name": file_name, "width": SIDE, "height": SIDE})
+        for label, mask in objects:
+            encoded = rle.encode(np.asfortranarray(mask))
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": image_id,
+                    "category_id": label,
+                    "bbox": rle.toBbox(encoded).tolist(),
+                    "area": int(mask.sum()),
+                    "iscrowd": 0,
+                    "segmentation": {"size": encoded["size"], "counts": encoded["counts"].decode()},
+                }
+            )
+    categories = [{"id": k, "name": name} for k, name in enumerate(CLASSES, 1)]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    (folder / "instances.json").write_text(json.dumps(content))
+
+
+def draw_image(rng: np.random.Generator) -> tuple[np.ndarray, list[tuple[int, np.ndarray]]]:
+    """A picture (SIDE, SIDE, 3), uint8, and (label, visible mask (SIDE, SIDE) uint8) of each shape, at most 8."""
+    pixels = _textured_ground(rng)
+    objects: list[tuple[int, np.ndarray]] = []
+    for _ in range(rng.integers(3, 9)):
+        label = int(rng.integers(1, len(CLASSES) + 1))
+        coverage = _draw_shape(rng, CLASSES[label - 1])
+        mask = (coverage > 0.5).astype(np.uint8)
+        if any((mask & other).sum() > 0.3 * other.sum() for _, other in objects):
+            continue  # would hide too much of an earlier shape
+        objects = [(k, other & ~mask) for k, other in objects]
+        hue = rng.uniform()
+        colour = 255 * np.array(colorsys.hsv_to_rgb(hue, rng.uniform(0.7, 1), rng.uniform(0.6, 1)))
+        colour = colour + rng.normal(0, 8, pixels.shape)
+        pixels = pixels + coverage[:, :, None] * (colour - pixels)
+        objects.append((label, mask))
+    return pixels.clip(0, 255).astype(np.uint8), objects
+
+
+def _textured_ground(rng: np.random.Generator) -> np.ndarray:
+    """A muted base colour, clouds of three scales and fine grain; float (SIDE, SIDE, 3)."""
+    ground = np.full((SIDE, SIDE, 3), rng.uniform(60, 196) + rng.uniform(-20, 20, 3))
+    for cells in (4, 16, 48):
+        noise = Image.fromarray(rng.uniform(0, 255, (cells, cells)).astype(np.uint8))
+        ground += 0.15 * (np.asarray(noise.resize((SIDE, SIDE), Image.BICUBIC), float)[:, :, None] - 128)
+    return ground + rng.normal(0, 6, ground.shape)
+
+
+def _draw_shape(rng: np.random.Generator, kind: str) -> np.ndarray:
+    """Share of each pixel that a random shape of this kind covers; float (SIDE, SIDE) in [0, 1]."""
+    radius = rng.uniform(11, 28)
+    centre = rng.uniform(radius * 0.7, SIDE - radius * 0.7, 2)
+    corners = {
+        "disc": np.linspace(0, 2 * np.pi, 64, endpoint=False),
+        "rectangle": np.array([0, np.pi, np.pi, 2 * np.pi]) + np.array([1, -1, 1, -1]) * rng.uniform(0.5, 1.0),
+        "triangle": np.array([0, 2, 4]) * np.pi / 3 + rng.uniform(-0.25, 0.25, 3),
+    }[kind]
+    angles = corners + rng.uniform(0, 2 * np.pi)
+    points = (centre + radius * np.stack([np.cos(angles), np.sin(angles)], axis=1)) * OVERSAMPLING
+    canvas = Image.new("L", (SIDE * OVERSAMPLING, SIDE * OVERSAMPLING))
+    ImageDraw.Draw(canvas).polygon([tuple(p) for p in points], fill=255)
+    return np.asarray(canvas.resize((SIDE, SIDE), Image.BOX), float) / 255

@@ -1,0 +1,127 @@
+"""PASCAL VOC devkits: `Annotations/*.xml`, `ImageSets/Main/SPLIT.txt`, `JPEGImages/`."""
+
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..errors import UserError, unknown
+from .annotations import Annotations, check_images_exist, drop_unusable_boxes
+from .images import image_size
+
+VOC_CLASSES = [
+    "aeroplane",
+    "bicycle",
+    "bird",
+    "boat",
+    "bottle",
+    "bus",
+    "car",
+    "cat",
+    "chair",
+    "cow",
+    "diningtable",
+    "dog",
+    "horse",
+    "motorbike",
+    "person",
+    "pottedplant",
+    "sheep",
+    "sofa",
+    "train",
+    "tvmonitor",
+]
+
+
+def load_voc(name: str, root: Path, split: str, classes: Sequence[str] | None = None) -> Annotations:
+    """Read one split of a devkit; label order is that of `classes`, by default all names in Annotations, sorted.
+
+    VOC counts pixels from 1 and includes the last one: xmin … xmax becomes the edges xmin - 1 … xmax. Objects marked
+    `difficult` become `iscrowd`: not trained on, ignored in evaluation, as in the devkit. An object whose xmax or
+    ymax does not exceed its minimum is counted as a box of no area.
+
+    Raises `UserError` naming the file for a missing list, XML or image, XML that is corrupt and unknown classes.
+    """
+    root = Path(root)
+    listing = root / "ImageSets" / "Main" / f"{split}.txt"
+    if not listing.is_file():
+        splits = sorted(p.stem for p in listing.parent.glob("*.txt"))
+        raise UserError(f"Data set {name}: {listing} does not exist. Splits there: {', '.join(splits) or 'none'}.")
+    names = [line.split()[0] for line in listing.read_text().splitlines() if line.strip()]
+    repeated = {n for n in names if names.count(n) > 1} if len(set(names)) < len(names) else set()
+    if repeated:
+        raise UserError(f"{listing}: image {min(repeated)} is listed twice; ids must be unique.")
+    if classes is None:
+        classes = _all_classes(root)
+
+    data = Annotations(name, "voc", root, [{"id": k, "name": c} for k, c in enumerate(classes, 1)], [])
+    object_id = 0
+    for image_id, image_name in enumerate(names, 1):
+        xml = root / "Annotations" / f"{image_name}.xml"
+        tree = _parse(xml)
+        file_name = _image_file(root, image_name)
+        width, height = _size(tree, root / file_name)
+        data.images.append({"id": image_id, "file_name": file_name, "width": width, "height": height})
+        data.objects[image_id] = []
+        for element in tree.iter("object"):
+            object_id += 1
+            class_name = (element.findtext("name") or "").strip()
+            if class_name not in classes:
+                raise UserError(f"{xml}: " + unknown("class", class_name, classes))
+            x, y, w, h = _box(element, xml)
+            data.objects[image_id].append(
+                {
+                    "id": object_id,
+                    "image_id": image_id,
+                    "category_id": list(classes).index(class_name) + 1,
+                    "bbox": [x, y, w, h],
+                    "area": w * h,
+                    "iscrowd": int((element.findtext("difficult") or "0").strip() == "1"),
+                }
+            )
+    check_images_exist(data)
+    drop_unusable_boxes(data)
+    return data
+
+
+def _all_classes(root: Path) -> list[str]:
+    trees = map(_parse, sorted((root / "Annotations").glob("*.xml")))
+    return sorted({(o.findtext("name") or "").strip() for tree in trees for o in tree.iter("object")})
+
+
+def _parse(xml: Path) -> ElementTree.Element:
+    try:
+        return ElementTree.parse(xml).getroot()
+    except OSError as error:
+        raise UserError(f"{xml} cannot be read: {error.strerror}.") from error
+    except ElementTree.ParseError as error:
+        raise UserError(f"{xml} is not valid XML: {error}.") from error
+
+
+def _image_file(root: Path, image_name: str) -> str:
+    for suffix in (".jpg", ".jpeg", ".png", ".bmp"):
+        if (root / "JPEGImages" / (image_name + suffix)).is_file():
+            return f"JPEGImages/{image_name}{suffix}"
+    return f"JPEGImages/{image_name}.jpg"
+
+
+def _size(tree: ElementTree.Element, image: Path) -> tuple[int, int]:
+    try:
+        width, height = int(tree.findtext("size/width") or 0), int(tree.findtext("size/height") or 0)
+    except ValueError:
+        width = height = 0
+    if width > 0 and height > 0:
+        return width, height
+    return image_size(image)
+
+
+def _box(element: ElementTree.Element, xml: Path) -> tuple[float, float, float, float]:
+    edges = []
+    for key in ("xmin", "ymin", "xmax", "ymax"):
+        text = element.findtext(f"bndbox/{key}")
+        try:
+            edges.append(float(text))
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{xml}: an object's {key} is {text!r}, not a number.") from error
+    x0, y0, x1, y1 = edges
+    no_area = x1 <= x0 or y1 <= y0
+    return (x0 - 1, y0 - 1, 0.0, 0.0) if no_area else (x0 - 1, y0 - 1, x1 - x0 + 1, y1 - y0 + 1)

@@ -1,0 +1,47 @@
+"""Detectors over our backbones. The head library is chosen by name and imported only when it is used."""
+
+import importlib
+import warnings
+
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from ..backbones import RandomFrozenWarning, build_backbone
+from ..errors import UserError, unknown
+from ..weights import load_state_dict, read_state_dict
+
+LIBRARIES = ("torchvision",)
+DETECTORS = ("faster_rcnn", "mask_rcnn")
+
+
+def build_detector(config: DictConfig, num_classes: int) -> nn.Module:
+    """The detector of a config: its backbone inside the heads of `detector.library`, with its weights.
+
+    `num_classes` does not count the background. Where the whole detector's `weights` are given, those of the
+    backbone alone are not read. Raises `UserError` for an unknown name or weights that do not fit.
+    """
+    settings = OmegaConf.to_container(config.detector)
+    library, name = settings.pop("library"), settings.pop("name")
+    if library not in LIBRARIES:
+        raise UserError(unknown("detector.library", library, LIBRARIES))
+    if name not in DETECTORS:
+        raise UserError(unknown("detector.name", name, DETECTORS))
+    if name != "mask_rcnn":
+        settings = {key: value for key, value in settings.items() if not key.startswith("mask_")}
+
+    backbone_settings = {k: v for k, v in OmegaConf.to_container(config.backbone).items() if k != "out_features"}
+    if config.backbone.out_features is not None:
+        backbone_settings["out_features"] = list(config.backbone.out_features)
+    if not config.backbone.name.endswith("_fpn"):
+        backbone_settings = {k: v for k, v in backbone_settings.items() if not k.startswith("fpn_")}
+    with warnings.catch_warnings():
+        if config.weights is not None:
+            backbone_settings["weights"] = None
+            warnings.simplefilter("ignore", RandomFrozenWarning)
+        backbone = build_backbone(**backbone_settings)
+
+    heads = importlib.import_module(f"{__name__}.{library}")
+    model = getattr(heads, name)(backbone, num_classes, **settings)
+    if config.weights is not None:
+        load_state_dict(model, read_state_dict(config.weights), config.weights)
+    return model

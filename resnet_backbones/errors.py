@@ -1,0 +1,32 @@
+"""Errors that a user can mend: one line that names the file, key or value, and the remedy."""
+
+import difflib
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+
+class UserError(ValueError):
+    """Something in the user's files, config or command; the tools print it as one line, without a traceback."""
+
+
+def unknown(kind: str, name: str, valid: Iterable[str]) -> str:
+    """The message for a name that does not exist: the near ones, then all that do."""
+    valid = sorted(map(str, valid))
+    near = difflib.get_close_matches(str(name), valid, n=3)
+    hint = f" Did you mean {' or '.join(near)}?" if near else ""
+    return f"Unknown {kind} {str(name)!r}.{hint} Available: {', '.join(valid) or 'none'}."
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """End the program with a single line on stderr and status 2 where a `UserError` reaches it.
+
+    An error from a loader worker arrives with the worker's traceback as its text; its last line is the message.
+    """
+    try:
+        yield
+    except UserError as error:
+        message = str(error).strip().splitlines()[-1].removeprefix(f"{__name__}.UserError: ")
+        print(f"error: {message}", file=sys.stderr)
+        sys.exit(2)

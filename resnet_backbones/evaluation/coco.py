@@ -1,0 +1,102 @@
+"""COCO's detection metrics by pycocotools, the reference implementation."""
+
+import contextlib
+import io
+
+import numpy as np
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from ..errors import UserError, unknown
+
+FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+IOU_TYPES = ("bbox", "segm")
+
+
+def coco_metrics(ground_truth: dict, predictions: list[dict], iou_type: str) -> dict[str, float]:
+    """COCO's 12 figures and per-class AP, in percent; -1 where there is nothing to find, as in pycocotools.
+
+    Args:
+        ground_truth: the content of a COCO instances file.
+        predictions: COCO's results format, {"image_id", "category_id", "score", "bbox": [x, y, w, h] and for segm
+            "segmentation": RLE}.
+        iou_type: "bbox" or "segm", the prefix of the figures' names: "bbox/AP", … "bbox/AP-person".
+
+    Raises `UserError` where the predictions are of unknown images or lack what `iou_type` needs.
+    """
+    metrics, _ = evaluate_coco(ground_truth, predictions, iou_type)
+    return metrics
+
+
+def evaluate_coco(ground_truth: dict, predictions: list[dict], iou_type: str) -> tuple[dict[str, float], str]:
+    """`coco_metrics` and the twelve lines that pycocotools prints of them."""
+    check_predictions(ground_truth, predictions, iou_type)
+    with contextlib.redirect_stdout(io.StringIO()):
+        reference = COCO()
+        reference.dataset = ground_truth
+        reference.createIndex()
+        evaluation = COCOeval(reference, _results(reference, predictions, iou_type), iou_type)
+        evaluation.evaluate()
+        evaluation.accumulate()
+    with contextlib.redirect_stdout(io.StringIO()) as summary:
+        evaluation.summarize()
+    metrics = {f"{iou_type}/{name}": _percent(value) for name, value in zip(FIGURES, evaluation.stats, strict=True)}
+    precision = evaluation.eval["precision"][:, :, :, 0, -1]  # IoU, recall, class; all areas, 100 detections
+    for k, category_id in enumerate(evaluation.params.catIds):
+        found = precision[:, :, k][precision[:, :, k] > -1]
+        name = reference.cats[category_id]["name"]
+        metrics[f"{iou_type}/AP-{name}"] = _percent(found.mean() if found.size else -1.0)
+    return metrics, summary.getvalue()
+
+
+def check_predictions(ground_truth: dict, predictions: list[dict], iou_type: str) -> None:
+    """Raise `UserError` naming the first prediction that cannot be scored."""
+    if iou_type not in IOU_TYPES:
+        raise UserError(unknown("iou type", iou_type, IOU_TYPES))
+    if not isinstance(predictions, list):
+        raise UserError("Predictions must be a list of COCO results.")
+    images = {image["id"] for image in ground_truth["images"]}
+    needed = ("image_id", "category_id", "score", "bbox" if iou_type == "bbox" else "segmentation")
+    for k, prediction in enumerate(predictions):
+        for key in needed:
+            if not isinstance(prediction, dict) or key not in prediction:
+                raise UserError(f"Prediction {k} has no {key!r}, which {iou_type} needs: {str(prediction)[:80]}.")
+        if prediction["image_id"] not in images:
+            raise UserError(f"Prediction {k} is of image {prediction['image_id']}, which the ground truth lacks.")
+
+
+def _results(reference: COCO, predictions: list[dict], iou_type: str) -> COCO:
+    if predictions:
+        # pycocotools would score polygons made of the boxes where boxes are present.
+        wanted = "bbox" if iou_type == "bbox" else "segmentation"
+        keys = ("image_id", "category_id", "score", wanted)
+        return reference.loadRes([{key: p[key] for key in keys} for p in predictions])
+    empty = COCO()
+    empty.dataset = {"images": reference.dataset["images"], "categories": reference.dataset["categories"]}
+    empty.dataset["annotations"] = []
+    empty.createIndex()
+    return empty
+
+
+def _percent(value: float) -> float:
+    return float(value) * 100 if value > -1 else -1.0
+
+
+def coco_results(detections: dict[str, np.ndarray | list], image_id: int, category_ids: list[int]) -> list[dict]:
+    """One image's detections in COCO's results format.
+
+    `detections` holds `boxes` (M, 4) xyxy, `labels` (M,) from 1, `scores` (M,), and optionally `rles`, a list of M
+    encoded masks.
+    """
+    results = []
+    for i, (x0, y0, x1, y1) in enumerate(detections["boxes"].tolist()):
+        result = {
+            "image_id": image_id,
+            "category_id": category_ids[int(detections["labels"][i]) - 1],
+            "bbox": [x0, y0, x1 - x0, y1 - y0],
+            "score": float(detections["scores"][i]),
+        }
+        if "rles" in detections:
+            result["segmentation"] = detections["rles"][i]
+        results.append(result)
+    return results

@@ -1,0 +1,67 @@
+"""From a detector and a loader to predictions and figures."""
+
+import numpy as np
+import torch
+from pycocotools import mask as rle
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from .. import distributed
+from ..data import Annotations
+from .coco import coco_metrics, coco_results
+from .voc import voc_metrics
+
+
+def evaluate(
+    model: nn.Module, loader: DataLoader, data: Annotations, masks: bool = False
+) -> tuple[dict[str, float], list[dict]]:
+    """Detect in every image of `data` and score it: figures in percent, and predictions in COCO's results format.
+
+    Boxes always give the "bbox/…" figures, with `masks` also "segm/…", VOC data also "voc/…". Every rank takes
+    part with its share of `loader`; the main rank scores, and all get its figures (predictions stay on the main).
+    """
+    parts = distributed.gather(predict(model, loader, [c["id"] for c in data.categories]))
+    metrics, predictions = {}, []
+    if distributed.is_main():
+        order = {image["id"]: k for k, image in enumerate(data.images)}
+        predictions = sorted((p for part in parts for p in part), key=lambda p: order[p["image_id"]])
+        metrics = score(predictions, data, masks)
+    return distributed.broadcast(metrics), predictions
+
+
+def score(predictions: list[dict], data: Annotations, masks: bool) -> dict[str, float]:
+    """The figures that apply to this data set and model."""
+    ground_truth = data.as_coco()
+    metrics = coco_metrics(ground_truth, predictions, "bbox")
+    if masks:
+        metrics |= coco_metrics(ground_truth, predictions, "segm")
+    if data.format == "voc":
+        metrics |= voc_metrics(ground_truth, predictions)
+    return metrics
+
+
+@torch.inference_mode()
+def predict(model: nn.Module, loader: DataLoader, category_ids: list[int]) -> list[dict]:
+    """This rank's detections in COCO's results format; leaves the model's training mode as it was."""
+    device = next(model.parameters()).device
+    training = model.training
+    model.eval()
+    predictions = []
+    progress = tqdm(loader, desc="evaluate", unit="batch", disable=None if distributed.is_main() else True)
+    for images, targets in progress:
+        outputs = model([image.to(device) for image in images])
+        for output, target in zip(outputs, targets, strict=True):
+            detections = {key: output[key].cpu() for key in ("boxes", "labels", "scores")}
+            if "masks" in output:
+                detections["rles"] = encode_masks(output["masks"])
+            predictions += coco_results(detections, target["image_id"], category_ids)
+    model.train(training)
+    return predictions
+
+
+def encode_masks(probabilities: Tensor) -> list[dict]:
+    """Masks (M, 1, H, W) of probabilities, cut at 0.5, as M RLEs that JSON can hold."""
+    masks = (probabilities[:, 0] >= 0.5).cpu().numpy().astype(np.uint8)
+    encoded = [rle.encode(np.asfortranarray(mask)) for mask in masks]
+    return [{"size": e["size"], "counts": e["counts"].decode()} for e in encoded]

@@ -1,0 +1,108 @@
+"""What a run tells while it goes: the progress bar, log lines, metrics.jsonl and TensorBoard."""
+
+import json
+import logging
+import sys
+import time
+from pathlib import Path
+
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from . import distributed
+
+logger = logging.getLogger(__name__)
+
+
+def set_up_logging(log_file: Path | None) -> None:
+    """The package's log to stdout and `log_file` on the main rank, to nowhere on the others."""
+    package = logging.getLogger("resnet_backbones")
+    package.setLevel(logging.INFO)
+    package.propagate = False
+    package.handlers.clear()
+    if not distributed.is_main():
+        package.addHandler(logging.NullHandler())
+        return
+    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout)]
+    if log_file is not None:
+        handlers.append(logging.FileHandler(log_file, mode="a"))
+    for handler in handlers:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+        package.addHandler(handler)
+    logging.captureWarnings(True)
+    logging.getLogger("py.warnings").handlers = handlers
+
+
+class Journal:
+    """Progress of steps `start` … `max_iter`, recorded every `period` steps; only the main rank writes.
+
+    A resumed run appends to metrics.jsonl, a fresh one (`start` 0) begins it anew.
+    """
+
+    def __init__(self, output_dir: Path, start: int, max_iter: int, batch_size: int, period: int) -> None:
+        self.max_iter, self.batch_size, self.period = max_iter, batch_size, period
+        self.active = distributed.is_main()
+        if not self.active:
+            return
+        self.file = open(output_dir / "metrics.jsonl", "a" if start else "w")  # noqa: SIM115, closed in close()
+        self.board = SummaryWriter(str(output_dir / "tensorboard"), purge_step=start)
+        self.bar = tqdm(initial=start, total=max_iter, unit="step", dynamic_ncols=True, disable=None)
+        self.redirect = logging_redirect_tqdm([logging.getLogger("resnet_backbones")])
+        self.redirect.__enter__()
+        self.mark = (time.perf_counter(), start)
+
+    def due(self, step: int) -> bool:
+        """Whether `step` (finished steps) is to be recorded."""
+        return step % self.period == 0 or step == self.max_iter
+
+    def record(self, step: int, losses: dict[str, float], lr: float) -> None:
+        """Write down the state after `step` finished steps: losses, learning rate, images a second, time left."""
+        if not self.active:
+            return
+        now, (then, since) = time.perf_counter(), self.mark
+        self.mark = (now, step)
+        seconds = (now - then) / max(step - since, 1)
+        total = sum(losses.values())
+        row = {
+            "step": step,
+            "loss": total,
+            **losses,
+            "lr": lr,
+            "images_per_second": self.batch_size / seconds,
+        }
+        self.scalars(step, row)
+        self.bar.set_postfix(loss=f"{total:.3f}", images_s=f"{self.batch_size / seconds:.1f}", refresh=False)
+        if self.bar.disable:  # no terminal: lines instead of a bar
+            left = time.strftime("%H:%M:%S", time.gmtime(seconds * (self.max_iter - step)))
+            parts = "  ".join(f"{name} {value:.3f}" for name, value in losses.items())
+            logger.info(
+                "step %d/%d  loss %.3f  %s  lr %.2g  %.1f images/s  ETA %s",
+                *(step, self.max_iter, total, parts, lr, self.batch_size / seconds, left),
+            )
+
+    def scalars(self, step: int, row: dict[str, float]) -> None:
+        """Append one row to metrics.jsonl and TensorBoard."""
+        if not self.active:
+            return
+        self.file.write(json.dumps({"step": step, **row}) + "\n")
+        self.file.flush()
+        for name, value in row.items():
+            if name != "step":
+                self.board.add_scalar(name, value, step)
+
+    def advance(self) -> None:
+        if self.active:
+            self.bar.update()
+
+    def pause(self) -> None:
+        """Leave out of images/s what has passed since the last record (an evaluation)."""
+        if self.active:
+            self.mark = (time.perf_counter(), self.mark[1])
+
+    def close(self) -> None:
+        if self.active:
+            self.redirect.__exit__(None, None, None)
+            self.bar.close()
+            self.board.close()
+            self.file.close()

@@ -1,0 +1,39 @@
+"""The test side of a run: figures for its data sets, and the files that show them."""
+
+from pathlib import Path
+
+from torch import nn
+
+from .data import Annotations, DetectionDataset, build_test_loader
+from .evaluation import evaluate
+from .report import write_json
+from .visualize import save_samples
+
+
+class DetectionTest:
+    """Scores `model`, as it is when called, on each of `sets`, and keeps the last predictions.
+
+    The figures of the first set bear plain names ("bbox/AP"), those of further sets their set's name before
+    ("voc_2012_val/bbox/AP"), and so do the files that `save` leaves.
+    """
+
+    def __init__(self, model: nn.Module, sets: list[Annotations], masks: bool, num_workers: int) -> None:
+        self.model, self.sets, self.masks = model, sets, masks
+        self.loaders = [build_test_loader(DetectionDataset([s], train=False), num_workers=num_workers) for s in sets]
+        self.predictions: list[list[dict]] = [[] for _ in sets]
+
+    def __call__(self) -> dict[str, float]:
+        """Figures in percent, the same on every rank."""
+        metrics = {}
+        for k, (data, loader) in enumerate(zip(self.sets, self.loaders, strict=True)):
+            figures, self.predictions[k] = evaluate(self.model, loader, data, self.masks)
+            prefix = f"{data.name}/" if k else ""
+            metrics |= {prefix + name: value for name, value in figures.items()}
+        return metrics
+
+    def save(self, output_dir: Path, samples: int, sample_score: float) -> None:
+        """Write `predictions.json` and `samples/*.png`."""
+        for k, (data, predictions) in enumerate(zip(self.sets, self.predictions, strict=True)):
+            suffix = f"_{data.name}" if k else ""
+            write_json(output_dir / f"predictions{suffix}.json", predictions)
+            save_samples(data, predictions, output_dir / f"samples{suffix}", samples, sample_score)

@@ -1,0 +1,134 @@
+"""The training loop, one for detection and for pretraining."""
+
+import contextlib
+import logging
+import math
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from . import distributed
+from .checkpoint import restore, save_checkpoint, training_state
+from .errors import UserError
+from .journal import Journal
+from .solver import build_optimizer, build_schedule
+
+logger = logging.getLogger(__name__)
+
+AMP_DTYPES = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def fit(
+    model: nn.Module,
+    build_loader: Callable[[int], Iterable],
+    solver: DictConfig,
+    output_dir: Path,
+    evaluate: Callable[[], dict[str, float]],
+    evaluation_period: int = 0,
+    best_metric: str = "bbox/AP",
+    resume: bool = False,
+) -> dict[str, float]:
+    """Train `model` for `solver.max_iter` steps and return its final figures.
+
+    Args:
+        model: gives a dict of losses for `model(images, targets)` in training mode; on its device.
+        build_loader: endless batches of (images, targets) for this rank, from a given step on.
+        evaluate: figures of the model as it is; called every `evaluation_period` steps (0: never) and at the end.
+        best_metric: the figure whose best weights are kept in `best.pt`.
+        resume: go on from `last.pt` in `output_dir` if there is one.
+
+    Leaves `last.pt`, `best.pt`, `metrics.jsonl` and `tensorboard/` in `output_dir`. Raises `UserError` naming the
+    step and the images where the loss is not finite.
+    """
+    device = next(model.parameters()).device
+    optimizer, learning_rate = build_optimizer(model, solver), build_schedule(solver)
+    scaler = torch.amp.GradScaler(device.type, enabled=solver.amp == "fp16")
+    last, start, best = output_dir / "last.pt", 0, -math.inf
+    if resume and last.exists():
+        start, best = restore(last, model, optimizer, scaler)
+    model.train()
+    parallel = distributed.wrap(model, device)
+    batches = iter(build_loader(start))
+    journal = Journal(output_dir, start, solver.max_iter, solver.batch_size, solver.log_period)
+    metrics: dict[str, float] = {}
+
+    for step in range(start + 1, solver.max_iter + 1):
+        lr = learning_rate(step - 1)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        for part in range(solver.accumulate):
+            images, targets = next(batches)
+            last_part = part == solver.accumulate - 1
+            with contextlib.nullcontext() if last_part else _no_sync(parallel):
+                with _autocast(device, solver.amp):
+                    losses = parallel([i.to(device, non_blocking=True) for i in images], to_device(targets, device))
+                loss = sum(losses.values())
+                _check_finite(loss, losses, step, targets)
+                scaler.scale(loss / solver.accumulate).backward()
+        if solver.clip_norm is not None:
+            scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_(model.parameters(), solver.clip_norm)
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad(set_to_none=True)
+
+        journal.advance()
+        if journal.due(step):
+            journal.record(step, distributed.mean(losses), lr)
+        final = step == solver.max_iter
+        if final or _due(step, evaluation_period):
+            metrics = evaluate()
+            journal.scalars(step, metrics)
+            if metrics[best_metric] > best:
+                best = metrics[best_metric]
+                if distributed.is_main():
+                    save_checkpoint(
+                        output_dir / "best.pt",
+                        {"model": model.state_dict(), "step": step, "metrics": metrics},
+                    )
+        if final or _due(step, solver.checkpoint_period):
+            state = training_state(model, optimizer, scaler, step, best)
+            if distributed.is_main():
+                save_checkpoint(last, state)
+            journal.pause()
+    journal.close()
+    return metrics or evaluate()
+
+
+def set_seed(seed: int, deterministic: bool) -> None:
+    """Seed torch; `deterministic` makes torch refuse kernels whose result may differ from run to run."""
+    torch.manual_seed(seed)
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
+        torch.use_deterministic_algorithms(True)
+
+
+def to_device(targets: list[dict], device: torch.device) -> list[dict]:
+    """Targets with their tensors on `device`."""
+    return [
+        {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in target.items()}
+        for target in targets
+    ]
+
+
+def _due(step: int, period: int) -> bool:
+    return period > 0 and step % period == 0
+
+
+def _no_sync(parallel: nn.Module) -> contextlib.AbstractContextManager:
+    return parallel.no_sync() if distributed.world_size() > 1 else contextlib.nullcontext()
+
+
+def _autocast(device: torch.device, amp: str) -> torch.autocast:
+    return torch.autocast(device.type, AMP_DTYPES[amp], enabled=amp != "none")
+
+
+def _check_finite(loss: Tensor, losses: dict[str, Tensor], step: int, targets: list[dict]) -> None:
+    if not torch.isfinite(loss):
+        terms = ", ".join(f"{name} {value.item():.3g}" for name, value in losses.items())
+        files = ", ".join(target["file_name"] for target in targets)
+        raise UserError(f"The loss is not finite at step {step} ({terms}), images {files}. Lower solver.lr?")

@@ -1,0 +1,83 @@
+"""Pictures for a person to judge a detector by."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from pycocotools import mask as rle
+from torch import Tensor
+from torchvision.utils import draw_segmentation_masks
+
+from .data import Annotations
+from .data.coco import decode_mask
+from .data.images import read_image
+
+PALETTE = ["#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#f032e6", "#9a6324", "#808000"]
+SHORT_SIDE = 480  # pixels of a drawn panel, so that text is legible on small images
+
+
+def save_samples(data: Annotations, predictions: list[dict], folder: Path, count: int, min_score: float) -> list[Path]:
+    """Draw `count` images spread evenly over the data set into `folder`: on the left what was predicted with a score
+    of at least `min_score`, on the right the truth."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for k in np.unique(np.linspace(0, len(data.images) - 1, count).astype(int)) if count else []:
+        image = data.images[k]
+        found = [p for p in predictions if p["image_id"] == image["id"] and p["score"] >= min_score]
+        picture = draw_comparison(data, image, sorted(found, key=lambda p: p["score"]))
+        paths.append(folder / f"{Path(image['file_name']).stem}.png")
+        picture.save(paths[-1])
+    return paths
+
+
+def draw_comparison(data: Annotations, image: dict, found: list[dict]) -> Image.Image:
+    """One image twice, side by side: with the predictions `found` and with its true objects."""
+    width, height = image["width"], image["height"]
+    pixels = torch.from_numpy(read_image(data.image_root / image["file_name"], (width, height)).copy())
+    true = data.objects[image["id"]]
+    panels = [
+        draw_objects(pixels.permute(2, 0, 1), data, found, f"predicted: {len(found)}"),
+        draw_objects(pixels.permute(2, 0, 1), data, true, f"true: {len(true)}"),
+    ]
+    gap = 8
+    both = Image.new("RGB", (2 * panels[0].width + gap, panels[0].height), "white")
+    both.paste(panels[0], (0, 0))
+    both.paste(panels[1], (panels[0].width + gap, 0))
+    return both
+
+
+def draw_objects(pixels: Tensor, data: Annotations, objects: list[dict], title: str) -> Image.Image:
+    """Boxes with class and score, and masks where there are any, over an image (3, H, W) uint8."""
+    height, width = pixels.shape[-2:]
+    labels = {category["id"]: k for k, category in enumerate(data.categories)}
+    colours = [PALETTE[labels[o["category_id"]] % len(PALETTE)] for o in objects]
+    masks = [(_mask(o, height, width), colour) for o, colour in zip(objects, colours, strict=True)]
+    masks = [(mask, colour) for mask, colour in masks if mask is not None]
+    if masks:
+        stacked = torch.from_numpy(np.stack([mask for mask, _ in masks])).bool()
+        pixels = draw_segmentation_masks(pixels, stacked, alpha=0.4, colors=[colour for _, colour in masks])
+
+    scale = max(SHORT_SIDE / min(height, width), 1) if max(height, width) < 4 * SHORT_SIDE else 1
+    panel = Image.fromarray(pixels.permute(1, 2, 0).numpy())
+    panel = panel.resize((round(width * scale), round(height * scale)), Image.BICUBIC)
+    draw, font = ImageDraw.Draw(panel), ImageFont.load_default(13)
+    for o, colour in zip(objects, colours, strict=True):
+        x, y, w, h = (v * scale for v in o["bbox"])
+        draw.rectangle([x, y, x + max(w, 0), y + max(h, 0)], outline=colour, width=2)
+        name = data.classes[labels[o["category_id"]]]
+        _text(draw, font, (x, max(y - 16, 0)), f"{name} {o['score']:.2f}" if "score" in o else name, colour)
+    _text(draw, font, (4, panel.height - 20), title, "black")
+    return panel
+
+
+def _mask(o: dict, height: int, width: int) -> np.ndarray | None:
+    try:
+        return rle.decode(o["segmentation"]) if "score" in o and "segmentation" in o else decode_mask(o, height, width)
+    except (ValueError, TypeError):
+        return None  # training already says so where masks are needed
+
+
+def _text(draw: ImageDraw.ImageDraw, font, corner: tuple[float, float], text: str, colour: str) -> None:
+    draw.rectangle(draw.textbbox(corner, text, font=font), fill=colour)
+    draw.text(corner, text, fill="white", font=font)

@@ -1,0 +1,32 @@
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (HERE / "resnet_backbones/__init__.py").read_text()).group(1)
+
+setup(
+    name="resnet_backbones",
+    version=VERSION,
+    description="Residual backbones for object detection, from ImageNet pretraining to COCO mAP",
+    long_description=(HERE / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=find_packages(include=["resnet_backbones", "resnet_backbones.*"]),
+    python_requires=">=3.10",
+    install_requires=[
+        "torch>=2.11",
+        "torchvision>=0.26",
+        "numpy",
+        "pillow>=10.1",
+        "pycocotools",
+        "fvcore",
+        "iopath",
+        "omegaconf>=2.3",
+        "safetensors",
+        "tensorboard",
+        "tqdm",
+    ],
+    extras_require={"dev": ["pytest", "ruff"]},
+)

@@ -1,0 +1,129 @@
+"""Data made for tests, the real data where it is at hand, and the tools called as a user calls them."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+ROOT = Path(__file__).parent.parent
+SHARED = ROOT.parent / "shared" / "data"
+
+# The smallest detector that still has every part; overrides for any YAML.
+TINY = [
+    "backbone.name=resnet18_fpn",
+    "backbone.norm=BN",
+    "backbone.freeze_at=0",
+    "backbone.weights=null",
+    "backbone.fpn_channels=32",
+    "detector.min_size=[64]",
+    "detector.max_size=64",
+    "detector.anchor_sizes=[[8],[16],[32],[64],[128]]",
+    "detector.rpn_pre_nms_top_n_train=100",
+    "detector.rpn_post_nms_top_n_train=50",
+    "detector.rpn_pre_nms_top_n_test=50",
+    "detector.rpn_post_nms_top_n_test=20",
+    "detector.box_batch_size_per_image=16",
+    "detector.box_head_width=32",
+    "detector.mask_head_width=16",
+    "detector.mask_head_depth=1",
+    "solver.batch_size=2",
+    "solver.max_iter=4",
+    "solver.steps=[3]",
+    "solver.warmup_iters=2",
+    "solver.log_period=1",
+    "evaluation.period=0",
+    "data.num_workers=0",
+]
+
+
+@pytest.fixture(autouse=True)
+def _few_threads_and_fixed_seed():
+    torch.manual_seed(0)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def shared():
+    """The folder of real data beside the checkout."""
+    if not SHARED.is_dir():
+        pytest.skip("the real data of ../shared/data is not here")
+    return SHARED
+
+
+@pytest.fixture
+def tool(capfd):
+    """`tool("train_net", *arguments)` runs a tool in this process; gives its exit status, stdout and stderr."""
+
+    def run(name: str, *arguments: str) -> tuple[int, str, str]:
+        spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        status = 0
+        try:
+            module.main([str(a) for a in arguments])
+        except SystemExit as stop:
+            status = stop.code
+        out, err = capfd.readouterr()
+        return status, out, err
+
+    return run
+
+
+def draw(width: int = 48, height: int = 40, seed: int = 0) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def write_coco(folder: Path, count: int = 4) -> dict:
+    """A COCO data set of `count` images with a square and a crowd each; returns the content of its JSON."""
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    content = {
+        "images": [],
+        "annotations": [],
+        "categories": [{"id": 7, "name": "cat"}, {"id": 3, "name": "dog"}],
+    }
+    for k in range(count):
+        file_name = f"{k}.png"
+        draw(seed=k).save(folder / "images" / file_name)
+        content["images"].append({"id": 100 + k, "file_name": file_name, "width": 48, "height": 40})
+        square = [[10, 8, 30, 8, 30, 28, 10, 28]]
+        crowd = {"size": [40, 48], "counts": [0, 80, 40 * 48 - 80]}
+        content["annotations"] += [
+            {"id": 2 * k + 1, "image_id": 100 + k, "category_id": 7 if k % 2 else 3, "bbox": [10, 8, 20, 20],
+             "area": 400, "iscrowd": 0, "segmentation": square},
+            {"id": 2 * k + 2, "image_id": 100 + k, "category_id": 7, "bbox": [0, 0, 2, 40],
+             "area": 80, "iscrowd": 1, "segmentation": crowd},
+        ]  # fmt: skip
+    save_coco(folder, content)
+    return content
+
+
+def save_coco(folder: Path, content: dict) -> None:
+    (folder / "instances.json").write_text(json.dumps(content))
+
+
+def coco_overrides(folder: Path) -> list[str]:
+    """Overrides that train and test on `write_coco(folder)`."""
+    spec = f"{{format: coco, root: {folder / 'images'}, annotations: {folder / 'instances.json'}}}"
+    return [f"datasets.own={spec}", "data.train=[own]", "data.test=[own]"]
+
+
+VOC_XML = """<annotation><size><width>{width}</width><height>{height}</height><depth>3</depth></size>
+{objects}</annotation>"""
+VOC_OBJECT = """<object><name>{name}</name><difficult>{difficult}</difficult><bndbox><xmin>{box[0]}</xmin>
+<ymin>{box[1]}</ymin><xmax>{box[2]}</xmax><ymax>{box[3]}</ymax></bndbox></object>"""
+
+
+def write_voc(root: Path, images: dict[str, list[tuple[str, tuple, int]]], size: tuple[int, int] = (48, 40)) -> None:
+    """A devkit with one split "train" of `images`: name -> [(class, (xmin, ymin, xmax, ymax), difficult)]."""
+    for folder in ("Annotations", "ImageSets/Main", "JPEGImages"):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    (root / "ImageSets/Main/train.txt").write_text("\n".join(images) + "\n")
+    for k, (name, objects) in enumerate(images.items()):
+        draw(*size, seed=k).save(root / "JPEGImages" / f"{name}.jpg")
+        text = "".join(VOC_OBJECT.format(name=n, box=b, difficult=d) for n, b, d in objects)
+        (root / "Annotations" / f"{name}.xml").write_text(VOC_XML.format(width=size[0], height=size[1], objects=text))

@@ -1,0 +1,163 @@
+import pytest
+import torch
+import torchvision
+from conftest import TINY
+from torch import nn
+from torchvision.models.detection import MaskRCNN
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.backbone_utils import BackboneWithFPN
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+
+from resnet_backbones import build_backbone, list_backbones
+from resnet_backbones.config import load_config
+from resnet_backbones.detectors import build_detector
+from resnet_backbones.detectors.torchvision import faster_rcnn, mask_rcnn
+from resnet_backbones.errors import UserError
+
+SETTINGS = {"min_size": [96], "max_size": 160, "box_detections_per_img": 20, "box_score_thresh": 0.0}
+
+
+def torchvision_mask_rcnn() -> MaskRCNN:
+    """The same network assembled by torchvision alone."""
+    layers = {"layer1": "0", "layer2": "1", "layer3": "2", "layer4": "3"}
+    backbone = BackboneWithFPN(torchvision.models.resnet18(), layers, [64, 128, 256, 512], 64)
+    anchors = AnchorGenerator(((32,), (64,), (128,), (256,), (512,)), ((0.5, 1.0, 2.0),) * 5)
+    model = MaskRCNN(backbone, 4, rpn_anchor_generator=anchors, **SETTINGS)
+    model.roi_heads.mask_head = MaskRCNNHeads(64, [32, 32], 1)
+    model.roi_heads.mask_predictor = MaskRCNNPredictor(32, 32, 4)
+    return model
+
+
+@pytest.fixture
+def pair() -> tuple[nn.Module, nn.Module]:
+    theirs = torchvision_mask_rcnn()
+    backbone = build_backbone("resnet18_fpn", fpn_channels=64)
+    ours = mask_rcnn(backbone, num_classes=3, mask_head_width=32, mask_head_depth=2, **SETTINGS)
+    ours.load_state_dict(theirs.state_dict(), strict=True)
+    return ours, theirs
+
+
+def test_detections_equal_torchvisions(pair):
+    ours, theirs = (model.eval() for model in pair)
+    images = [torch.rand(3, 90, 140), torch.rand(3, 201, 77)]
+    with torch.no_grad():
+        for mine, reference in zip(ours(images), theirs(images), strict=True):
+            assert len(reference["boxes"]) == 20
+            for key in ("boxes", "labels", "scores", "masks"):
+                torch.testing.assert_close(mine[key], reference[key], rtol=1e-5, atol=1e-5)
+
+
+def test_losses_equal_torchvisions(pair):
+    ours, theirs = (model.train() for model in pair)
+    images = [torch.rand(3, 90, 140), torch.rand(3, 201, 77)]
+    targets = []
+    for image in images:
+        masks = torch.zeros(2, *image.shape[-2:], dtype=torch.uint8)
+        masks[0, 10:50, 5:40], masks[1, 30:70, 20:60] = 1, 1
+        boxes = torch.tensor([[5.0, 10, 40, 50], [20, 30, 60, 70]])
+        targets.append({"boxes": boxes, "labels": torch.tensor([1, 3]), "masks": masks})
+    losses = []
+    for model in (ours, theirs):
+        torch.manual_seed(3)
+        losses.append(model(images, targets))
+    assert losses[0].keys() == losses[1].keys()
+    for name, value in losses[1].items():
+        torch.testing.assert_close(losses[0][name], value, rtol=1e-5, atol=1e-6)
+
+
+def test_uint8_images_give_what_floats_give(pair):
+    model = pair[0].eval()
+    image = torch.randint(0, 256, (3, 90, 140), dtype=torch.uint8)
+    with torch.no_grad():
+        of_bytes, of_floats = model([image])[0], model([image / 255])[0]
+    torch.testing.assert_close(of_bytes["boxes"], of_floats["boxes"])
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 4000), (5, 3)])
+def test_images_of_a_pixel_or_a_line(pair, size):
+    image = torch.randint(0, 256, (3, *size), dtype=torch.uint8)
+    ours = pair[0]
+    box = torch.tensor([[0.0, 0.0, size[1], size[0]]])
+    target = {"boxes": box, "labels": torch.tensor([1]), "masks": torch.ones(1, *size, dtype=torch.uint8)}
+    assert all(torch.isfinite(loss) for loss in ours.train()([image], [target]).values())
+    with torch.no_grad():
+        assert ours.eval()([image])[0]["masks"].shape[-2:] == size
+
+
+@pytest.mark.parametrize("name", ["faster_rcnn", "mask_rcnn"])
+@pytest.mark.parametrize("backbone", [n for n in list_backbones() if n.endswith("_fpn")])
+def test_every_pyramid_backbone_fits_every_detector(name, backbone):
+    with torch.device("meta"):
+        config = load_config("quickstart_mask_rcnn", [f"backbone.name={backbone}", f"detector.name={name}"])
+        model = build_detector(config, num_classes=3)
+    assert model.roi_heads.has_mask() == (name == "mask_rcnn")
+
+
+def test_an_image_without_objects_trains(pair):
+    target = {
+        "boxes": torch.zeros(0, 4),
+        "labels": torch.zeros(0, dtype=torch.int64),
+        "masks": torch.zeros(0, 90, 140, dtype=torch.uint8),
+    }
+    losses = pair[0].train()([torch.rand(3, 90, 140)], [target])
+    assert all(torch.isfinite(loss) for loss in losses.values())
+
+
+def test_settings_reach_their_places():
+    model = faster_rcnn(
+        build_backbone("resnet18_fpn", fpn_channels=32),
+        num_classes=2,
+        anchor_sizes=[[8, 12], [16, 24], [32, 48], [64, 96], [128, 192]],
+        aspect_ratios=[1.0],
+        rpn_pre_nms_top_n_train=11,
+        rpn_post_nms_top_n_test=12,
+        rpn_batch_size_per_image=13,
+        box_batch_size_per_image=14,
+        box_score_thresh=0.15,
+        box_nms_thresh=0.16,
+        box_detections_per_img=17,
+        box_head_width=18,
+    )
+    assert model.rpn.head.cls_logits.out_channels == 2
+    assert model.rpn._pre_nms_top_n["training"] == 11
+    assert model.rpn._post_nms_top_n["testing"] == 12
+    assert model.rpn.fg_bg_sampler.batch_size_per_image == 13
+    heads = model.roi_heads
+    assert heads.fg_bg_sampler.batch_size_per_image == 14
+    assert (heads.score_thresh, heads.nms_thresh, heads.detections_per_img) == (0.15, 0.16, 17)
+    assert heads.box_head.fc6.out_features == 18
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("detector.library=mmdet", "Unknown detector.library 'mmdet'"),
+        ("detector.name=faster_rccn", "Unknown detector.name 'faster_rccn'. Did you mean faster_rcnn"),
+        ("backbone.name=resnet18", "need a pyramid: use a NAME_fpn backbone"),
+        (
+            "detector.anchor_sizes=[[8]]",
+            "anchor_sizes has 1 levels, but the backbone gives 5: p2, p3, p4, p5, p6",
+        ),
+        ("detector.anchor_sizes=[[8],[8],[8],[8],[8,9]]", "equally many sizes on every level"),
+        ("backbone.weights=x.pth", "weights file x.pth does not exist"),
+        ("weights=y.pt", "weights file y.pt does not exist"),
+    ],
+)
+def test_impossible_detectors_say_so(override, message):
+    with pytest.raises(UserError, match=message):
+        build_detector(load_config("quickstart_mask_rcnn", [*TINY, override]), num_classes=2)
+
+
+def test_whole_weights_spare_the_backbones(tmp_path):
+    source = build_detector(load_config("quickstart_mask_rcnn", TINY), num_classes=2)
+    torch.save({"model": source.state_dict()}, tmp_path / "last.pt")
+    overrides = [
+        *TINY,
+        f"weights={tmp_path}/last.pt",
+        "backbone.weights=nowhere.pth",
+        "backbone.norm=FrozenBN",
+    ]
+    model = build_detector(load_config("quickstart_mask_rcnn", overrides), num_classes=2)
+    assert torch.equal(model.roi_heads.box_head.fc6.weight, source.roi_heads.box_head.fc6.weight)
+    with pytest.raises(UserError, match="last.pt does not fit.*box_predictor"):
+        build_detector(load_config("quickstart_mask_rcnn", overrides), num_classes=5)

@@ -1,0 +1,79 @@
+"""The import direction of the design, and that detectron2 is optional."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+PACKAGE = ROOT / "resnet_backbones"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+# A room may import only rooms of lower rank, or its own.
+RANK = {
+    "errors": 0, "config": 1, "registry": 1, "distributed": 1, "paths": 1, "report": 1, "layers": 2, "stems": 3,
+    "blocks": 3, "resnet": 4, "extractors": 4, "fpn": 5, "weights": 6, "backbones": 7, "classifier": 8,
+    "detectors": 8,
+}  # fmt: skip
+APART = {"data", "evaluation", "training", "solver", "journal", "checkpoint", "testing", "visualize"}
+NETWORKS = {
+    "layers",
+    "stems",
+    "blocks",
+    "resnet",
+    "extractors",
+    "fpn",
+    "backbones",
+    "classifier",
+    "detectors",
+}
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported_rooms(path: Path) -> set[str]:
+    package = ["resnet_backbones", *path.relative_to(PACKAGE).parent.parts]
+    rooms = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = package[: len(package) - node.level + 1] + (node.module or "").split(".")
+            names = [[*base, alias.name] for alias in node.names] if not node.module else [base]
+            rooms |= {[part for part in name if part][1] for name in names}
+        assert not (isinstance(node, ast.ImportFrom) and (node.module or "").startswith("resnet_backbones"))
+    return rooms - {room_of(path)}
+
+
+@pytest.mark.parametrize("path", [p for p in MODULES if p.parent != PACKAGE or p.name != "__init__.py"], ids=str)
+def test_imports_go_one_way(path):
+    room, rooms = room_of(path), imported_rooms(path)
+    if room == "config":
+        assert rooms <= {"errors"}
+    elif room in APART:
+        assert not rooms & NETWORKS
+    else:
+        higher = {other for other in rooms if RANK[other] >= RANK[room]}
+        assert not higher, f"{room} imports {higher}"
+
+
+def test_only_the_twin_names_detectron2():
+    named = [p for p in MODULES if "import detectron2" in p.read_text() or "from detectron2" in p.read_text()]
+    assert {p.name for p in named} <= {"detectron2.py"}
+
+
+def test_everything_imports_without_detectron2():
+    names = [".".join(p.relative_to(ROOT).with_suffix("").parts) for p in MODULES if p.name != "detectron2.py"]
+    code = "import sys, importlib; sys.modules['detectron2'] = None\n"
+    code += f"for name in {names}: importlib.import_module(name.removesuffix('.__init__'))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
+def test_files_are_small():
+    lines = {p.name: len(p.read_text().splitlines()) for p in MODULES}
+    assert max(lines.values()) <= 350, lines
+    tools = {p.name: len(p.read_text().splitlines()) for p in (ROOT / "tools").glob("*.py")}
+    assert max(tools.values()) <= 100, tools

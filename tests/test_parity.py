@@ -1,0 +1,99 @@
+"""Our backbones against torchvision's own, weights and features."""
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+from torchvision.models._utils import IntermediateLayerGetter
+from torchvision.models.detection.backbone_utils import BackboneWithFPN
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
+
+from resnet_backbones import build_backbone, list_backbones
+from resnet_backbones.backbones import RandomFrozenWarning
+
+NAMES = [name for name in list_backbones() if hasattr(torchvision.models, name)]
+LAYERS = {"layer1": "res2", "layer2": "res3", "layer3": "res4", "layer4": "res5"}
+pytestmark = pytest.mark.filterwarnings("ignore::resnet_backbones.backbones.RandomFrozenWarning")
+
+
+def randomise_statistics(model: nn.Module) -> None:
+    """Statistics like a trained net's, so that a misplaced norm shows."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+            nn.init.normal_(module.running_mean, std=0.1)
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, std=0.1)
+
+
+def assert_equal_features(ours: dict, theirs: dict) -> None:
+    assert list(ours) == list(theirs)
+    for name, expected in theirs.items():
+        error = (ours[name] - expected).abs().max() / expected.abs().max()
+        assert error <= 1e-6, f"{name}: {error}"
+
+
+@pytest.mark.parametrize("norm", ["BN", "FrozenBN"])
+@pytest.mark.parametrize("name", NAMES)
+def test_torchvision_state_dict_loads_whole_and_features_agree(name, norm):
+    theirs = getattr(torchvision.models, name)(weights=None)
+    randomise_statistics(theirs)
+    state = {k: v for k, v in theirs.state_dict().items() if not k.startswith("fc.")}
+    body = IntermediateLayerGetter(theirs, LAYERS).eval()
+    ours = build_backbone(name, norm=norm).eval()
+    ours.load_state_dict(state, strict=True)
+    image = torch.randn(1, 3, 67, 101)
+    with torch.no_grad():
+        assert_equal_features(ours(image), body(image))
+
+
+@pytest.mark.parametrize("size", [(64, 96), (67, 101), (33, 1)])
+def test_pyramid_equals_torchvisions(size):
+    theirs = BackboneWithFPN(
+        torchvision.models.resnet18(), LAYERS, [64, 128, 256, 512], 32, extra_blocks=LastLevelMaxPool()
+    ).eval()
+    randomise_statistics(theirs)
+    ours = build_backbone("resnet18_fpn", fpn_channels=32).eval()
+    ours.load_state_dict(theirs.state_dict(), strict=True)
+    image = torch.randn(2, 3, *size)
+    with torch.no_grad():
+        expected = dict(zip(["p2", "p3", "p4", "p5", "p6"], theirs(image).values(), strict=True))
+        assert_equal_features(ours(image), expected)
+
+
+def test_p6_p7_pyramid_equals_torchvisions():
+    theirs = BackboneWithFPN(
+        torchvision.models.resnet18(),
+        {"layer2": "res3", "layer3": "res4", "layer4": "res5"},
+        [128, 256, 512],
+        32,
+        extra_blocks=LastLevelP6P7(512, 32),
+    ).eval()
+    ours = build_backbone("resnet18_fpn", fpn_channels=32, out_features=["p3", "p4", "p5", "p6", "p7"]).eval()
+    ours.load_state_dict(theirs.state_dict(), strict=True)
+    image = torch.randn(1, 3, 75, 130)
+    with torch.no_grad():
+        expected = dict(zip(["p3", "p4", "p5", "p6", "p7"], theirs(image).values(), strict=True))
+        assert_equal_features(ours(image), expected)
+
+
+def test_our_weights_load_in_plain_torchvision():
+    ours = build_backbone("resnet50", norm="FrozenBN")
+    theirs = torchvision.models.resnet50()
+    result = theirs.load_state_dict(ours.state_dict(), strict=False)
+    assert result.missing_keys == ["fc.weight", "fc.bias"]
+    assert result.unexpected_keys == []
+
+
+def test_gradients_of_a_frozen_net_equal_torchvisions():
+    theirs = torchvision.models.resnet18(norm_layer=torchvision.ops.FrozenBatchNorm2d)
+    with pytest.warns(RandomFrozenWarning):
+        ours = build_backbone("resnet18", norm="FrozenBN", freeze_at=2)
+    ours.load_state_dict({k: v for k, v in theirs.state_dict().items() if not k.startswith("fc.")})
+    image = torch.randn(1, 3, 64, 64)
+    ours(image)["res5"].square().mean().backward()
+    IntermediateLayerGetter(theirs, {"layer4": "res5"})(image)["res5"].square().mean().backward()
+    expected = dict(theirs.named_parameters())
+    for name, parameter in ours.named_parameters():
+        if parameter.requires_grad:
+            torch.testing.assert_close(parameter.grad, expected[name].grad, rtol=1e-4, atol=1e-7)

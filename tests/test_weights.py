@@ -1,0 +1,125 @@
+import functools
+import http.server
+import os
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+from safetensors.torch import save_file
+
+from resnet_backbones import build_backbone
+from resnet_backbones.detectors.torchvision import faster_rcnn
+from resnet_backbones.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def published():
+    torch.manual_seed(1)
+    return torchvision.models.resnet18().state_dict()
+
+
+def same(backbone, state) -> bool:
+    return all(torch.equal(v, state[k]) for k, v in backbone.state_dict().items())
+
+
+def test_every_file_kind_loads(tmp_path, published):
+    save_file(published, tmp_path / "r18.safetensors")
+    torch.save(published, tmp_path / "r18.pth")
+    torch.save({"model": {f"module.{k}": v for k, v in published.items()}}, tmp_path / "r18.pt")
+    for name in ("r18.safetensors", "r18.pth", "r18.pt"):
+        assert same(build_backbone("resnet18", weights=str(tmp_path / name)), published)
+
+
+def test_a_url_loads(tmp_path, published, monkeypatch):
+    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "cache"))  # where iopath keeps what it fetched
+    torch.save(published, tmp_path / "r18.pth")
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        assert same(build_backbone("resnet18", weights=f"{address}/r18.pth"), published)
+        with pytest.raises(UserError, match=r"weights file http.*gone.pth cannot be fetched: HTTP Error 404"):
+            build_backbone("resnet18", weights=f"{address}/gone.pth")
+        server.shutdown()
+
+
+def test_classifier_weights_fill_the_body_of_an_fpn(tmp_path, published, caplog):
+    torch.save(published, tmp_path / "r18.pth")
+    with caplog.at_level("INFO", "resnet_backbones"):
+        backbone = build_backbone("resnet18_fpn", norm="FrozenBN", freeze_at=2, weights=str(tmp_path / "r18.pth"))
+    assert same(backbone.body, published)
+    assert "dropped fc.weight, fc.bias; the FPN keeps its random weights" in caplog.text
+
+
+def test_a_detectors_checkpoint_gives_its_backbone(tmp_path):
+    detector = faster_rcnn(build_backbone("resnet18_fpn"), num_classes=2)
+    torch.save({"model": detector.state_dict()}, tmp_path / "last.pt")
+    whole = build_backbone("resnet18_fpn", weights=str(tmp_path / "last.pt"))
+    assert same(whole, detector.backbone.state_dict())
+    body = build_backbone("resnet18", weights=str(tmp_path / "last.pt"))
+    assert same(body, detector.backbone.body.state_dict())
+
+
+def test_torchvision_weights_resolve_through_its_own_api(tmp_path, monkeypatch, published):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    cache = Path(torch.hub.get_dir()) / "checkpoints"
+    cache.mkdir(parents=True)
+    torch.save(published, cache / os.path.basename(torchvision.models.ResNet18_Weights.IMAGENET1K_V1.url))
+    assert same(build_backbone("resnet18", weights="torchvision://resnet18/IMAGENET1K_V1"), published)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (
+            "torchvision://resnet19/IMAGENET1K_V1",
+            "Unknown torchvision model 'resnet19'. Did you mean resnet1",
+        ),
+        (
+            "torchvision://resnet50/V3",
+            "Unknown weights of resnet50 'V3'.*Available: IMAGENET1K_V1, IMAGENET1K_V2",
+        ),
+        ("nowhere.pth", "weights file nowhere.pth does not exist"),
+    ],
+)
+def test_sources_that_do_not_exist(source, message):
+    with pytest.raises(UserError, match=message):
+        build_backbone("resnet18", weights=source)
+
+
+def test_another_architecture_names_the_tensors(tmp_path, published):
+    torch.save(published, tmp_path / "r18.pth")
+    with pytest.raises(UserError, match=r"r18.pth does not fit.*of another shape: layer1.0.conv1.weight \(file \(64, "):
+        build_backbone("resnet50", weights=str(tmp_path / "r18.pth"))
+    with pytest.raises(UserError, match=r"missing in the file: layer1.2.conv1.weight"):
+        build_backbone("resnet34", weights=str(tmp_path / "r18.pth"))
+    torch.save(torchvision.models.resnet34().state_dict(), tmp_path / "r34.pth")
+    with pytest.raises(UserError, match=r"not in the model: layer1.2.conv1.weight"):
+        build_backbone("resnet18", weights=str(tmp_path / "r34.pth"))
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 a zip cut short"])
+@pytest.mark.parametrize("name", ["bad.pth", "bad.safetensors"])
+def test_damaged_files_are_named(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=f"weights file .*{name}"):
+        build_backbone("resnet18", weights=str(tmp_path / name))
+
+
+def test_a_file_that_wants_to_run_code_is_refused(tmp_path):
+    class Touch:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "created"),)
+
+    torch.save({"model": Touch()}, tmp_path / "evil.pth")
+    with pytest.raises(UserError, match="asks to run code, which is refused"):
+        build_backbone("resnet18", weights=str(tmp_path / "evil.pth"))
+    assert not (tmp_path / "created").exists()
+
+
+def test_a_file_without_a_state_dict_is_named(tmp_path):
+    torch.save({"epoch": 3}, tmp_path / "other.pth")
+    with pytest.raises(UserError, match="other.pth holds no state_dict"):
+        build_backbone("resnet18", weights=str(tmp_path / "other.pth"))

@@ -1,0 +1,34 @@
+"""Score a results file in COCO's format, without any model.
+
+tools/evaluate.py --ground-truth instances_val2017.json --predictions predictions.json --iou-type bbox
+"""
+
+import argparse
+from pathlib import Path
+
+from resnet_backbones.data.coco import read_json
+from resnet_backbones.errors import UserError, one_line_errors
+from resnet_backbones.evaluation.coco import IOU_TYPES, evaluate_coco
+from resnet_backbones.report import metrics_table, write_json
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ground-truth", required=True, help="COCO instances JSON")
+    parser.add_argument("--predictions", required=True, help="COCO results JSON")
+    parser.add_argument("--iou-type", choices=IOU_TYPES, default="bbox")
+    parser.add_argument("--output", type=Path, help="write the figures, in percent and unrounded, to this JSON file")
+    args = parser.parse_args(argv)
+    with one_line_errors():
+        ground_truth = read_json(args.ground_truth)
+        metrics, summary = evaluate_coco(ground_truth, read_json(args.predictions), args.iou_type)
+        print(summary + metrics_table(metrics))
+        if args.output:
+            try:
+                write_json(args.output, metrics)
+            except OSError as error:
+                raise UserError(f"{args.output} cannot be written: {error.strerror}.") from error
+
+
+if __name__ == "__main__":
+    main()
