@@ -1,10 +1,10 @@
 """The training loop, one for detection and for pretraining."""
 
-import contextlib
 import logging
 import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
 
 import torch
@@ -53,50 +53,61 @@ def fit(
     model.train()
     parallel = distributed.wrap(model, device)
     batches = iter(build_loader(start))
-    journal = Journal(output_dir, start, solver.max_iter, solver.batch_size, solver.log_period)
     metrics: dict[str, float] = {}
 
-    for step in range(start + 1, solver.max_iter + 1):
-        lr = learning_rate(step - 1)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        for part in range(solver.accumulate):
-            images, targets = next(batches)
-            last_part = part == solver.accumulate - 1
-            with contextlib.nullcontext() if last_part else _no_sync(parallel):
-                with _autocast(device, solver.amp):
-                    losses = parallel([i.to(device, non_blocking=True) for i in images], to_device(targets, device))
-                loss = sum(losses.values())
-                _check_finite(loss, losses, step, targets)
-                scaler.scale(loss / solver.accumulate).backward()
-        if solver.clip_norm is not None:
-            scaler.unscale_(optimizer)
-            nn.utils.clip_grad_norm_(model.parameters(), solver.clip_norm)
-        scaler.step(optimizer)
-        scaler.update()
-        optimizer.zero_grad(set_to_none=True)
+    with closing(Journal(output_dir, start, solver.max_iter, solver.batch_size, solver.log_period)) as journal:
+        for step in range(start + 1, solver.max_iter + 1):
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(step - 1)
+            losses = train_step(parallel, batches, optimizer, scaler, solver, step)
+            journal.advance()
+            if journal.due(step):
+                journal.record(step, distributed.mean(losses), learning_rate(step - 1))
 
-        journal.advance()
-        if journal.due(step):
-            journal.record(step, distributed.mean(losses), lr)
-        final = step == solver.max_iter
-        if final or _due(step, evaluation_period):
-            metrics = evaluate()
-            journal.scalars(step, metrics)
-            if metrics[best_metric] > best:
-                best = metrics[best_metric]
+            final = step == solver.max_iter
+            if final or _due(step, evaluation_period):
+                metrics = evaluate()
+                journal.scalars(step, metrics)
+                if metrics[best_metric] > best:
+                    best = metrics[best_metric]
+                    if distributed.is_main():
+                        content = {"model": model.state_dict(), "step": step, "metrics": metrics}
+                        save_checkpoint(output_dir / "best.pt", content)
+                journal.pause()
+            if final or _due(step, solver.checkpoint_period):
+                state = training_state(model, optimizer, scaler, step, best)
                 if distributed.is_main():
-                    save_checkpoint(
-                        output_dir / "best.pt",
-                        {"model": model.state_dict(), "step": step, "metrics": metrics},
-                    )
-        if final or _due(step, solver.checkpoint_period):
-            state = training_state(model, optimizer, scaler, step, best)
-            if distributed.is_main():
-                save_checkpoint(last, state)
-            journal.pause()
-    journal.close()
+                    save_checkpoint(last, state)
+                journal.pause()
     return metrics or evaluate()
+
+
+def train_step(
+    parallel: nn.Module,
+    batches: Iterator,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    solver: DictConfig,
+    step: int,
+) -> dict[str, Tensor]:
+    """One optimiser step over `solver.accumulate` batches; returns the losses of the last of them."""
+    device = next(parallel.parameters()).device
+    for part in reversed(range(solver.accumulate)):
+        images, targets = next(batches)
+        images, targets = [image.to(device, non_blocking=True) for image in images], to_device(targets, device)
+        with _no_sync(parallel) if part else nullcontext():
+            with torch.autocast(device.type, AMP_DTYPES[solver.amp], enabled=solver.amp != "none"):
+                losses = parallel(images, targets)
+            loss = sum(losses.values())
+            _check_finite(loss, losses, step, targets)
+            scaler.scale(loss / solver.accumulate).backward()
+    if solver.clip_norm is not None:
+        scaler.unscale_(optimizer)
+        nn.utils.clip_grad_norm_(parallel.parameters(), solver.clip_norm)
+    scaler.step(optimizer)
+    scaler.update()
+    optimizer.zero_grad(set_to_none=True)
+    return losses
 
 
 def set_seed(seed: int, deterministic: bool) -> None:
@@ -119,12 +130,8 @@ def _due(step: int, period: int) -> bool:
     return period > 0 and step % period == 0
 
 
-def _no_sync(parallel: nn.Module) -> contextlib.AbstractContextManager:
-    return parallel.no_sync() if distributed.world_size() > 1 else contextlib.nullcontext()
-
-
-def _autocast(device: torch.device, amp: str) -> torch.autocast:
-    return torch.autocast(device.type, AMP_DTYPES[amp], enabled=amp != "none")
+def _no_sync(parallel: nn.Module) -> AbstractContextManager:
+    return parallel.no_sync() if distributed.world_size() > 1 else nullcontext()
 
 
 def _check_finite(loss: Tensor, losses: dict[str, Tensor], step: int, targets: list[dict]) -> None:

@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Score a results file in COCO's format, without any model.
 
 tools/evaluate.py --ground-truth instances_val2017.json --predictions predictions.json --iou-type bbox

@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Train a detector, or with --eval-only score one, from a config.
 
     tools/train_net.py --config coco_faster_rcnn_R101.yaml [--resume] [key=value …]

@@ -1,4 +1,4 @@
-"""The embedded data set: bright discs, rectangles and triangles on muted, textured ground, drawn once as COCO JSON and PNG."""
+"""The embedded data set: bright shapes on muted, textured ground, drawn once as COCO JSON and PNG."""
 
 import colorsys
 import json
