@@ -24,7 +24,7 @@ AMP_DTYPES = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 def fit(
     model: nn.Module,
-    build_loader: Callable[[int], Iterable],
+    build_loader: Callable[..., Iterable],
     solver: DictConfig,
     output_dir: Path,
     evaluate: Callable[[], dict[str, float]],
@@ -36,7 +36,7 @@ def fit(
 
     Args:
         model: gives a dict of losses for `model(images, targets)` in training mode; on its device.
-        build_loader: endless batches of (images, targets) for this rank, from a given step on.
+        build_loader: endless batches of (images, targets) for this rank, from step `start` on.
         evaluate: figures of the model as it is; called every `evaluation_period` steps (0: never) and at the end.
         best_metric: the figure whose best weights are kept in `best.pt`.
         resume: go on from `last.pt` in `output_dir` if there is one.
@@ -52,7 +52,7 @@ def fit(
         start, best = restore(last, model, optimizer, scaler)
     model.train()
     parallel = distributed.wrap(model, device)
-    batches = iter(build_loader(start))
+    batches = iter(build_loader(start=start))
     metrics: dict[str, float] = {}
 
     with closing(Journal(output_dir, start, solver.max_iter, solver.batch_size, solver.log_period)) as journal:

@@ -52,13 +52,7 @@ def run(config: DictConfig, eval_only: bool, resume: bool) -> None:
         dataset = DetectionDataset(
             train_sets, train=True, masks=masks, flip=config.data.flip, keep_empty=config.data.keep_empty
         )
-        logger.info(
-            "%s on %s: %d images, %d classes",
-            config.backbone.name,
-            device,
-            len(dataset),
-            len(dataset.classes),
-        )
+        logger.info("%d images, %d classes, on %s", len(dataset), len(dataset.classes), device)
         loader = partial(
             build_train_loader,
             dataset,
@@ -69,15 +63,7 @@ def run(config: DictConfig, eval_only: bool, resume: bool) -> None:
             aspect_ratio_grouping=config.data.aspect_ratio_grouping,
         )
         set_seed(config.seed + distributed.rank(), config.solver.deterministic)
-        metrics = fit(
-            model,
-            lambda start: loader(start=start),
-            config.solver,
-            output_dir,
-            test,
-            config.evaluation.period,
-            resume=resume,
-        )
+        metrics = fit(model, loader, config.solver, output_dir, test, config.evaluation.period, resume=resume)
     if distributed.is_main():
         write_json(output_dir / "metrics.json", metrics)
         test.save(output_dir, config.evaluation.samples, config.evaluation.sample_score)
