@@ -47,11 +47,7 @@ def _box_rle(x0, y0, x1, y1) -> dict:
 
 def pycocotools_stats(truth_file, predictions_file, iou_type) -> list[float]:
     truth = COCO(str(truth_file))
-    predictions = json.loads(predictions_file.read_text())
-    if iou_type == "segm":
-        for p in predictions:
-            del p["bbox"]  # loadRes would otherwise take areas from the boxes
-    evaluation = COCOeval(truth, truth.loadRes(predictions), iou_type)
+    evaluation = COCOeval(truth, truth.loadRes(str(predictions_file)), iou_type)
     evaluation.evaluate()
     evaluation.accumulate()
     evaluation.summarize()
@@ -81,6 +77,7 @@ def test_the_tool_prints_and_writes_them(results, tool, iou_type):
     ap = metrics[f"{iou_type}/AP"]
     assert f"(AP) @[ IoU=0.50:0.95 | area=   all | maxDets=100 ] = {ap / 100:.3f}" in out
     assert f"AP {ap:.2f}" in out
+    assert json.loads(out.splitlines()[-1]) == metrics
 
 
 def test_perfect_predictions_score_100(tmp_path):
@@ -114,6 +111,15 @@ def test_bad_predictions_are_named(tmp_path, predictions, message):
         coco_metrics(write_coco(tmp_path), predictions, "bbox")
 
 
+def folder_without(folder, key, kind=None):
+    content = write_coco(folder)
+    for entry in content[kind] if kind else [content]:
+        del entry[key]
+    path = folder / f"without_{key}.json"
+    path.write_text(json.dumps(content))
+    return path
+
+
 def test_the_tool_names_bad_files(tmp_path, tool):
     write_coco(tmp_path)
     (tmp_path / "bad.json").write_text("{")
@@ -123,6 +129,8 @@ def test_the_tool_names_bad_files(tmp_path, tool):
         ((truth, tmp_path / "gone.json"), "gone.json does not exist"),
         ((tmp_path / "bad.json", truth), "bad.json is not valid JSON"),
         ((truth, truth), "must be a list"),
+        ((folder_without(tmp_path, "annotations"), truth), "The ground truth has no list 'annotations'"),
+        ((folder_without(tmp_path, "area", "annotations"), truth), "annotations hold an entry without 'area'"),
     ]:
         status, _, err = tool("evaluate", "--ground-truth", arguments[0], "--predictions", arguments[1])
         assert status == 2

@@ -2,9 +2,12 @@
 """Score a results file in COCO's format, without any model.
 
 tools/evaluate.py --ground-truth instances_val2017.json --predictions predictions.json --iou-type bbox
+
+Prints pycocotools' twelve lines, per-class AP, and as its last line all figures unrounded, in percent, as JSON.
 """
 
 import argparse
+import json
 from pathlib import Path
 
 from resnet_backbones.data.coco import read_json
@@ -18,12 +21,13 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--ground-truth", required=True, help="COCO instances JSON")
     parser.add_argument("--predictions", required=True, help="COCO results JSON")
     parser.add_argument("--iou-type", choices=IOU_TYPES, default="bbox")
-    parser.add_argument("--output", type=Path, help="write the figures, in percent and unrounded, to this JSON file")
+    parser.add_argument("--output", type=Path, help="write that JSON to this file, too")
     args = parser.parse_args(argv)
     with one_line_errors():
         ground_truth = read_json(args.ground_truth)
         metrics, summary = evaluate_coco(ground_truth, read_json(args.predictions), args.iou_type)
         print(summary + metrics_table(metrics))
+        print(json.dumps(metrics))
         if args.output:
             try:
                 write_json(args.output, metrics)

@@ -80,15 +80,15 @@ def write_shapes(folder: Path, num_images: int, seed: int) -> None:
 
 
 def draw_image(rng: np.random.Generator) -> tuple[np.ndarray, list[tuple[int, np.ndarray]]]:
-    """A picture (SIDE, SIDE, 3), uint8, and (label, visible mask (SIDE, SIDE) uint8) of each shape, at most 7."""
+    """A picture (SIDE, SIDE, 3), uint8, and (label, visible mask (SIDE, SIDE) uint8) of each shape, at most 8."""
     pixels = _textured_ground(rng)
     objects: list[tuple[int, np.ndarray]] = []
-    for _ in range(rng.integers(2, 8)):
+    for _ in range(rng.integers(3, 9)):
         label = int(rng.integers(1, len(CLASSES) + 1))
         coverage = _draw_shape(rng, CLASSES[label - 1])
         mask = (coverage > 0.5).astype(np.uint8)
-        if any((mask & other).sum() > 0.3 * other.sum() for _, other in objects):
-            continue  # would hide too much of an earlier shape
+        if any((mask & other).sum() > 0.05 * other.sum() for _, other in objects):
+            continue  # would hide more than a corner of an earlier shape
         objects = [(k, other & ~mask) for k, other in objects]
         hue = rng.uniform()
         colour = 255 * np.array(colorsys.hsv_to_rgb(hue, rng.uniform(0.7, 1), rng.uniform(0.6, 1)))
@@ -109,7 +109,7 @@ def _textured_ground(rng: np.random.Generator) -> np.ndarray:
 
 def _draw_shape(rng: np.random.Generator, kind: str) -> np.ndarray:
     """Share of each pixel that a random shape of this kind covers; float (SIDE, SIDE) in [0, 1]."""
-    radius = rng.uniform(13, 34)
+    radius = rng.uniform(12, 26)
     centre = rng.uniform(radius * 0.7, SIDE - radius * 0.7, 2)
     corners = {
         "disc": np.linspace(0, 2 * np.pi, 64, endpoint=False),

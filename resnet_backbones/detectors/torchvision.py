@@ -119,6 +119,7 @@ def faster_rcnn(
         box_nms_thresh,
         box_detections_per_img,
     )
+    init_heads(roi_heads)
     transform = ImageTransform(list(min_size), max_size, list(image_mean), list(image_std))
     return GeneralizedRCNN(backbone, rpn, roi_heads, transform)
 
@@ -146,6 +147,19 @@ def mask_rcnn(
     model.roi_heads.mask_head = MaskRCNNHeads(channels, [mask_head_width] * mask_head_depth, dilation=1)
     model.roi_heads.mask_predictor = MaskRCNNPredictor(mask_head_width, mask_head_width, num_classes + 1)
     return model
+
+
+def init_heads(roi_heads: RoIHeads) -> None:
+    """Gaussians of 0.01 and 0.001 for classes and boxes (Fast R-CNN, arXiv 1504.08083 §3.1), Xavier before them.
+
+    torchvision leaves these to `nn.Linear`, whose start is slower to train from scratch.
+    """
+    for hidden in (roi_heads.box_head.fc6, roi_heads.box_head.fc7):
+        nn.init.kaiming_uniform_(hidden.weight, a=1)
+        nn.init.zeros_(hidden.bias)
+    for layer, std in ((roi_heads.box_predictor.cls_score, 0.01), (roi_heads.box_predictor.bbox_pred, 0.001)):
+        nn.init.normal_(layer.weight, std=std)
+        nn.init.zeros_(layer.bias)
 
 
 def _pyramid(backbone: nn.Module, anchor_sizes: Sequence) -> tuple[int, list[str]]:

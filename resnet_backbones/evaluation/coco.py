@@ -22,7 +22,7 @@ def coco_metrics(ground_truth: dict, predictions: list[dict], iou_type: str) -> 
             "segmentation": RLE}.
         iou_type: "bbox" or "segm", the prefix of the figures' names: "bbox/AP", … "bbox/AP-person".
 
-    Raises `UserError` where the predictions are of unknown images or lack what `iou_type` needs.
+    Raises `UserError` for ground truth or predictions that lack what `iou_type` needs or are of unknown images.
     """
     metrics, _ = evaluate_coco(ground_truth, predictions, iou_type)
     return metrics
@@ -30,12 +30,13 @@ def coco_metrics(ground_truth: dict, predictions: list[dict], iou_type: str) -> 
 
 def evaluate_coco(ground_truth: dict, predictions: list[dict], iou_type: str) -> tuple[dict[str, float], str]:
     """`coco_metrics` and the twelve lines that pycocotools prints of them."""
+    check_ground_truth(ground_truth, iou_type)
     check_predictions(ground_truth, predictions, iou_type)
     with contextlib.redirect_stdout(io.StringIO()):
         reference = COCO()
         reference.dataset = ground_truth
         reference.createIndex()
-        evaluation = COCOeval(reference, _results(reference, predictions, iou_type), iou_type)
+        evaluation = COCOeval(reference, _results(reference, predictions), iou_type)
         evaluation.evaluate()
         evaluation.accumulate()
     with contextlib.redirect_stdout(io.StringIO()) as summary:
@@ -47,6 +48,19 @@ def evaluate_coco(ground_truth: dict, predictions: list[dict], iou_type: str) ->
         name = reference.cats[category_id]["name"]
         metrics[f"{iou_type}/AP-{name}"] = _percent(found.mean() if found.size else -1.0)
     return metrics, summary.getvalue()
+
+
+def check_ground_truth(ground_truth: dict, iou_type: str) -> None:
+    """Raise `UserError` naming the first entry that pycocotools could not score against."""
+    needed = {"images": ["id"], "categories": ["id", "name"], "annotations": ["id", "image_id", "category_id"]}
+    needed["annotations"] += ["bbox", "area", "iscrowd"] if iou_type == "bbox" else ["segmentation", "area", "iscrowd"]
+    for kind, keys in needed.items():
+        if not isinstance(ground_truth, dict) or not isinstance(ground_truth.get(kind), list):
+            raise UserError(f"The ground truth has no list {kind!r}; is it a COCO instances file?")
+        for entry in ground_truth[kind]:
+            for key in keys:
+                if not isinstance(entry, dict) or key not in entry:
+                    raise UserError(f"The ground truth's {kind} hold an entry without {key!r}: {str(entry)[:80]}.")
 
 
 def check_predictions(ground_truth: dict, predictions: list[dict], iou_type: str) -> None:
@@ -65,15 +79,11 @@ def check_predictions(ground_truth: dict, predictions: list[dict], iou_type: str
             raise UserError(f"Prediction {k} is of image {prediction['image_id']}, which the ground truth lacks.")
 
 
-def _results(reference: COCO, predictions: list[dict], iou_type: str) -> COCO:
+def _results(reference: COCO, predictions: list[dict]) -> COCO:
     if predictions:
-        # pycocotools would score polygons made of the boxes where boxes are present.
-        wanted = "bbox" if iou_type == "bbox" else "segmentation"
-        keys = ("image_id", "category_id", "score", wanted)
-        return reference.loadRes([{key: p[key] for key in keys} for p in predictions])
+        return reference.loadRes([dict(p) for p in predictions])  # loadRes adds keys to what it is given
     empty = COCO()
-    empty.dataset = {"images": reference.dataset["images"], "categories": reference.dataset["categories"]}
-    empty.dataset["annotations"] = []
+    empty.dataset = {key: reference.dataset[key] for key in ("images", "categories")} | {"annotations": []}
     empty.createIndex()
     return empty
 

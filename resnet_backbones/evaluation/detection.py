@@ -35,7 +35,9 @@ def score(predictions: list[dict], data: Annotations, masks: bool) -> dict[str, 
     ground_truth = data.as_coco()
     metrics = coco_metrics(ground_truth, predictions, "bbox")
     if masks:
-        metrics |= coco_metrics(ground_truth, predictions, "segm")
+        # pycocotools takes sizes from boxes where there are any; those of masks are meant (as in detectron2).
+        without_boxes = [{k: v for k, v in p.items() if k != "bbox"} for p in predictions]
+        metrics |= coco_metrics(ground_truth, without_boxes, "segm")
     if data.format == "voc":
         metrics |= voc_metrics(ground_truth, predictions)
     return metrics

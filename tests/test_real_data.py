@@ -1,0 +1,47 @@
+"""The shipped configs of the real data, on small slices of it."""
+
+import json
+
+import pytest
+
+
+@pytest.fixture
+def slices(shared, tmp_path, monkeypatch):
+    """`$RESNET_BACKBONES_DATASETS` with four images of each split of bccd and nuclei."""
+    bccd = tmp_path / "bccd"
+    (bccd / "ImageSets/Main").mkdir(parents=True)
+    for folder in ("Annotations", "JPEGImages"):
+        (bccd / folder).symlink_to(shared / "bccd" / folder)
+    for split in ("trainval", "test"):
+        names = (shared / f"bccd/ImageSets/Main/{split}.txt").read_text().split()[:4]
+        (bccd / f"ImageSets/Main/{split}.txt").write_text("\n".join(names))
+    nuclei = tmp_path / "nuclei"
+    (nuclei / "annotations").mkdir(parents=True)
+    (nuclei / "images").symlink_to(shared / "nuclei/images")
+    for split in ("train", "val"):
+        content = json.loads((shared / f"nuclei/annotations/instances_{split}.json").read_text())
+        content["images"] = content["images"][:4]
+        kept = {image["id"] for image in content["images"]}
+        content["annotations"] = [a for a in content["annotations"] if a["image_id"] in kept]
+        (nuclei / f"annotations/instances_{split}.json").write_text(json.dumps(content))
+    monkeypatch.setenv("RESNET_BACKBONES_DATASETS", str(tmp_path))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("config", "figures", "category_ids"),
+    [
+        ("bccd_faster_rcnn_R18", {"bbox/AP-RBC", "bbox/AP-Platelets", "voc/AP50_11point", "voc/AP50_area"}, {1, 2, 3}),
+        ("nuclei_mask_rcnn_R18", {"bbox/AP-nucleus", "segm/AP", "segm/AP50"}, {7}),
+    ],
+)
+def test_the_shipped_config_runs(slices, tool, config, figures, category_ids):
+    short = ["solver.max_iter=2", "solver.steps=[1]", "solver.warmup_iters=1", "solver.batch_size=2"]
+    more = ["data.num_workers=0", "evaluation.samples=1", "detector.box_score_thresh=0.0", f"output_dir={slices}/out"]
+    status, _, err = tool("train_net", "--config", config, *short, *more)
+    assert status == 0, err
+    assert figures < set(json.loads((slices / "out/metrics.json").read_text()))
+    predictions = json.loads((slices / "out/predictions.json").read_text())
+    assert {p["category_id"] for p in predictions} <= category_ids
+    assert ("segmentation" in predictions[0]) == ("mask" in config)
+    assert len(list((slices / "out/samples").glob("*.png"))) == 1
