@@ -80,10 +80,10 @@ def write_shapes(folder: Path, num_images: int, seed: int) -> None:
 
 
 def draw_image(rng: np.random.Generator) -> tuple[np.ndarray, list[tuple[int, np.ndarray]]]:
-    """A picture (SIDE, SIDE, 3), uint8, and (label, visible mask (SIDE, SIDE) uint8) of each shape, at most 8."""
+    """A picture (SIDE, SIDE, 3), uint8, and (label, visible mask (SIDE, SIDE) uint8) of each shape, at most 14."""
     pixels = _textured_ground(rng)
     objects: list[tuple[int, np.ndarray]] = []
-    for _ in range(rng.integers(3, 9)):
+    for _ in range(rng.integers(6, 15)):
         label = int(rng.integers(1, len(CLASSES) + 1))
         coverage = _draw_shape(rng, CLASSES[label - 1])
         mask = (coverage > 0.5).astype(np.uint8)
@@ -109,14 +109,14 @@ def _textured_ground(rng: np.random.Generator) -> np.ndarray:
 
 def _draw_shape(rng: np.random.Generator, kind: str) -> np.ndarray:
     """Share of each pixel that a random shape of this kind covers; float (SIDE, SIDE) in [0, 1]."""
-    radius = rng.uniform(12, 26)
+    radius = rng.uniform(9, 17)
     centre = rng.uniform(radius * 0.7, SIDE - radius * 0.7, 2)
     corners = {
         "disc": np.linspace(0, 2 * np.pi, 64, endpoint=False),
-        "rectangle": np.array([0, np.pi, np.pi, 2 * np.pi]) + np.array([1, -1, 1, -1]) * rng.uniform(0.5, 1.0),
-        "triangle": np.array([0, 2, 4]) * np.pi / 3 + rng.uniform(-0.25, 0.25, 3),
+        "rectangle": np.array([0, np.pi, np.pi, 2 * np.pi]) + np.array([1, -1, 1, -1]) * rng.uniform(0.6, 1.0),
+        "triangle": np.array([-3, 1, 5]) * np.pi / 6,
     }[kind]
-    angles = corners + rng.uniform(0, 2 * np.pi)
+    angles = corners + rng.uniform(-0.2, 0.2)  # upright, but for a slight tilt
     points = (centre + radius * np.stack([np.cos(angles), np.sin(angles)], axis=1)) * OVERSAMPLING
     canvas = Image.new("L", (SIDE * OVERSAMPLING, SIDE * OVERSAMPLING))
     ImageDraw.Draw(canvas).polygon([tuple(p) for p in points], fill=255)
