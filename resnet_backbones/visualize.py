@@ -3,11 +3,8 @@
 from pathlib import Path
 
 import numpy as np
-import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageColor, ImageDraw, ImageFont
 from pycocotools import mask as rle
-from torch import Tensor
-from torchvision.utils import draw_segmentation_masks
 
 from .data import Annotations
 from .data.coco import decode_mask
@@ -33,41 +30,38 @@ def save_samples(data: Annotations, predictions: list[dict], folder: Path, count
 
 def draw_comparison(data: Annotations, image: dict, found: list[dict]) -> Image.Image:
     """One image twice, side by side: with the predictions `found` and with its true objects."""
-    width, height = image["width"], image["height"]
-    pixels = torch.from_numpy(read_image(data.image_root / image["file_name"], (width, height)).copy())
+    pixels = read_image(data.image_root / image["file_name"], (image["width"], image["height"]))
     true = data.objects[image["id"]]
-    panels = [
-        draw_objects(pixels.permute(2, 0, 1), data, found, f"predicted: {len(found)}"),
-        draw_objects(pixels.permute(2, 0, 1), data, true, f"true: {len(true)}"),
-    ]
+    left = draw_objects(pixels, data, found, f"predicted: {len(found)}")
+    right = draw_objects(pixels, data, true, f"true: {len(true)}")
     gap = 8
-    both = Image.new("RGB", (2 * panels[0].width + gap, panels[0].height), "white")
-    both.paste(panels[0], (0, 0))
-    both.paste(panels[1], (panels[0].width + gap, 0))
+    both = Image.new("RGB", (left.width + gap + right.width, left.height), "white")
+    both.paste(left, (0, 0))
+    both.paste(right, (left.width + gap, 0))
     return both
 
 
-def draw_objects(pixels: Tensor, data: Annotations, objects: list[dict], title: str) -> Image.Image:
-    """Boxes with class and score, and masks where there are any, over an image (3, H, W) uint8."""
-    height, width = pixels.shape[-2:]
+def draw_objects(pixels: np.ndarray, data: Annotations, objects: list[dict], title: str) -> Image.Image:
+    """Boxes with class and score, and masks where there are any, over an image (H, W, 3) uint8."""
+    height, width = pixels.shape[:2]
     labels = {category["id"]: k for k, category in enumerate(data.categories)}
     colours = [PALETTE[labels[o["category_id"]] % len(PALETTE)] for o in objects]
-    masks = [(_mask(o, height, width), colour) for o, colour in zip(objects, colours, strict=True)]
-    masks = [(mask, colour) for mask, colour in masks if mask is not None]
-    if masks:
-        stacked = torch.from_numpy(np.stack([mask for mask, _ in masks])).bool()
-        pixels = draw_segmentation_masks(pixels, stacked, alpha=0.4, colors=[colour for _, colour in masks])
+    blended = pixels.astype(float)
+    for o, colour in zip(objects, colours, strict=True):
+        mask = _mask(o, height, width)
+        if mask is not None:
+            blended[mask > 0] = 0.6 * blended[mask > 0] + 0.4 * np.array(ImageColor.getrgb(colour))
 
     scale = max(SHORT_SIDE / min(height, width), 1) if max(height, width) < 4 * SHORT_SIDE else 1
-    panel = Image.fromarray(pixels.permute(1, 2, 0).numpy())
+    panel = Image.fromarray(blended.astype(np.uint8))
     panel = panel.resize((round(width * scale), round(height * scale)), Image.BICUBIC)
-    draw, font = ImageDraw.Draw(panel), ImageFont.load_default(13)
+    draw, font = ImageDraw.Draw(panel), ImageFont.load_default(12)
     for o, colour in zip(objects, colours, strict=True):
         x, y, w, h = (v * scale for v in o["bbox"])
         draw.rectangle([x, y, x + max(w, 0), y + max(h, 0)], outline=colour, width=2)
         name = data.classes[labels[o["category_id"]]]
-        _text(draw, font, (x, max(y - 16, 0)), f"{name} {o['score']:.2f}" if "score" in o else name, colour)
-    _text(draw, font, (4, panel.height - 20), title, "black")
+        _text(draw, font, (x, max(y - 14, 0)), f"{name} {o['score']:.2f}" if "score" in o else name, colour)
+    _text(draw, font, (4, panel.height - 18), title, "black")
     return panel
 
 

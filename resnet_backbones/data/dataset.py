@@ -74,7 +74,7 @@ class DetectionDataset(Dataset):
         target |= self._objects(s, record)
         with torch.random.fork_rng(devices=[], enabled=seed is not None):  # the model's own draws stay as they are
             if seed is not None:
-                torch.manual_seed(seed)
+                torch.default_generator.manual_seed(seed)
             image, target = self.transforms(image, target)
         return image.as_subclass(Tensor).contiguous(), {
             key: value.as_subclass(Tensor) if isinstance(value, Tensor) else value for key, value in target.items()

@@ -80,7 +80,7 @@ def write_shapes(folder: Path, num_images: int, seed: int) -> None:
 
 
 def draw_image(rng: np.random.Generator) -> tuple[np.ndarray, list[tuple[int, np.ndarray]]]:
-    """A picture (SIDE, SIDE, 3), uint8, and (label, visible mask (SIDE, SIDE) uint8) of each shape, at most 14."""
+    """A picture (SIDE, SIDE, 3), uint8, and (label, visible mask (SIDE, SIDE) uint8) of its shapes."""
     pixels = _textured_ground(rng)
     objects: list[tuple[int, np.ndarray]] = []
     for _ in range(rng.integers(6, 15)):
