@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from . import distributed
-from .errors import UserError
+from .errors import UserError, reason
 from .weights import load_state_dict
 
 logger = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ def restore(path: Path, model: nn.Module, optimizer, scaler) -> tuple[int, float
         step, best = state["step"], state["best"]
         parts = state["model"], state["optimizer"], state["scaler"], state["random"]
     except Exception as error:
-        raise UserError(f"{path} is no checkpoint to resume from: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{path} is no checkpoint to resume from: {reason(error)}") from error
     load_state_dict(model, parts[0], str(path))
     try:
         optimizer.load_state_dict(parts[1])

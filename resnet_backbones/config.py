@@ -8,7 +8,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError
 
-from .errors import UserError
+from .errors import UserError, reason
 
 CONFIG_FOLDER = Path(__file__).parent.parent / "configs"
 
@@ -189,8 +189,7 @@ def _merge(config: DictConfig, given: DictConfig | ListConfig, source: str) -> D
         hint = f"Did you mean {near[0]}?" if near else f"Valid keys: {', '.join(map(str, valid))}."
         raise UserError(f"{source}: unknown key {error.full_key}. {hint}") from error
     except OmegaConfBaseException as error:
-        reason = (error.msg or str(error)).splitlines()[0]
-        raise UserError(f"{source}: {error.full_key or 'the config'} cannot be set: {reason}") from error
+        raise UserError(f"{source}: {error.full_key or 'the config'} cannot be set: {reason(error)}") from error
 
 
 def check_config(config: DictConfig, source: str) -> None:
@@ -199,7 +198,7 @@ def check_config(config: DictConfig, source: str) -> None:
     try:
         OmegaConf.to_container(config, resolve=True)
     except OmegaConfBaseException as error:
-        raise UserError(f"{source}: {error.full_key} cannot be resolved: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{source}: {error.full_key} cannot be resolved: {reason(error)}") from error
     rules = [
         (solver.schedule in ("steps", "cosine"), "solver.schedule", solver.schedule, "steps or cosine"),
         (solver.amp in ("none", "bf16", "fp16"), "solver.amp", solver.amp, "none, bf16 or fp16"),

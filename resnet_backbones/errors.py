@@ -18,6 +18,11 @@ def unknown(kind: str, name: str, valid: Iterable[str]) -> str:
     return f"Unknown {kind} {str(name)!r}.{hint} Available: {', '.join(valid) or 'none'}."
 
 
+def reason(error: BaseException) -> str:
+    """The first line of what a library's error says, or its kind where it says nothing."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
 @contextmanager
 def one_line_errors() -> Iterator[None]:
     """End the program with a single line on stderr and status 2 where a `UserError` reaches it.

@@ -1,10 +1,11 @@
 """Every path a user gives may be local or a URL: iopath fetches the remote ones into its cache."""
 
+import tempfile
 from pathlib import Path
 
 from iopath.common.file_io import HTTPURLHandler, PathManager
 
-from .errors import UserError
+from .errors import UserError, reason
 
 PATHS = PathManager()
 PATHS.register_handler(HTTPURLHandler())
@@ -15,7 +16,7 @@ def local_file(path: str, what: str) -> Path:
     try:
         local = Path(PATHS.get_local_path(str(path)))
     except Exception as error:
-        raise UserError(f"The {what} {path} cannot be fetched: {str(error).splitlines()[0]}") from error
+        raise UserError(f"The {what} {path} cannot be fetched: {reason(error)}") from error
     if not local.is_file():
         raise UserError(f"The {what} {path} does not exist (looked for {local.absolute()}).")
     return local
@@ -26,9 +27,7 @@ def output_folder(path: str) -> Path:
     folder = Path(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
-        probe.touch()
-        probe.unlink()
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise UserError(f"The output_dir {path} cannot be written: {error.strerror}; choose another.") from error
     return folder

@@ -255,7 +255,7 @@ def test_two_ranks_score_what_one_process_scores(train, tmp_path):
     assert train("detector.box_score_thresh=0.0")[0] == 0
     evaluation = ["--eval-only", f"weights={tmp_path}/out/last.pt"]
     assert train("detector.box_score_thresh=0.0", *evaluation, f"output_dir={tmp_path}/one")[0] == 0
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     command = [*torchrun, "tools/train_net.py", "--config", "quickstart_mask_rcnn.yaml", *arguments]
     for more in ([*evaluation, f"output_dir={tmp_path}/two"], [f"output_dir={tmp_path}/trained"]):
         result = subprocess.run(
@@ -263,6 +263,7 @@ def test_two_ranks_score_what_one_process_scores(train, tmp_path):
             cwd=ROOT,
             capture_output=True,
             text=True,
+            timeout=120,
             env=os.environ | {"OMP_NUM_THREADS": "1"},
         )
         assert result.returncode == 0, result.stderr

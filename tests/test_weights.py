@@ -79,7 +79,7 @@ def test_torchvision_weights_resolve_through_its_own_api(tmp_path, monkeypatch, 
         ),
         (
             "torchvision://resnet50/V3",
-            "Unknown weights of resnet50 'V3'.*Available: IMAGENET1K_V1, IMAGENET1K_V2",
+            "Unknown weights of resnet50 'V3'.*Available: DEFAULT, IMAGENET1K_V1, IMAGENET1K_V2",
         ),
         ("nowhere.pth", "weights file nowhere.pth does not exist"),
     ],

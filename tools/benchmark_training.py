@@ -84,7 +84,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="bccd_faster_rcnn_R18")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     with one_line_errors():
         config = load_config(args.config, ["solver.max_iter=40", "solver.log_period=1", *args.overrides])
         dataset = DetectionDataset([load_annotations(config.data.train[0], config.datasets)], train=True)

@@ -77,7 +77,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--eval-only", action="store_true", help="score weights=FILE without training")
     parser.add_argument("--resume", action="store_true", help="go on from last.pt in output_dir")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="config values, such as solver.lr=0.01")
-    args = parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)
     with one_line_errors():
         run(load_config(args.config, args.overrides), args.eval_only, args.resume)
     distributed.shutdown()

@@ -61,5 +61,6 @@ def _loader(dataset, num_workers: int, **options) -> DataLoader:
         num_workers=num_workers,
         collate_fn=collate,
         pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),  # else each pass would take a draw from the model's random numbers
         **options,
     )

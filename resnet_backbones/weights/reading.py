@@ -9,7 +9,7 @@ import torch
 import torchvision
 from torch import Tensor
 
-from ..errors import UserError, unknown
+from ..errors import UserError, reason, unknown
 from ..paths import local_file
 
 
@@ -47,7 +47,7 @@ def _read_torch(path: Path) -> dict:
             "save it as a plain state_dict."
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise UserError(f"The weights file {path} is damaged: {str(error).splitlines()[0]}") from error
+        raise UserError(f"The weights file {path} is damaged: {reason(error)}") from error
 
 
 def _torchvision_state_dict(source: str) -> dict[str, Tensor]:
