@@ -26,7 +26,8 @@ def test_frozen_equals_batch_norm_in_evaluation(eps):
     norm = random_batch_norm(eps=eps)
     frozen = FrozenBatchNorm2d.convert(norm)
     x = torch.randn(2, 16, 5, 7)
-    assert relative_error(frozen.train()(x), norm(x)) < 1e-6
+    assert torch.equal(frozen.train()(x), norm(x))
+    assert relative_error(frozen(x.requires_grad_()).detach(), norm(x).detach()) < 1e-6
 
 
 def test_frozen_equals_torchvisions():
@@ -37,17 +38,19 @@ def test_frozen_equals_torchvisions():
     torch.testing.assert_close(FrozenBatchNorm2d.convert(norm)(x), theirs(x), rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("grad", [False, True])
 @pytest.mark.parametrize("dtype", [torch.half, torch.bfloat16])
-def test_dtype_of_the_input_is_kept_and_small_variances_survive(dtype):
+def test_dtype_of_the_input_is_kept_and_small_variances_survive(dtype, grad):
     norm = random_batch_norm()
     x = torch.randn(2, 16, 5, 7)
-    expected = norm(x)
+    expected = norm(x).detach()
     frozen = FrozenBatchNorm2d.convert(norm)
+    x.requires_grad_(grad)
     assert frozen(x.to(dtype)).dtype == dtype
     frozen = frozen.to(dtype)  # in 16 bits running_var of 1e-9 would be 0
     assert frozen.running_var.dtype == torch.float32
     assert frozen(x.to(dtype)).dtype == dtype
-    assert relative_error(frozen(x.to(dtype)), expected) < (2e-3 if dtype == torch.half else 2e-2)
+    assert relative_error(frozen(x.to(dtype)).detach(), expected) < (2e-3 if dtype == torch.half else 2e-2)
 
 
 def test_double_is_kept():
