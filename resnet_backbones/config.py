@@ -8,6 +8,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError
 
+from .config_rules import check_values
 from .errors import UserError, reason
 
 CONFIG_FOLDER = Path(__file__).parent.parent / "configs"
@@ -21,7 +22,6 @@ class BackboneConfig:
     norm: str = "BN"  # BN, FrozenBN, SyncBN, GN or none
     freeze_at: int = 0  # 0 nothing, 1 stem, 2 stem and res2, … 5 everything
     weights: str | None = None  # a file, an URL or torchvision://NAME/WEIGHTS; null trains from scratch
-    in_channels: int = 3
     out_features: list[str] | None = None  # null: the backbone's default, p2 … p6 for an FPN
     fpn_channels: int = 256
     fpn_norm: str = "none"
@@ -157,7 +157,11 @@ def load_config(name: str, overrides: list[str] | None = None) -> DictConfig:
         except (YAMLError, OmegaConfBaseException) as error:
             raise UserError(f"Override {override!r} cannot be read: {' '.join(str(error).split())}") from error
         config = _merge(config, values, f"override {override!r}")
-    check_config(config, str(path))
+    try:
+        values = OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException as error:
+        raise UserError(f"{path}: {error.full_key} cannot be resolved: {reason(error)}") from error
+    check_values(values, str(path))
     return config
 
 
@@ -190,46 +194,3 @@ def _merge(config: DictConfig, given: DictConfig | ListConfig, source: str) -> D
         raise UserError(f"{source}: unknown key {error.full_key}. {hint}") from error
     except OmegaConfBaseException as error:
         raise UserError(f"{source}: {error.full_key or 'the config'} cannot be set: {reason(error)}") from error
-
-
-def check_config(config: DictConfig, source: str) -> None:
-    """Raise `UserError` for values that are impossible or contradict each other."""
-    solver, data = config.solver, config.data
-    try:
-        OmegaConf.to_container(config, resolve=True)
-    except OmegaConfBaseException as error:
-        raise UserError(f"{source}: {error.full_key} cannot be resolved: {reason(error)}") from error
-    rules = [
-        (solver.schedule in ("steps", "cosine"), "solver.schedule", solver.schedule, "steps or cosine"),
-        (solver.amp in ("none", "bf16", "fp16"), "solver.amp", solver.amp, "none, bf16 or fp16"),
-        (solver.max_iter >= 1, "solver.max_iter", solver.max_iter, "at least 1"),
-        (solver.batch_size >= 1, "solver.batch_size", solver.batch_size, "at least 1"),
-        (solver.accumulate >= 1, "solver.accumulate", solver.accumulate, "at least 1"),
-        (
-            solver.batch_size % max(solver.accumulate, 1) == 0,
-            "solver.accumulate",
-            solver.accumulate,
-            f"a divisor of solver.batch_size, {solver.batch_size}",
-        ),
-        (solver.lr > 0, "solver.lr", solver.lr, "positive"),
-        (list(solver.steps) == sorted(set(solver.steps)), "solver.steps", list(solver.steps), "increasing"),
-        (min(solver.steps, default=1) >= 1, "solver.steps", list(solver.steps), "at least 1"),
-        (solver.warmup_iters >= 0, "solver.warmup_iters", solver.warmup_iters, "0 or more"),
-        (solver.checkpoint_period >= 0, "solver.checkpoint_period", solver.checkpoint_period, "0 or more"),
-        (solver.log_period >= 1, "solver.log_period", solver.log_period, "at least 1"),
-        (data.num_workers >= 0, "data.num_workers", data.num_workers, "0 or more"),
-        (0 <= data.flip <= 1, "data.flip", data.flip, "a probability"),
-        (len(data.train) > 0, "data.train", list(data.train), "at least one data set"),
-        (len(data.test) > 0, "data.test", list(data.test), "at least one data set"),
-        (config.evaluation.period >= 0, "evaluation.period", config.evaluation.period, "0 or more"),
-        (len(config.detector.min_size) > 0, "detector.min_size", [], "at least one size"),
-        (
-            min(config.detector.min_size, default=1) >= 1 and config.detector.max_size >= 1,
-            "detector.min_size",
-            list(config.detector.min_size),
-            "positive",
-        ),
-    ]
-    for holds, key, value, wanted in rules:
-        if not holds:
-            raise UserError(f"{source}: {key} is {value}; it must be {wanted}.")

@@ -98,6 +98,10 @@ def _checked_object(o: dict, source: str) -> dict:
     _check_keys("annotation", o, {"id": int, "image_id": int, "category_id": int, "bbox": list}, source)
     if len(o["bbox"]) != 4 or not all(isinstance(v, (int, float)) for v in o["bbox"]):
         raise UserError(f"{source}: annotation {o['id']} has bbox {o['bbox']}, not four numbers [x, y, width, height].")
+    if o.get("iscrowd", 0) not in (0, 1) or not isinstance(o.get("area", 0), (int, float)):
+        raise UserError(
+            f"{source}: annotation {o['id']} has an iscrowd other than 0 and 1 or an area that is no number."
+        )
     return {"iscrowd": 0, "area": max(o["bbox"][2], 0) * max(o["bbox"][3], 0), **o}
 
 

@@ -93,7 +93,7 @@ def _parse(xml: Path) -> ElementTree.Element:
         return ElementTree.parse(xml).getroot()
     except OSError as error:
         raise UserError(f"{xml} cannot be read: {error.strerror}.") from error
-    except ElementTree.ParseError as error:
+    except (ElementTree.ParseError, LookupError, ValueError) as error:
         raise UserError(f"{xml} is not valid XML: {error}.") from error
 
 

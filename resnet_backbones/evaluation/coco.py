@@ -59,8 +59,16 @@ def check_ground_truth(ground_truth: dict, iou_type: str) -> None:
             raise UserError(f"The ground truth has no list {kind!r}; is it a COCO instances file?")
         for entry in ground_truth[kind]:
             for key in keys:
-                if not isinstance(entry, dict) or key not in entry:
+                if not isinstance(entry, dict) or key not in entry or not _usable(key, entry[key]):
                     raise UserError(f"The ground truth's {kind} hold an entry without {key!r}: {str(entry)[:80]}.")
+
+
+def _usable(key: str, value: object) -> bool:
+    if key == "bbox":
+        return isinstance(value, list) and len(value) == 4 and all(isinstance(v, (int, float)) for v in value)
+    if key == "segmentation":
+        return isinstance(value, (dict, list)) and len(value) > 0
+    return isinstance(value, str if key == "name" else (int, float))
 
 
 def check_predictions(ground_truth: dict, predictions: list[dict], iou_type: str) -> None:
@@ -73,7 +81,7 @@ def check_predictions(ground_truth: dict, predictions: list[dict], iou_type: str
     needed = ("image_id", "category_id", "score", "bbox" if iou_type == "bbox" else "segmentation")
     for k, prediction in enumerate(predictions):
         for key in needed:
-            if not isinstance(prediction, dict) or key not in prediction:
+            if not isinstance(prediction, dict) or key not in prediction or not _usable(key, prediction[key]):
                 raise UserError(f"Prediction {k} has no {key!r}, which {iou_type} needs: {str(prediction)[:80]}.")
         if prediction["image_id"] not in images:
             raise UserError(f"Prediction {k} is of image {prediction['image_id']}, which the ground truth lacks.")
