@@ -185,6 +185,8 @@ def save_config(config: DictConfig, path: Path) -> None:
 def _merge(config: DictConfig, given: DictConfig | ListConfig, source: str) -> DictConfig:
     try:
         return OmegaConf.merge(config, given)
+    except TypeError as error:  # a mapping where a list belongs, which OmegaConf does not locate
+        raise UserError(f"{source}: {reason(error)}: a list is given as a mapping or the reverse.") from error
     except ConfigKeyError as error:
         parent, _, key = str(error.full_key).rpartition(".")
         node = OmegaConf.select(config, parent) if parent else config

@@ -45,10 +45,10 @@ def check_values(config: dict, source: str) -> None:
         ("data.test", data["test"]),
         ("backbone.out_features", backbone["out_features"] or []),
     ]:
-        require(all(isinstance(name, str) for name in names), key, names, "a list of names")
+        require(_is_list_of(str, names), key, names, "a list of names")
     require(solver["schedule"] in ("steps", "cosine"), "solver.schedule", solver["schedule"], "steps or cosine")
     require(solver["amp"] in ("none", "bf16", "fp16"), "solver.amp", solver["amp"], "none, bf16 or fp16")
-    require(all(map(_is_number, solver["steps"])), "solver.steps", solver["steps"], "a list of iterations")
+    require(_is_list_of(int, solver["steps"]), "solver.steps", solver["steps"], "a list of iterations")
     require(solver["steps"] == sorted(set(solver["steps"])), "solver.steps", solver["steps"], "increasing")
     divides = solver["batch_size"] % solver["accumulate"] == 0
     wanted = f"a divisor of solver.batch_size, {solver['batch_size']}"
@@ -56,11 +56,14 @@ def check_values(config: dict, source: str) -> None:
     for key in ("train", "test"):
         require(len(data[key]) > 0, f"data.{key}", data[key], "at least one data set")
     for key in ("image_mean", "image_std"):
-        flat = len(detector[key]) == 3 and all(map(_is_number, detector[key]))
-        require(flat, f"detector.{key}", detector[key], "three numbers, of RGB in [0, 1]")
+        rgb = _is_list_of((int, float), detector[key]) and len(detector[key]) == 3
+        require(rgb, f"detector.{key}", detector[key], "three numbers, of RGB in [0, 1]")
     for key in ("min_size", "aspect_ratios"):
-        flat = detector[key] and all(map(_is_number, detector[key]))
-        require(flat, f"detector.{key}", detector[key], "a list of at least one number")
+        flat = _is_list_of((int, float), detector[key]) and detector[key]
+        require(bool(flat), f"detector.{key}", detector[key], "a list of at least one number")
+    sizes = detector["anchor_sizes"]
+    levels = _is_list_of(list, sizes) and all(level and _is_list_of(int, level) for level in sizes)
+    require(bool(levels and sizes), "detector.anchor_sizes", sizes, "a list of sizes for each pyramid level")
     for part in ("rpn", "box"):
         low, high = detector[f"{part}_bg_iou_thresh"], detector[f"{part}_fg_iou_thresh"]
         require(low <= high, f"detector.{part}_bg_iou_thresh", low, f"at most {part}_fg_iou_thresh, {high}")
@@ -76,6 +79,10 @@ def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
             yield from _leaves(child, key)
     else:
         yield key, value
+
+
+def _is_list_of(kind: type | tuple[type, ...], value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(v, kind) for v in value)
 
 
 def _is_number(value: Any) -> bool:

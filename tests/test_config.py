@@ -85,6 +85,7 @@ def test_the_saved_config_is_complete_and_loads_to_the_same(tmp_path):
         ("detector.anchor_sizes=[[-8]]", "anchor_sizes is -8; it must be from 1"),
         ("data.train=[[a]]", "data.train is ..'a'..; it must be a list of names"),
         ("data.num_workers=100000000000000000000", "data.num_workers is 1"),
+        ("data.train={a: 1}", "override 'data.train={a: 1}': Cannot merge incompatible container types"),
         ("evaluation.samples=-1", "evaluation.samples is -1; it must be from 0"),
         ("data.train=[]", "data.train is \\[\\]; it must be at least one data set"),
         ("data.flip=2", "data.flip is 2.0; it must be from 0 to 1"),
