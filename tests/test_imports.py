@@ -14,8 +14,8 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 # A room may import only rooms of lower rank, or its own.
 RANK = {
     "errors": 0, "config_rules": 1, "config": 1, "registry": 1, "distributed": 1, "paths": 1, "report": 1,
-    "layers": 2, "stems": 3, "blocks": 3, "resnet": 4, "extractors": 4, "fpn": 5, "weights": 6, "backbones": 7, "classifier": 8,
-    "detectors": 8,
+    "layers": 2, "stems": 3, "blocks": 3, "resnet": 4, "extractors": 4, "fpn": 5, "weights": 6, "backbones": 7,
+    "classifier": 8, "detectors": 8,
 }  # fmt: skip
 APART = {"data", "evaluation", "training", "solver", "journal", "checkpoint", "testing", "visualize"}
 NETWORKS = {
