@@ -164,6 +164,8 @@ def test_corrupt_json_is_named(tmp_path, text):
     [
         ({"size": [40, 47], "counts": [1880]}, "size .40, 47., the image of .40, 48."),
         ({"size": [40, 48], "counts": [7]}, "counts sum to 7, not to 40 x 48"),
+        ({"size": [40, 48], "counts": ""}, "has no counts"),
+        ({"size": [40, 48]}, "has no counts"),
     ],
 )
 def test_masks_that_do_not_fit_are_named(tmp_path, segmentation, message):

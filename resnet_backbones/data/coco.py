@@ -66,6 +66,8 @@ def decode_mask(o: dict, height: int, width: int) -> np.ndarray | None:
         if list(segmentation.get("size", [])) != [height, width]:
             raise ValueError(f"its RLE is of size {segmentation.get('size')}, the image of {[height, width]}")
         counts = segmentation.get("counts")
+        if not counts:
+            raise ValueError("its RLE has no counts")
         if isinstance(counts, list):
             if sum(counts) != height * width or min(counts, default=0) < 0:
                 raise ValueError(f"its RLE counts sum to {sum(counts)}, not to {height} x {width}")

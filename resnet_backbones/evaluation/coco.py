@@ -7,7 +7,7 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from ..errors import UserError, unknown
+from ..errors import UserError, reason, unknown
 
 FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 IOU_TYPES = ("bbox", "segm")
@@ -35,9 +35,12 @@ def evaluate_coco(ground_truth: dict, predictions: list[dict], iou_type: str) ->
     with contextlib.redirect_stdout(io.StringIO()):
         reference = COCO()
         reference.dataset = ground_truth
-        reference.createIndex()
-        evaluation = COCOeval(reference, _results(reference, predictions), iou_type)
-        evaluation.evaluate()
+        try:
+            reference.createIndex()
+            evaluation = COCOeval(reference, _results(reference, predictions), iou_type)
+            evaluation.evaluate()
+        except Exception as error:  # pycocotools trips over what it is given in many ways, and names none of them
+            raise UserError(f"pycocotools cannot score these {iou_type} predictions: {reason(error)}") from error
         evaluation.accumulate()
     with contextlib.redirect_stdout(io.StringIO()) as summary:
         evaluation.summarize()
