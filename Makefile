@@ -15,7 +15,7 @@ quickstart: install
 	RESNET_BACKBONES_DATASETS=datasets $(BIN)/python tools/train_net.py --config quickstart_mask_rcnn.yaml
 
 test: install lint
-	$(BIN)/python -m pytest -m 'not slow'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m 'not slow'
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow
