@@ -52,9 +52,10 @@ def restore(path: Path, model: nn.Module, optimizer, scaler) -> tuple[int, float
     load_state_dict(model, parts[0], str(path))
     try:
         optimizer.load_state_dict(parts[1])
-    except ValueError as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} has the optimiser state of another model or freeze_at: {error}") from error
-    scaler.load_state_dict(parts[2])
+    if parts[2]:  # empty where the run was without fp16 so far
+        scaler.load_state_dict(parts[2])
     if len(parts[3]) == distributed.world_size():
         _set_random_state(parts[3][distributed.rank()])
     else:

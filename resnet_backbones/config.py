@@ -143,7 +143,7 @@ def load_config(name: str, overrides: list[str] | None = None) -> DictConfig:
     path = find_config(name)
     try:
         given = OmegaConf.load(path)
-    except (YAMLError, OSError, UnicodeDecodeError) as error:
+    except (YAMLError, OSError, UnicodeDecodeError, OmegaConfBaseException) as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(given, DictConfig):
         raise UserError(f"{path} must hold a mapping of keys to values, like configs/quickstart_mask_rcnn.yaml.")

@@ -25,7 +25,7 @@ def reason(error: BaseException) -> str:
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """End the program with a single line on stderr and status 2 where a `UserError` reaches it.
+    """End the program with a single line on stderr and status 2 where a `UserError` or a file's `OSError` reaches it.
 
     An error from a loader worker arrives with the worker's traceback as its text; its last line is the message.
     """
@@ -34,4 +34,9 @@ def one_line_errors() -> Iterator[None]:
     except UserError as error:
         message = str(error).strip().splitlines()[-1].removeprefix(f"{__name__}.UserError: ")
         print(f"error: {message}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"error: {error.filename}: {error.strerror}.", file=sys.stderr)
         sys.exit(2)

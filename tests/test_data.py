@@ -165,6 +165,8 @@ def test_corrupt_json_is_named(tmp_path, text):
         ({"size": [40, 47], "counts": [1880]}, "size .40, 47., the image of .40, 48."),
         ({"size": [40, 48], "counts": [7]}, "counts sum to 7, not to 40 x 48"),
         ({"size": [40, 48], "counts": ""}, "has no counts"),
+        ({"size": [40, 48], "counts": "zzzz"}, "holds 'z'"),
+        ({"size": [40, 48], "counts": "P"}, "is cut short"),
         ({"size": [40, 48]}, "has no counts"),
     ],
 )
@@ -174,6 +176,28 @@ def test_masks_that_do_not_fit_are_named(tmp_path, segmentation, message):
     save_coco(tmp_path, content)
     with pytest.raises(UserError, match=f"annotation 1 of 0.png has no usable mask: its RLE.*{message}"):
         coco(tmp_path, masks=True)[0]
+
+
+def test_compressed_counts_are_read_as_pycocotools_reads_them():
+    from pycocotools import mask as rle
+
+    from resnet_backbones.data.coco import rle_counts
+
+    rng = np.random.default_rng(0)
+    for side in (1, 7, 60, 300):
+        mask = np.asfortranarray(rng.integers(0, 2, (side, side), dtype=np.uint8))
+        counts = rle_counts(rle.encode(mask)["counts"].decode())
+        assert sum(counts) == side * side
+        runs = np.repeat(np.arange(len(counts)) % 2, counts)
+        assert np.array_equal(runs, mask.flatten("F"))
+
+
+def test_annotations_are_numbered_from_one_for_pycocotools(tmp_path):
+    content = write_coco(tmp_path)
+    for k, o in enumerate(content["annotations"]):
+        o["id"] = k
+    save_coco(tmp_path, content)
+    assert [o["id"] for o in read_coco(tmp_path).as_coco()["annotations"]] == list(range(1, 9))
 
 
 def test_an_object_without_segmentation_needs_faster_rcnn(tmp_path):

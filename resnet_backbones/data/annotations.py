@@ -37,7 +37,10 @@ class Annotations:
         return {
             "info": {"description": self.name},
             "images": self.images,
-            "annotations": [o for objects in self.objects.values() for o in objects],
+            # Numbered anew: pycocotools takes an annotation of id 0 for "no match".
+            "annotations": [
+                {**o, "id": k} for k, o in enumerate((o for os in self.objects.values() for o in os), start=1)
+            ],
             "categories": self.categories,
         }
 

@@ -68,18 +68,53 @@ def decode_mask(o: dict, height: int, width: int) -> np.ndarray | None:
         counts = segmentation.get("counts")
         if not counts:
             raise ValueError("its RLE has no counts")
-        if isinstance(counts, list):
+        if isinstance(counts, (list, str)):
+            counts = rle_counts(counts) if isinstance(counts, str) else counts
             if sum(counts) != height * width or min(counts, default=0) < 0:
                 raise ValueError(f"its RLE counts sum to {sum(counts)}, not to {height} x {width}")
-            segmentation = rle.frPyObjects(segmentation, height, width)
+            segmentation = rle.frPyObjects({"size": [height, width], "counts": counts}, height, width)
         mask = rle.decode(segmentation)
     else:
         # Fewer than three corners enclose nothing, and pycocotools would take four numbers for a box.
-        polygons = [p for p in segmentation or [] if len(p) >= 6 and len(p) % 2 == 0]
+        polygons = [p for p in segmentation or [] if _is_polygon(p)]
         if not polygons:
             return None
         mask = rle.decode(rle.merge(rle.frPyObjects(polygons, height, width)))
     return mask if mask.any() else None
+
+
+def has_outline(o: dict) -> bool:
+    """Whether an annotation has a segmentation that encloses anything: an RLE, or a polygon of three corners."""
+    segmentation = o.get("segmentation")
+    return isinstance(segmentation, dict) or any(_is_polygon(p) for p in segmentation or [])
+
+
+def _is_polygon(points: list) -> bool:
+    return isinstance(points, list) and len(points) >= 6 and len(points) % 2 == 0
+
+
+def rle_counts(text: str) -> list[int]:
+    """The run lengths of COCO's compressed RLE; pycocotools itself reads past the end of a string cut short.
+
+    Each number is written in 5-bit groups, lowest first, as characters from "0" on whose sixth bit says that more
+    follow; from the third on it is the difference to the number two before. Raises `ValueError` for anything else.
+    """
+    counts: list[int] = []
+    value = shift = 0
+    for character in text:
+        group = ord(character) - 48
+        if not 0 <= group < 64 or shift > 60:
+            raise ValueError(f"its RLE holds {character!r}")
+        value |= (group & 31) << shift
+        shift += 5
+        if not group & 32:
+            if group & 16:
+                value -= 1 << shift
+            counts.append(value + (counts[-2] if len(counts) > 2 else 0))
+            value = shift = 0
+    if shift:
+        raise ValueError("its RLE is cut short")
+    return counts
 
 
 def _checked_image(image: dict, source: str) -> dict:

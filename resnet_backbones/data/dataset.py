@@ -112,7 +112,7 @@ class DetectionDataset(Dataset):
             )
         try:
             return decode_mask(o, record["height"], record["width"])
-        except (ValueError, TypeError) as error:
+        except Exception as error:
             raise UserError(
                 f"Data set {data.name}: annotation {o['id']} of {record['file_name']} has no usable mask: {error}."
             ) from error

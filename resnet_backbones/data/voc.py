@@ -46,7 +46,7 @@ def load_voc(name: str, root: Path, split: str, classes: Sequence[str] | None = 
     if not listing.is_file():
         splits = sorted(p.stem for p in listing.parent.glob("*.txt"))
         raise UserError(f"Data set {name}: {listing} does not exist. Splits there: {', '.join(splits) or 'none'}.")
-    names = [line.split()[0] for line in listing.read_text().splitlines() if line.strip()]
+    names = [line.split()[0] for line in listing.read_text(errors="replace").splitlines() if line.strip()]
     repeated = {n for n in names if names.count(n) > 1} if len(set(names)) < len(names) else set()
     if repeated:
         raise UserError(f"{listing}: image {min(repeated)} is listed twice; ids must be unique.")

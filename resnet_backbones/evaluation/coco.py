@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import math
 
 import numpy as np
 from pycocotools.coco import COCO
@@ -71,7 +72,7 @@ def _usable(key: str, value: object) -> bool:
         return isinstance(value, list) and len(value) == 4 and all(isinstance(v, (int, float)) for v in value)
     if key == "segmentation":
         return isinstance(value, (dict, list)) and len(value) > 0
-    return isinstance(value, str if key == "name" else (int, float))
+    return isinstance(value, str) if key == "name" else isinstance(value, (int, float)) and math.isfinite(value)
 
 
 def check_predictions(ground_truth: dict, predictions: list[dict], iou_type: str) -> None:

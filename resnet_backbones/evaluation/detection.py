@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from .. import distributed
 from ..data import Annotations
+from ..data.coco import has_outline
 from .coco import coco_metrics, coco_results
 from .voc import voc_metrics
 
@@ -37,7 +38,8 @@ def score(predictions: list[dict], data: Annotations, masks: bool) -> dict[str, 
     if masks:
         # pycocotools takes sizes from boxes where there are any; those of masks are meant (as in detectron2).
         without_boxes = [{k: v for k, v in p.items() if k != "bbox"} for p in predictions]
-        metrics |= coco_metrics(ground_truth, without_boxes, "segm")
+        outlined = [o for o in ground_truth["annotations"] if has_outline(o)]
+        metrics |= coco_metrics({**ground_truth, "annotations": outlined}, without_boxes, "segm")
     if data.format == "voc":
         metrics |= voc_metrics(ground_truth, predictions)
     return metrics

@@ -26,7 +26,11 @@ def read_state_dict(source: str) -> dict[str, Tensor]:
     for key in ("model", "state_dict"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
-    if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
+    if (
+        not isinstance(state, dict)
+        or not state
+        or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items())
+    ):
         raise UserError(f"The weights file {source} holds no state_dict (a mapping of names to tensors).")
     return {name.removeprefix("module."): tensor for name, tensor in state.items()}  # DataParallel's prefix
 
