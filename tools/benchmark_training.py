@@ -55,11 +55,13 @@ def bare(config: DictConfig, dataset: DetectionDataset) -> list[float]:
     """Seconds of each iteration of the shortest loop over torchvision's Faster R-CNN."""
     d, solver = config.detector, config.solver
     resnet = getattr(models, config.backbone.name.removesuffix("_fpn"))()
-    anchors = models.detection.anchor_utils.AnchorGenerator(d.anchor_sizes, [d.aspect_ratios] * len(d.anchor_sizes))
-    layers = {f"layer{k + 1}": str(k) for k in range(4)}
+    sizes, ratios = [tuple(level) for level in d.anchor_sizes], tuple(d.aspect_ratios)
+    anchors = models.detection.anchor_utils.AnchorGenerator(sizes, [ratios] * len(sizes))
     channels = [resnet.inplanes // 8 * 2**k for k in range(4)]
     model = models.detection.FasterRCNN(
-        models.detection.backbone_utils.BackboneWithFPN(resnet, layers, channels, config.backbone.fpn_channels),
+        models.detection.backbone_utils.BackboneWithFPN(
+            resnet, {f"layer{k + 1}": str(k) for k in range(4)}, channels, config.backbone.fpn_channels
+        ),
         len(dataset.classes) + 1,
         min_size=list(d.min_size),
         max_size=d.max_size,
