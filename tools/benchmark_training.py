@@ -3,8 +3,7 @@
 
     tools/benchmark_training.py --config bccd_faster_rcnn_R18.yaml [solver.max_iter=40]
 
-Both train the same network, settings, images and number of loader workers, in turns within one process; the first
-quarter of a turn is not counted. The config must leave box_pool_size and box_head_width at their defaults.
+The same network, settings, images and workers, in turns; the first quarter of a turn is not counted.
 """
 
 import argparse
@@ -39,7 +38,6 @@ def ours(config: DictConfig, dataset: DetectionDataset) -> list[float]:
 
 
 def read_bare(dataset: DetectionDataset, indices: list[int]) -> tuple[list[torch.Tensor], list[dict]]:
-    """A batch by PIL alone: float images and their boxes."""
     images, targets, data = [], [], dataset.sets[0]
     for _, image in (dataset.records[i] for i in indices):
         pixels = np.array(Image.open(data.image_root / image["file_name"]).convert("RGB"))
