@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageColor, ImageDraw, ImageFont
-from pycocotools import mask as rle
 
 from .data import Annotations
 from .data.coco import decode_mask
@@ -67,7 +66,7 @@ def draw_objects(pixels: np.ndarray, data: Annotations, objects: list[dict], tit
 
 def _mask(o: dict, height: int, width: int) -> np.ndarray | None:
     try:
-        return rle.decode(o["segmentation"]) if "score" in o and "segmentation" in o else decode_mask(o, height, width)
+        return decode_mask(o, height, width)
     except (ValueError, TypeError):
         return None  # training already says so where masks are needed
 

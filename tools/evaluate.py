@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 
 from resnet_backbones.data.coco import read_json
-from resnet_backbones.errors import UserError, one_line_errors
+from resnet_backbones.errors import one_line_errors
 from resnet_backbones.evaluation.coco import IOU_TYPES, evaluate_coco
 from resnet_backbones.report import metrics_table, write_json
 
@@ -29,10 +29,7 @@ def main(argv: list[str] | None = None) -> None:
         print(summary + metrics_table(metrics))
         print(json.dumps(metrics))
         if args.output:
-            try:
-                write_json(args.output, metrics)
-            except OSError as error:
-                raise UserError(f"{args.output} cannot be written: {error.strerror}.") from error
+            write_json(args.output, metrics)
 
 
 if __name__ == "__main__":
