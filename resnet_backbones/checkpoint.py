@@ -13,6 +13,9 @@ from .weights import load_state_dict
 
 logger = logging.getLogger(__name__)
 
+# What a checkpoint to resume from holds.
+STATE = {"model": dict, "optimizer": dict, "scaler": dict, "step": int, "best": float, "random": list}
+
 
 def save_checkpoint(path: Path, content: dict) -> None:
     """Write `content` whole or not at all: to a temporary name first, then renamed over the old file."""
@@ -22,7 +25,8 @@ def save_checkpoint(path: Path, content: dict) -> None:
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
         temporary.unlink(missing_ok=True)
-        raise UserError(f"Checkpoint {path} cannot be written: {error}; the previous one is whole.") from error
+        kept = "; the previous one is whole" if path.is_file() else ""
+        raise UserError(f"Checkpoint {path} cannot be written: {error}{kept}.") from error
 
 
 def training_state(model: nn.Module, optimizer, scaler, step: int, best: float) -> dict:
@@ -45,21 +49,23 @@ def restore(path: Path, model: nn.Module, optimizer, scaler) -> tuple[int, float
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        step, best = state["step"], state["best"]
-        parts = state["model"], state["optimizer"], state["scaler"], state["random"]
     except Exception as error:
         raise UserError(f"{path} is no checkpoint to resume from: {reason(error)}") from error
-    load_state_dict(model, parts[0], str(path))
+    missing = [key for key in STATE if not isinstance(state, dict) or not isinstance(state.get(key), STATE[key])]
+    if missing:
+        raise UserError(f"{path} is no checkpoint to resume from: it lacks {', '.join(missing)}.")
+    load_state_dict(model, state["model"], str(path))
     try:
-        optimizer.load_state_dict(parts[1])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} has the optimiser state of another model or freeze_at: {error}") from error
-    if parts[2]:  # empty where the run was without fp16 so far
-        scaler.load_state_dict(parts[2])
-    if len(parts[3]) == distributed.world_size():
-        _set_random_state(parts[3][distributed.rank()])
-    else:
-        logger.warning("%s was written by %d ranks; random draws of the model differ", path, len(parts[3]))
+        optimizer.load_state_dict(state["optimizer"])
+        if scaler.is_enabled() and state["scaler"]:  # empty where the run was without fp16 so far
+            scaler.load_state_dict(state["scaler"])
+        if len(state["random"]) == distributed.world_size():
+            _set_random_state(state["random"][distributed.rank()])
+        else:
+            logger.warning("%s was written by %d ranks; random draws of the model differ", path, len(state["random"]))
+    except Exception as error:
+        raise UserError(f"{path} has the state of another model, optimiser or freeze_at: {reason(error)}") from error
+    step, best = state["step"], state["best"]
     logger.info("resumed from %s after step %d", path, step)
     return step, best
 

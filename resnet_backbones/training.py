@@ -50,6 +50,8 @@ def fit(
     last, start, best = output_dir / "last.pt", 0, -math.inf
     if resume and last.exists():
         start, best = restore(last, model, optimizer, scaler)
+    elif resume:
+        logger.warning("there is no %s to resume from; starting at step 0", last)
     model.train()
     parallel = distributed.wrap(model, device)
     batches = iter(build_loader(start=start))

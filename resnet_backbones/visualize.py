@@ -6,8 +6,8 @@ import numpy as np
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from .data import Annotations
-from .data.coco import decode_mask
 from .data.images import read_image
+from .data.masks import decode_mask
 
 PALETTE = ["#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#f032e6", "#9a6324", "#808000"]
 SHORT_SIDE = 480  # pixels of a drawn panel, so that text is legible on small images

@@ -96,6 +96,8 @@ def test_images_without_objects_are_kept_by_choice(tmp_path):
         ([100, 8, 20, 20], "outside the image"),
         ([float("nan"), 8, 20, 20], "not finite"),
         ([10, 8, float("inf"), 20], "not finite"),
+        ([10, 8, 1e300, 20], "not finite"),
+        ([10, 8, 10**400, 20], "not finite"),
     ],
 )
 def test_unusable_boxes_are_skipped_and_counted(tmp_path, caplog, bbox, reason):
@@ -163,7 +165,7 @@ def test_corrupt_json_is_named(tmp_path, text):
     ("segmentation", "message"),
     [
         ({"size": [40, 47], "counts": [1880]}, "size .40, 47., the image of .40, 48."),
-        ({"size": [40, 48], "counts": [7]}, "counts sum to 7, not to 40 x 48"),
+        ({"size": [40, 48], "counts": [7]}, "counts do not sum to 40 x 48"),
         ({"size": [40, 48], "counts": ""}, "has no counts"),
         ({"size": [40, 48], "counts": "zzzz"}, "holds 'z'"),
         ({"size": [40, 48], "counts": "P"}, "is cut short"),
@@ -178,10 +180,21 @@ def test_masks_that_do_not_fit_are_named(tmp_path, segmentation, message):
         coco(tmp_path, masks=True)[0]
 
 
+def test_objects_without_a_polygon_are_counted_and_left_out_of_masks(tmp_path, caplog):
+    content = write_coco(tmp_path)
+    for k, outline in enumerate(([], [[1, 2, 3, 4]], [[10, 8, 30, 8, 30, float("nan")]])):
+        content["annotations"][2 * k]["segmentation"] = outline
+    save_coco(tmp_path, content)
+    with caplog.at_level("WARNING", "resnet_backbones"):
+        dataset = coco(tmp_path, masks=True)
+    assert "own: 3 objects have a segmentation without a polygon; masks skip them (first annotation 1)" in caplog.text
+    assert [len(dataset[k][1]["masks"]) for k in range(4)] == [0, 0, 0, 1]
+
+
 def test_compressed_counts_are_read_as_pycocotools_reads_them():
     from pycocotools import mask as rle
 
-    from resnet_backbones.data.coco import rle_counts
+    from resnet_backbones.data.masks import rle_counts
 
     rng = np.random.default_rng(0)
     for side in (1, 7, 60, 300):
@@ -240,6 +253,11 @@ def test_bad_voc_files_are_named(tmp_path):
     xml.write_text(good.replace("<xmin>1<", "<xmin>left<"))
     with pytest.raises(UserError, match=r"a\.xml: an object's xmin is 'left', not a number"):
         read_voc(tmp_path)
+    xml.write_text(good.replace("<name>dog</name>", ""))
+    with pytest.raises(UserError, match=r"a\.xml: an object has no name"):
+        read_voc(tmp_path)
+    with pytest.raises(UserError, match="own: classes lists a name twice: dog, dog"):
+        read_voc(tmp_path, classes=["dog", "dog"])
     xml.write_text(good[:60])
     with pytest.raises(UserError, match=r"a\.xml is not valid XML"):
         read_voc(tmp_path)
@@ -272,6 +290,9 @@ def test_a_missing_data_set_says_where_it_is_looked_for(tmp_path, monkeypatch):
     for name, place in [("coco_2017_train", "coco/train2017"), ("voc_2007_test", "VOC2007")]:
         with pytest.raises(UserError, match=f"{name} is not there: {tmp_path}/{place} does not.*datasets/README.md"):
             load_annotations(name)
+    own = {"own": {"format": "voc", "root": str(tmp_path / "gone"), "split": "train"}}
+    with pytest.raises(UserError, match=r"gone does not exist; correct datasets\.own in the config"):
+        load_annotations("own", own)
 
 
 def test_unknown_names_and_keys_list_what_exists():

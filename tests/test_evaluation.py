@@ -139,6 +139,28 @@ def test_the_tool_names_bad_files(tmp_path, tool):
         assert err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    "outline",
+    [
+        {"size": [40, 48], "counts": "PPPP"},
+        {"size": [40, 48], "counts": [10]},
+        {"size": [2**40, 2**40], "counts": "PY1"},
+        {"counts": "PY1"},
+        [[1e308, 0, 4, 4, 9, 9]],
+        [["a"] * 6],
+    ],
+)
+@pytest.mark.parametrize("side", ["ground truth", "prediction"])
+def test_outlines_that_lie_are_named_before_pycocotools_reads_them(tmp_path, outline, side):
+    truth = write_coco(tmp_path)
+    whole = {"size": [40, 48], "counts": [0, 40 * 48]}
+    if side == "ground truth":
+        truth["annotations"][0]["segmentation"] = outline
+    found = [{"image_id": 100, "category_id": 7, "score": 0.5, "segmentation": whole if side[0] == "g" else outline}]
+    with pytest.raises(UserError, match=f"(?i){side}.*'segmentation'"):
+        coco_metrics(truth, found, "segm")
+
+
 def voc_object(image, box, difficult=0, **extra) -> dict:
     return {
         "id": hash((image, *box)),

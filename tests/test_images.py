@@ -1,5 +1,7 @@
 """Every kind of image file that real data holds."""
 
+import os
+
 import numpy as np
 import pytest
 from conftest import draw
@@ -57,7 +59,8 @@ def test_broken_files_are_named(tmp_path):
     (tmp_path / "cut.jpg").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "text.jpg").write_text("no image")
     (tmp_path / "empty.png").write_bytes(b"")
-    for name in ("cut.jpg", "text.jpg", "empty.png", "gone.jpg"):
+    os.mkfifo(tmp_path / "pipe.png")
+    for name in ("cut.jpg", "text.jpg", "empty.png", "gone.jpg", "pipe.png"):
         with pytest.raises(UserError, match=f"Image .*{name} (cannot be|does not exist)"):
             read_image(tmp_path / name)
 

@@ -122,6 +122,30 @@ def test_resume_of_a_finished_run_only_scores(train, tmp_path):
     assert equal(weights(tmp_path / "out/last.pt"), before)
 
 
+def test_resume_without_a_checkpoint_says_that_it_starts_afresh(train, tmp_path):
+    status, out, _ = train("--resume")
+    assert status == 0
+    assert f"there is no {tmp_path}/out/last.pt to resume from; starting at step 0" in out
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"step": "x"}, "is no checkpoint to resume from: it lacks step"),
+        ({"random": None, "optimizer": 3}, "is no checkpoint to resume from: it lacks optimizer, random"),
+        ({"random": [{"cpu": 3}]}, "has the state of another model, optimiser or freeze_at"),
+        ({"optimizer": {"state": {}}}, "has the state of another model, optimiser or freeze_at"),
+    ],
+)
+def test_a_damaged_checkpoint_is_named(train, tmp_path, change, message):
+    train("solver.max_iter=1", "solver.steps=[]")
+    last = tmp_path / "out" / "last.pt"
+    torch.save(torch.load(last, weights_only=True) | change, last)
+    status, _, err = train("--resume")
+    assert status == 2
+    assert f"error: {last} {message}" in err
+
+
 def test_accumulated_parts_give_the_whole_batchs_gradient(train, tmp_path):
     for parts in (1, 2):
         # Frozen norms: batch statistics would differ. No random draws of proposals: all of them are taken.

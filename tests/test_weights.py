@@ -82,6 +82,7 @@ def test_torchvision_weights_resolve_through_its_own_api(tmp_path, monkeypatch, 
             "Unknown weights of resnet50 'V3'.*Available: DEFAULT, IMAGENET1K_V1, IMAGENET1K_V2",
         ),
         ("nowhere.pth", "weights file nowhere.pth does not exist"),
+        (".", "weights file . is no file but a folder"),
     ],
 )
 def test_sources_that_do_not_exist(source, message):

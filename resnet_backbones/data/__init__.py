@@ -85,8 +85,10 @@ def load_annotations(name: str, own: Mapping[str, Mapping[str, Any]] | None = No
     if kind != "shapes":
         for path in (row["root"], row.get("annotations", row["root"])):
             if "://" not in path and not Path(path).exists():
-                raise UserError(
-                    f"Data set {name} is not there: {Path(path).absolute()} does not exist. datasets/README.md says "
-                    "how to get it; $RESNET_BACKBONES_DATASETS names another folder."
+                remedy = (
+                    f"correct {where} in the config"
+                    if name in own
+                    else "datasets/README.md says how to get it; $RESNET_BACKBONES_DATASETS names another folder"
                 )
+                raise UserError(f"Data set {name} is not there: {Path(path).absolute()} does not exist; {remedy}.")
     return FORMATS[kind](name, **row)

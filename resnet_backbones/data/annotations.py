@@ -1,12 +1,12 @@
 """A detection data set in memory, whatever its file format: COCO's records, checked."""
 
 import logging
-import math
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import UserError
+from .masks import is_coordinate
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ def drop_unusable_boxes(data: Annotations) -> None:
     for image_id, objects in data.objects.items():
         image = sizes[image_id]
         for o in objects:
-            if all(map(math.isfinite, o["bbox"])):
+            if all(map(is_coordinate, o["bbox"])):
                 if trainable_box(o["bbox"], image["width"], image["height"]):
                     continue
                 reason = "of no area" if min(o["bbox"][2:]) <= 0 else "outside the image"
@@ -78,7 +78,7 @@ def drop_unusable_boxes(data: Annotations) -> None:
                 reason = "that are not finite"
             skipped[reason] += 1
             first.setdefault(reason, image["file_name"])
-        data.objects[image_id] = [o for o in objects if all(map(math.isfinite, o["bbox"]))]
+        data.objects[image_id] = [o for o in objects if all(map(is_coordinate, o["bbox"]))]
     for reason, count in skipped.items():
         logger.warning("%s: skipped %d boxes %s (first in %s)", data.name, count, reason, first[reason])
 

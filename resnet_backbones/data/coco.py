@@ -1,14 +1,15 @@
 """COCO's annotation files: boxes, polygons, RLE, iscrowd and category ids of any numbering."""
 
 import json
+import logging
 from pathlib import Path
-
-import numpy as np
-from pycocotools import mask as rle
 
 from ..errors import UserError
 from ..paths import local_file
 from .annotations import Annotations, check_images_exist, drop_unusable_boxes
+from .masks import has_outline
+
+logger = logging.getLogger(__name__)
 
 
 def load_coco(name: str, root: Path, annotations: str) -> Annotations:
@@ -43,6 +44,12 @@ def load_coco(name: str, root: Path, annotations: str) -> Annotations:
     data = Annotations(name, "coco", Path(root), categories, images, objects)
     check_images_exist(data)
     drop_unusable_boxes(data)
+    shapeless = [o["id"] for os in objects.values() for o in os if "segmentation" in o and not has_outline(o)]
+    if shapeless:
+        logger.warning(
+            "%s: %d objects have a segmentation without a polygon; masks skip them (first annotation %s)",
+            *(name, len(shapeless), shapeless[0]),
+        )
     return data
 
 
@@ -54,67 +61,6 @@ def read_json(path: str) -> object:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{path} is not valid JSON: {error}") from error
-
-
-def decode_mask(o: dict, height: int, width: int) -> np.ndarray | None:
-    """The mask (height, width), uint8, of an annotation's polygons or RLE; None where it has none or an empty one.
-
-    Raises `ValueError` where the segmentation does not fit the image.
-    """
-    segmentation = o.get("segmentation")
-    if isinstance(segmentation, dict):
-        if list(segmentation.get("size", [])) != [height, width]:
-            raise ValueError(f"its RLE is of size {segmentation.get('size')}, the image of {[height, width]}")
-        counts = segmentation.get("counts")
-        if not counts:
-            raise ValueError("its RLE has no counts")
-        if isinstance(counts, (list, str)):
-            counts = rle_counts(counts) if isinstance(counts, str) else counts
-            if sum(counts) != height * width or min(counts, default=0) < 0:
-                raise ValueError(f"its RLE counts sum to {sum(counts)}, not to {height} x {width}")
-            segmentation = rle.frPyObjects({"size": [height, width], "counts": counts}, height, width)
-        mask = rle.decode(segmentation)
-    else:
-        # Fewer than three corners enclose nothing, and pycocotools would take four numbers for a box.
-        polygons = [p for p in segmentation or [] if _is_polygon(p)]
-        if not polygons:
-            return None
-        mask = rle.decode(rle.merge(rle.frPyObjects(polygons, height, width)))
-    return mask if mask.any() else None
-
-
-def has_outline(o: dict) -> bool:
-    """Whether an annotation has a segmentation that encloses anything: an RLE, or a polygon of three corners."""
-    segmentation = o.get("segmentation")
-    return isinstance(segmentation, dict) or any(_is_polygon(p) for p in segmentation or [])
-
-
-def _is_polygon(points: list) -> bool:
-    return isinstance(points, list) and len(points) >= 6 and len(points) % 2 == 0
-
-
-def rle_counts(text: str) -> list[int]:
-    """The run lengths of COCO's compressed RLE; pycocotools itself reads past the end of a string cut short.
-
-    Each number is written in 5-bit groups, lowest first, as characters from "0" on whose sixth bit says that more
-    follow; from the third on it is the difference to the number two before. Raises `ValueError` for anything else.
-    """
-    counts: list[int] = []
-    value = shift = 0
-    for character in text:
-        group = ord(character) - 48
-        if not 0 <= group < 64 or shift > 60:
-            raise ValueError(f"its RLE holds {character!r}")
-        value |= (group & 31) << shift
-        shift += 5
-        if not group & 32:
-            if group & 16:
-                value -= 1 << shift
-            counts.append(value + (counts[-2] if len(counts) > 2 else 0))
-            value = shift = 0
-    if shift:
-        raise ValueError("its RLE is cut short")
-    return counts
 
 
 def _checked_image(image: dict, source: str) -> dict:

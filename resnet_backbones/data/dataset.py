@@ -10,8 +10,8 @@ from torchvision import tv_tensors
 
 from ..errors import UserError
 from .annotations import Annotations, trainable_box
-from .coco import decode_mask
 from .images import read_image
+from .masks import decode_mask
 from .transforms import build_transforms
 
 

@@ -42,10 +42,10 @@ def image_size(path: Path) -> tuple[int, int]:
 
 
 def _opened(path: Path) -> Image.Image:
+    if not path.is_file():  # opening a pipe would wait for ever
+        raise UserError(f"Image {path} does not exist.")
     try:
         return Image.open(path)
-    except FileNotFoundError as error:
-        raise UserError(f"Image {path} does not exist.") from error
     except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise UserError(f"Image {path} cannot be read as an image: {error}.") from error
 

@@ -52,6 +52,8 @@ def load_voc(name: str, root: Path, split: str, classes: Sequence[str] | None = 
         raise UserError(f"{listing}: image {min(repeated)} is listed twice; ids must be unique.")
     if classes is None:
         classes = _all_classes(root)
+    if len(set(classes)) < len(classes):
+        raise UserError(f"Data set {name}: classes lists a name twice: {', '.join(classes)}.")
 
     data = Annotations(name, "voc", root, [{"id": k, "name": c} for k, c in enumerate(classes, 1)], [])
     object_id = 0
@@ -64,7 +66,7 @@ def load_voc(name: str, root: Path, split: str, classes: Sequence[str] | None = 
         data.objects[image_id] = []
         for element in tree.iter("object"):
             object_id += 1
-            class_name = (element.findtext("name") or "").strip()
+            class_name = _class_name(element, xml)
             if class_name not in classes:
                 raise UserError(f"{xml}: " + unknown("class", class_name, classes))
             x, y, w, h = _box(element, xml)
@@ -84,8 +86,15 @@ def load_voc(name: str, root: Path, split: str, classes: Sequence[str] | None = 
 
 
 def _all_classes(root: Path) -> list[str]:
-    trees = map(_parse, sorted((root / "Annotations").glob("*.xml")))
-    return sorted({(o.findtext("name") or "").strip() for tree in trees for o in tree.iter("object")})
+    files = sorted((root / "Annotations").glob("*.xml"))
+    return sorted({_class_name(element, xml) for xml in files for element in _parse(xml).iter("object")})
+
+
+def _class_name(element: ElementTree.Element, xml: Path) -> str:
+    name = (element.findtext("name") or "").strip()
+    if not name:
+        raise UserError(f"{xml}: an object has no name.")
+    return name
 
 
 def _parse(xml: Path) -> ElementTree.Element:

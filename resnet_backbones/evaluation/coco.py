@@ -8,6 +8,7 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from ..data.masks import check_rle, is_coordinate
 from ..errors import UserError, reason, unknown
 
 FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
@@ -69,10 +70,20 @@ def check_ground_truth(ground_truth: dict, iou_type: str) -> None:
 
 def _usable(key: str, value: object) -> bool:
     if key == "bbox":
-        return isinstance(value, list) and len(value) == 4 and all(isinstance(v, (int, float)) for v in value)
+        return isinstance(value, list) and len(value) == 4 and all(map(is_coordinate, value))
     if key == "segmentation":
-        return isinstance(value, (dict, list)) and len(value) > 0
+        return _is_outline(value)
     return isinstance(value, str) if key == "name" else isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def _is_outline(value: object) -> bool:
+    if isinstance(value, list):
+        return len(value) > 0 and all(isinstance(p, list) and len(p) >= 4 and all(map(is_coordinate, p)) for p in value)
+    try:
+        check_rle(value if isinstance(value, dict) else {})
+    except ValueError:
+        return False
+    return True
 
 
 def check_predictions(ground_truth: dict, predictions: list[dict], iou_type: str) -> None:

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from .. import distributed
 from ..data import Annotations
-from ..data.coco import has_outline
+from ..data.masks import has_outline
 from .coco import coco_metrics, coco_results
 from .voc import voc_metrics
 

@@ -45,12 +45,12 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 def _read_torch(path: Path) -> dict:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+    except (pickle.UnpicklingError, KeyError) as error:  # KeyError: text taken for pickle's op codes
         raise UserError(
             f"The weights file {path} is not a torch checkpoint, or asks to run code, which is refused; "
             "save it as a plain state_dict."
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except (RuntimeError, EOFError, OSError, ValueError) as error:
         raise UserError(f"The weights file {path} is damaged: {reason(error)}") from error
 
 

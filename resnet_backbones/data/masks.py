@@ -1,0 +1,83 @@
+"""COCO's segmentations, polygons and RLE, checked before pycocotools sees them: it trusts what it is given."""
+
+import numpy as np
+from pycocotools import mask as rle
+
+LARGEST = 1e9  # pixels; what lies beyond is no coordinate
+
+
+def decode_mask(o: dict, height: int, width: int) -> np.ndarray | None:
+    """The mask (height, width), uint8, of an annotation's polygons or RLE; None where it has none or an empty one.
+
+    Raises `ValueError` where the segmentation does not fit the image.
+    """
+    segmentation = o.get("segmentation")
+    if isinstance(segmentation, dict):
+        check_rle(segmentation)
+        if list(segmentation["size"]) != [height, width]:
+            raise ValueError(f"its RLE is of size {segmentation['size']}, the image of {[height, width]}")
+        if isinstance(segmentation["counts"], list):
+            segmentation = rle.frPyObjects(segmentation, height, width)
+        mask = rle.decode(segmentation)
+    else:
+        polygons = [p for p in segmentation or [] if is_polygon(p)]
+        if not polygons:
+            return None
+        mask = rle.decode(rle.merge(rle.frPyObjects(polygons, height, width)))
+    return mask if mask.any() else None
+
+
+def has_outline(o: dict) -> bool:
+    """Whether an annotation has a segmentation that encloses anything: an RLE, or a polygon of three corners."""
+    segmentation = o.get("segmentation")
+    return isinstance(segmentation, dict) or any(is_polygon(p) for p in segmentation or [])
+
+
+def is_polygon(points: object) -> bool:
+    """Whether it is x, y, x, y … of three corners or more; pycocotools would take four numbers for a box."""
+    return (
+        isinstance(points, list) and len(points) >= 6 and len(points) % 2 == 0 and all(is_coordinate(v) for v in points)
+    )
+
+
+def is_coordinate(value: object) -> bool:
+    """Whether it is a number that a coordinate can have: not NaN, not infinite, not absurd."""
+    return isinstance(value, (int, float)) and abs(value) < LARGEST
+
+
+def check_rle(segmentation: dict) -> None:
+    """Raise `ValueError` unless the runs of an RLE, a list or a compressed string, fill its size exactly."""
+    size, counts = segmentation.get("size"), segmentation.get("counts")
+    if not isinstance(size, (list, tuple)) or len(size) != 2 or not all(isinstance(v, int) and v > 0 for v in size):
+        raise ValueError(f"its RLE has size {size}, not [height, width]")
+    if isinstance(counts, bytes):
+        counts = counts.decode("latin-1")
+    if not counts or not isinstance(counts, (list, str)):
+        raise ValueError("its RLE has no counts")
+    counts = rle_counts(counts) if isinstance(counts, str) else counts
+    if not all(isinstance(v, int) and v >= 0 for v in counts) or sum(counts) != size[0] * size[1]:
+        raise ValueError(f"its RLE counts do not sum to {size[0]} x {size[1]}")
+
+
+def rle_counts(text: str) -> list[int]:
+    """The run lengths of COCO's compressed RLE; pycocotools itself reads past the end of a string cut short.
+
+    Each number is written in 5-bit groups, lowest first, as characters from "0" on whose sixth bit says that more
+    follow; from the third on it is the difference to the number two before. Raises `ValueError` for anything else.
+    """
+    counts: list[int] = []
+    value = shift = 0
+    for character in text:
+        group = ord(character) - 48
+        if not 0 <= group < 64 or shift > 60:
+            raise ValueError(f"its RLE holds {character!r}")
+        value |= (group & 31) << shift
+        shift += 5
+        if not group & 32:
+            if group & 16:
+                value -= 1 << shift
+            counts.append(value + (counts[-2] if len(counts) > 2 else 0))
+            value = shift = 0
+    if shift:
+        raise ValueError("its RLE is cut short")
+    return counts
