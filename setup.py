@@ -14,6 +14,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["resnet_backbones", "resnet_backbones.*"]),
+    package_data={"resnet_backbones": ["truths.json"]},
     python_requires=">=3.10",
     install_requires=[
         "torch>=2.11",
@@ -28,5 +29,5 @@ setup(
         "tensorboard",
         "tqdm",
     ],
-    extras_require={"dev": ["pytest", "pytest-xdist", "ruff"]},
+    extras_require={"dev": ["pytest", "pytest-xdist", "ruff", "timm"]},
 )

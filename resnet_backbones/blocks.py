@@ -1,21 +1,20 @@
 """Residual blocks: y = relu(shortcut(x) + residual(x)), arXiv 1512.03385 equations (1) and (2).
 
 A block maps (N, in_channels, H, W) to (N, planes * expansion, H / stride, W / stride), sizes rounded up. `planes` is
-the paper's base width of the stage: 64, 128, 256, 512.
+the paper's base width of the stage: 64, 128, 256, 512. `shortcut` is a key of `shortcuts.SHORTCUTS`; `attention`,
+such as `SqueezeExcitation`, is built for the channels of the residual and scales it. `drop_path` is the identity
+unless `options.stochastic_depth` replaces it.
 """
+
+from collections.abc import Callable
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .errors import UserError
 from .layers import conv2d, get_norm
+from .shortcuts import build_shortcut
 
-
-def projection(in_channels: int, out_channels: int, stride: int, norm: str) -> nn.Sequential | None:
-    """Shortcut B of arXiv 1512.03385 §3.3: the identity (None) where shapes agree, else a strided 1x1 convolution."""
-    if stride == 1 and in_channels == out_channels:
-        return None
-    return nn.Sequential(conv2d(in_channels, out_channels, 1, norm, stride=stride), get_norm(norm, out_channels))
+Attention = Callable[[int], nn.Module]
 
 
 class BasicBlock(nn.Module):
@@ -28,31 +27,36 @@ class BasicBlock(nn.Module):
         in_channels: int,
         planes: int,
         stride: int = 1,
-        groups: int = 1,
-        width_per_group: int = 64,
+        *,
         norm: str = "BN",
+        shortcut: str = "B",
+        attention: Attention | None = None,
     ) -> None:
         super().__init__()
-        if groups != 1 or width_per_group != 64:
-            raise UserError("A basic block has no groups or width; use a bottleneck variant such as resnext50_32x4d.")
         self.conv1 = conv2d(in_channels, planes, 3, norm, stride=stride)
         self.bn1 = get_norm(norm, planes)
         self.conv2 = conv2d(planes, planes, 3, norm)
         self.bn2 = get_norm(norm, planes)
-        self.downsample = projection(in_channels, planes, stride, norm)
+        self.se = attention(planes) if attention else nn.Identity()
+        self.drop_path = nn.Identity()
+        self.downsample = build_shortcut(shortcut, in_channels, planes, stride, norm)
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
         x = F.relu_(self.bn1(self.conv1(x)))
         x = self.bn2(self.conv2(x))
-        return F.relu_(x + shortcut)
+        return F.relu_(self.drop_path(self.se(x)) + shortcut)
 
 
 class Bottleneck(nn.Module):
     """residual(x) = bn3(conv3(relu(bn2(conv2(relu(bn1(conv1(x)))))))), 1x1, 3x3, 1x1 (Figure 5, right).
 
-    The 3x3 has `groups` groups (the cardinality of ResNeXt, arXiv 1611.05431) of `width_per_group` channels for each
-    64 planes, and carries the stride as in torchvision and timm ("v1.5").
+    Args:
+        groups, width_per_group: the 3x3 has `groups` groups (the cardinality of ResNeXt, arXiv 1611.05431) of
+            `width_per_group` channels for each 64 planes.
+        reduce_first: the first 1x1 has this many times fewer channels than the 3x3 (2 in SENet-154).
+        stride_in_1x1: the first 1x1 carries the stride, as in the paper and its Caffe models; otherwise the 3x3, as
+            in torchvision and timm ("v1.5").
     """
 
     expansion = 4
@@ -62,24 +66,32 @@ class Bottleneck(nn.Module):
         in_channels: int,
         planes: int,
         stride: int = 1,
+        *,
+        norm: str = "BN",
         groups: int = 1,
         width_per_group: int = 64,
-        norm: str = "BN",
+        reduce_first: int = 1,
+        stride_in_1x1: bool = False,
+        shortcut: str = "B",
+        attention: Attention | None = None,
     ) -> None:
         super().__init__()
         width = planes * width_per_group // 64 * groups
-        out_channels = planes * self.expansion
-        self.conv1 = conv2d(in_channels, width, 1, norm)
-        self.bn1 = get_norm(norm, width)
-        self.conv2 = conv2d(width, width, 3, norm, stride=stride, groups=groups)
+        first_width, out_channels = width // reduce_first, planes * self.expansion
+        stride_1x1, stride_3x3 = (stride, 1) if stride_in_1x1 else (1, stride)
+        self.conv1 = conv2d(in_channels, first_width, 1, norm, stride=stride_1x1)
+        self.bn1 = get_norm(norm, first_width)
+        self.conv2 = conv2d(first_width, width, 3, norm, stride=stride_3x3, groups=groups)
         self.bn2 = get_norm(norm, width)
         self.conv3 = conv2d(width, out_channels, 1, norm)
         self.bn3 = get_norm(norm, out_channels)
-        self.downsample = projection(in_channels, out_channels, stride, norm)
+        self.se = attention(out_channels) if attention else nn.Identity()
+        self.drop_path = nn.Identity()
+        self.downsample = build_shortcut(shortcut, in_channels, out_channels, stride, norm)
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
         x = F.relu_(self.bn1(self.conv1(x)))
         x = F.relu_(self.bn2(self.conv2(x)))
         x = self.bn3(self.conv3(x))
-        return F.relu_(x + shortcut)
+        return F.relu_(self.drop_path(self.se(x)) + shortcut)

@@ -18,7 +18,7 @@ CONFIG_FOLDER = Path(__file__).parent.parent / "configs"
 class BackboneConfig:
     """The arguments of `build_backbone`."""
 
-    name: str = "resnet50_fpn"
+    name: str = "resnet50_fpn"  # a name that `python -m resnet_backbones` lists, or timm:NAME; with _fpn for an FPN
     norm: str = "BN"  # BN, FrozenBN, SyncBN, GN or none
     freeze_at: int = 0  # 0 nothing, 1 stem, 2 stem and res2, … 5 everything
     weights: str | None = None  # a file, an URL or torchvision://NAME/WEIGHTS; null trains from scratch
@@ -26,13 +26,23 @@ class BackboneConfig:
     fpn_channels: int = 256
     fpn_norm: str = "none"
 
+    # Changes to a residual family; null leaves each as the family has it. `build_backbone` explains them.
+    shortcut: str | None = None  # A, B, C, D, B3x3 or none
+    stride_in_1x1: bool | None = None  # the original placement, in the first 1x1 of a bottleneck
+    output_stride: int | None = None  # 8 or 16: res5 (and res4) dilated instead of strided, for heads without FPN
+    deform_on: list[str] | None = None  # stages whose 3x3 is deformable, such as [res3, res4, res5]
+    deform_modulated: bool | None = None  # version 2, with a mask
+    drop_path: float | None = None  # stochastic depth, the last block's probability
+    zero_init_residual: bool | None = None
+    checkpoint_stages: list[str] | None = None  # stages that recompute activations to save memory
+
 
 @dataclass
 class DetectorConfig:
     """`library` and `name` choose the function, the rest are the arguments of `detectors.LIBRARY.NAME`."""
 
     library: str = "torchvision"
-    name: str = "faster_rcnn"  # or mask_rcnn
+    name: str = "faster_rcnn"  # mask_rcnn, retinanet or fcos
 
     # Images: the shorter side is resized to one of min_size, drawn for each image in training and the last one in
     # evaluation, unless the longer side would pass max_size. Mean and std are of RGB in [0, 1].
@@ -55,6 +65,7 @@ class DetectorConfig:
     rpn_positive_fraction: float = 0.5
     rpn_score_thresh: float = 0.0
 
+    box_head: str = "mlp"  # or res5: the backbone's last stage on RoIs of res4 (C4)
     box_pool_size: int = 7
     box_head_width: int = 1024
     box_score_thresh: float = 0.05
@@ -64,6 +75,9 @@ class DetectorConfig:
     box_bg_iou_thresh: float = 0.5
     box_batch_size_per_image: int = 512
     box_positive_fraction: float = 0.25
+
+    topk_candidates: int = 1000  # of retinanet and fcos, per level before NMS
+    center_sampling_radius: float = 1.5  # of fcos, in strides
 
     mask_pool_size: int = 14  # mask_* are mask_rcnn's alone
     mask_head_width: int = 256

@@ -11,7 +11,9 @@ LARGEST = 10**9
 # (smallest, largest) of every number whose key matches; lists are checked element by element.
 RANGES = [
     (1, LARGEST, "backbone.fpn_channels detector.m??_size detector.anchor_sizes detector.rpn_*_top_n_*"),
-    (1, LARGEST, "detector.*_batch_size_per_image detector.box_detections_per_img"),
+    (1, LARGEST, "detector.*_batch_size_per_image detector.box_detections_per_img detector.topk_candidates"),
+    (1e-6, 1e6, "detector.center_sampling_radius"),
+    (0, 1 - 1e-6, "backbone.drop_path"),
     (1, 65536, "detector.*_head_width detector.*_pool_size detector.mask_head_depth"),
     (0, 5, "backbone.freeze_at"),
     (1e-6, 1, "detector.*_fg_iou_thresh"),
@@ -43,7 +45,7 @@ def check_values(config: dict, source: str) -> None:
     for key, names in [
         ("data.train", data["train"]),
         ("data.test", data["test"]),
-        ("backbone.out_features", backbone["out_features"] or []),
+        *((f"backbone.{key}", backbone[key] or []) for key in ("out_features", "deform_on", "checkpoint_stages")),
     ]:
         require(_is_list_of(str, names), key, names, "a list of names")
     require(solver["schedule"] in ("steps", "cosine"), "solver.schedule", solver["schedule"], "steps or cosine")

@@ -6,8 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .errors import UserError
-from .layers import ShapeSpec, conv2d, get_norm
-from .resnet import check_out_features
+from .layers import ShapeSpec, check_out_features, conv2d, get_norm
 
 LATERALS = {"p2": "res2", "p3": "res3", "p4": "res4", "p5": "res5"}
 
@@ -94,6 +93,12 @@ class FPN(nn.Module):
         missing = [f for f in self.in_features if f not in shapes]
         if missing:
             raise UserError(f"FPN levels {', '.join(self.out_features)} need {', '.join(missing)} of the backbone.")
+        for level, feature in LATERALS.items():
+            if feature in self.in_features and shapes[feature].stride != 2 ** int(level[1:]):
+                raise UserError(
+                    f"{level} of an FPN has stride {2 ** int(level[1:])}, but the backbone's {feature} has "
+                    f"{shapes[feature].stride}; output_stride below 32 is for heads without a pyramid."
+                )
 
         channels = [shapes[f].channels for f in self.in_features]
         top = None

@@ -1,10 +1,13 @@
 """The layers every backbone is made of: feature shapes, normalisation, freezing."""
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from .errors import UserError, unknown
 
@@ -106,3 +109,55 @@ def conv2d(in_channels: int, out_channels: int, kernel_size: int, norm: str, **o
 def freeze(module: nn.Module) -> nn.Module:
     """Stop all training of `module`: no gradients, and BN made FrozenBN so that no later `.train()` thaws it."""
     return FrozenBatchNorm2d.convert(module).requires_grad_(False)
+
+
+def freeze_stages(backbone: nn.Module, freeze_at: int) -> None:
+    """Freeze the first `freeze_at` of `backbone.stages`: 0 nothing, 1 the stem, 2 stem and res2, … 5 everything.
+
+    `backbone.stages` maps "stem", "res2" … "res5" to the names of their submodules, from the input on.
+    """
+    if freeze_at not in range(6):
+        raise UserError(f"freeze_at is {freeze_at}; it must be 0 (nothing), 1 (stem), 2 (stem and res2) … 5 (all).")
+    for names in list(backbone.stages.values())[:freeze_at]:
+        for name in names:
+            backbone.set_submodule(name, freeze(backbone.get_submodule(name)))
+
+
+def split_last_stage(backbone: nn.Module) -> nn.Module:
+    """Take the last of `backbone.stages` out of it: the backbone ends a stage earlier, the stage is returned."""
+    feature, names = backbone.stages.popitem()
+    backbone.out_features.remove(feature)
+    modules = []
+    for name in names:
+        parent, _, child = name.rpartition(".")
+        modules.append(backbone.get_submodule(name))
+        delattr(backbone.get_submodule(parent), child)
+    return modules[0] if len(modules) == 1 else nn.Sequential(*modules)
+
+
+def check_out_features(out_features: Sequence[str], valid: Sequence[str]) -> list[str]:
+    """The wanted features in the network's own order. Raises `UserError` for an unknown one or none."""
+    for feature in out_features:
+        if feature not in valid:
+            raise UserError(unknown("feature", feature, valid))
+    if not out_features:
+        raise UserError(f"out_features is empty; choose from {', '.join(valid)}.")
+    return [feature for feature in valid if feature in out_features]
+
+
+def recompute(stage: nn.Module, x: Tensor) -> Tensor:
+    """stage(x) that keeps no activations: they are computed again in the backward pass, BN's statistics only once."""
+    return checkpoint(stage, x, use_reentrant=False, context_fn=lambda: (nullcontext(), _still_statistics(stage)))
+
+
+@contextmanager
+def _still_statistics(stage: nn.Module) -> Iterator[None]:
+    norms = [m for m in stage.modules() if isinstance(m, (nn.BatchNorm2d, nn.SyncBatchNorm))]
+    kept = [(m.momentum, m.num_batches_tracked) for m in norms]
+    for m in norms:
+        m.momentum, m.num_batches_tracked = 0.0, None
+    try:
+        yield
+    finally:
+        for m, (momentum, count) in zip(norms, kept, strict=True):
+            m.momentum, m.num_batches_tracked = momentum, count

@@ -40,6 +40,13 @@ TINY = [
 ]
 
 
+# The smallest net of each family: what costs seconds is run on these, and on every name by `make test-slow`.
+REPRESENTATIVES = [
+    "resnet18", "resnext50_32x4d", "preact_resnet18", "seresnet18", "resnet18d", "plain18", "vgg11_bn", "zfnet",
+    "googlenet", "densenet121", "efficientnet_b0", "convnext_tiny", "regnet_y_400mf", "swin_t",
+]  # fmt: skip
+
+
 @pytest.fixture(autouse=True)
 def _few_threads_and_fixed_seed():
     torch.manual_seed(0)

@@ -16,8 +16,11 @@ def test_every_yaml_loads_and_builds(name):
     config = load_config(name, ["backbone.weights=null", "backbone.norm=BN", "backbone.freeze_at=0"])
     with torch.device("meta"):
         model = build_detector(config, num_classes=3)
-    assert model.roi_heads.box_predictor.cls_score.out_features == 4
-    assert (model.roi_heads.mask_predictor is not None) == (config.detector.name == "mask_rcnn")
+    if config.detector.name in ("retinanet", "fcos"):
+        assert model.head.classification_head.num_classes == 3
+    else:
+        assert model.roi_heads.box_predictor.cls_score.out_features == 4
+        assert (model.roi_heads.mask_predictor is not None) == (config.detector.name == "mask_rcnn")
 
 
 @pytest.mark.parametrize("name", CONFIGS)

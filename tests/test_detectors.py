@@ -1,17 +1,20 @@
+import copy
+
 import pytest
 import torch
 import torchvision
-from conftest import TINY
+from conftest import REPRESENTATIVES, TINY
 from torch import nn
-from torchvision.models.detection import MaskRCNN
+from torchvision.models.detection import FCOS, MaskRCNN, RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 
-from resnet_backbones import build_backbone, list_backbones
+from resnet_backbones import build_backbone
 from resnet_backbones.config import load_config
 from resnet_backbones.detectors import build_detector
-from resnet_backbones.detectors.torchvision import faster_rcnn, mask_rcnn
+from resnet_backbones.detectors.dense import ANCHOR_SIZES
+from resnet_backbones.detectors.torchvision import faster_rcnn, fcos, mask_rcnn, retinanet
 from resnet_backbones.errors import UserError
 
 SETTINGS = {"min_size": [96], "max_size": 160, "box_detections_per_img": 20, "box_score_thresh": 0.0}
@@ -85,12 +88,133 @@ def test_images_of_a_pixel_or_a_line(pair, size):
 
 
 @pytest.mark.parametrize("name", ["faster_rcnn", "mask_rcnn"])
-@pytest.mark.parametrize("backbone", [n for n in list_backbones() if n.endswith("_fpn")])
-def test_every_pyramid_backbone_fits_every_detector(name, backbone):
+def test_the_name_chooses_the_heads(name):
     with torch.device("meta"):
-        config = load_config("quickstart_mask_rcnn", [f"backbone.name={backbone}", f"detector.name={name}"])
-        model = build_detector(config, num_classes=3)
+        model = build_detector(load_config("quickstart_mask_rcnn", [f"detector.name={name}"]), num_classes=3)
     assert model.roi_heads.has_mask() == (name == "mask_rcnn")
+
+
+TINY_HEADS = {
+    "min_size": [64],
+    "max_size": 96,
+    "rpn_pre_nms_top_n_train": 100,
+    "rpn_post_nms_top_n_train": 50,
+    "box_batch_size_per_image": 16,
+    "box_detections_per_img": 5,
+    "box_score_thresh": 0.0,
+}
+ONE_MAP = {"anchor_sizes": [[8, 16, 32]]}
+
+
+def train_and_detect(model: nn.Module) -> tuple[dict, list[dict]]:
+    """Two training steps on two images, with gradients for all that can have them; then detections in one image."""
+    images = [torch.rand(3, 64, 80), torch.rand(3, 90, 64)]
+    targets = []
+    for image in images:
+        masks = torch.zeros(2, *image.shape[1:], dtype=torch.uint8)
+        masks[0, 10:40, 5:35], masks[1, 30:60, 20:50] = 1, 1
+        boxes = torch.tensor([[5.0, 10, 35, 40], [20, 30, 50, 60]])
+        targets.append({"boxes": boxes, "labels": torch.tensor([1, 3]), "masks": masks})
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-4)
+    for _ in range(2):
+        losses = model.train()(images, targets)
+        optimizer.zero_grad()
+        sum(losses.values()).backward()
+        assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+        optimizer.step()
+    assert all(torch.isfinite(loss) for loss in losses.values())
+    with torch.no_grad():
+        return losses, model.eval()([images[0]])
+
+
+@pytest.mark.parametrize("name", REPRESENTATIVES)
+def test_every_family_trains_and_detects(name):
+    backbone = build_backbone(f"{name}_fpn", fpn_channels=32)
+    _, detections = train_and_detect(faster_rcnn(backbone, 3, box_head_width=32, **TINY_HEADS))
+    assert detections[0]["boxes"].shape == (5, 4)
+    assert detections[0]["labels"].isin(torch.tensor([1, 2, 3])).all()
+
+
+@pytest.mark.parametrize("name", ["resnet18", "preact_resnet18", "seresnet18", "regnet_y_400mf", "convnext_tiny"])
+def test_c4_trains_and_detects_with_the_last_stage_as_box_head(name):
+    whole = build_backbone(name, out_features=["res4", "res5"])
+    channels, stage_parameters = whole.output_shape()["res5"].channels, sum(p.numel() for p in whole.parameters())
+    model = mask_rcnn(whole, 3, box_head="res5", box_pool_size=14, mask_head_width=16, **TINY_HEADS, **ONE_MAP)
+    assert list(model.backbone.output_shape()) == ["res4"]
+    assert model.roi_heads.box_predictor.cls_score.in_features == channels
+    moved = sum(p.numel() for p in model.roi_heads.box_head.parameters())
+    assert moved > 0
+    assert moved + sum(p.numel() for p in model.backbone.parameters()) == stage_parameters
+    losses, detections = train_and_detect(model)
+    assert "loss_mask" in losses
+    assert detections[0]["masks"].shape == (5, 1, 64, 80)
+
+
+def test_c4_box_features_are_torchvisions_layer4():
+    theirs = torchvision.models.resnet50().eval()
+    backbone = build_backbone("resnet50", out_features=["res4", "res5"])
+    backbone.load_state_dict({k: v for k, v in theirs.state_dict().items() if not k.startswith("fc.")})
+    model = faster_rcnn(backbone, 3, box_head="res5", box_pool_size=14, **TINY_HEADS, **ONE_MAP).eval()
+    pooled = torch.randn(2, 1024, 14, 14)
+    with torch.no_grad():
+        torch.testing.assert_close(model.roi_heads.box_head(pooled), theirs.layer4(pooled).mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("resnet18", {"out_features": ["res5"], "output_stride": 16}),
+        ("preact_resnet18", {"out_features": ["res5"], "output_stride": 16, "deform_on": ["res5"]}),
+        ("vgg11", {"out_features": ["res4"]}),
+    ],
+)
+def test_heads_on_a_single_map_train_and_detect(name, options):
+    backbone = build_backbone(name, **options)
+    model = mask_rcnn(backbone, 3, box_head_width=32, mask_head_width=16, mask_head_depth=1, **TINY_HEADS, **ONE_MAP)
+    _, detections = train_and_detect(model)
+    assert detections[0]["boxes"].shape == (5, 4)
+    assert detections[0]["masks"].shape == (5, 1, 64, 80)
+
+
+def one_stage_pair(kind: str) -> tuple[nn.Module, nn.Module]:
+    """Ours with three classes, and torchvision's own, which counts from 0, with the same weights."""
+    levels = ["p3", "p4", "p5", "p6", "p7"]
+    ours = build_backbone("resnet18_fpn", fpn_channels=32, out_features=levels)
+    make, theirs = (retinanet, RetinaNet) if kind == "retinanet" else (fcos, FCOS)
+    model = make(ours, 3, min_size=[96], max_size=160, box_score_thresh=0.0, box_nms_thresh=0.6)
+    anchors = {"anchor_generator": AnchorGenerator(ANCHOR_SIZES, ((0.5, 1.0, 2.0),) * 5)} if kind == "retinanet" else {}
+    settings = {"min_size": 96, "max_size": 160, "score_thresh": 0.0, "nms_thresh": 0.6, "detections_per_img": 100}
+    reference = theirs(copy.deepcopy(ours), 3, **settings, **anchors)
+    reference.load_state_dict(model.state_dict())
+    return model, reference
+
+
+@pytest.mark.parametrize("kind", ["retinanet", "fcos"])
+def test_one_stage_detectors_are_torchvisions_with_labels_from_one(kind):
+    ours, theirs = one_stage_pair(kind)
+    images = [torch.rand(3, 90, 140), torch.rand(3, 120, 77)]
+    boxes = torch.tensor([[5.0, 10, 60, 70], [20, 30, 70, 80]])
+    losses = ours(images, [{"boxes": boxes, "labels": torch.tensor([1, 3])}] * 2)
+    expected = theirs(images, [{"boxes": boxes, "labels": torch.tensor([0, 2])}] * 2)
+    assert losses.keys() == expected.keys()
+    for name, loss in expected.items():
+        torch.testing.assert_close(losses[name], loss)
+    with torch.no_grad():
+        for mine, reference in zip(ours.eval()(images), theirs.eval()(images), strict=True):
+            assert len(reference["boxes"]) > 0
+            assert torch.equal(mine["labels"], reference["labels"] + 1)
+            torch.testing.assert_close(mine["boxes"], reference["boxes"])
+            torch.testing.assert_close(mine["scores"], reference["scores"])
+
+
+@pytest.mark.parametrize("kind", ["retinanet", "fcos"])
+def test_one_stage_detectors_take_bytes_and_images_without_objects(kind):
+    model, _ = one_stage_pair(kind)
+    empty = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
+    image = torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8)
+    assert all(torch.isfinite(loss) for loss in model.train()([image], [empty]).values())
+    with pytest.raises(UserError, match="One-stage detectors need p3 … p7 and the backbone gives p2"):
+        (retinanet if kind == "retinanet" else fcos)(build_backbone("resnet18_fpn", fpn_channels=32), 3)
 
 
 def test_an_image_without_objects_trains(pair):
@@ -138,6 +262,13 @@ def test_settings_reach_their_places():
             "detector.anchor_sizes=[[8]]",
             "anchor_sizes has 1 levels, but the backbone gives 5: p2, p3, p4, p5, p6",
         ),
+        ("detector.box_head=res6", "Unknown detector.box_head 'res6'. Did you mean res5"),
+        (
+            "detector.box_head=res5",
+            r"box_head=res5 needs a backbone with out_features=\[res4, res5\], this one gives p2",
+        ),
+        ("backbone.shortcut=E", "Unknown shortcut 'E'"),
+        ("backbone.stride_in_1x1=true", "Unknown option of resnet18_fpn 'stride_in_1x1'"),
         ("detector.anchor_sizes=[[8],[8],[8],[8],[8,9]]", "equally many sizes on every level"),
         ("backbone.weights=x.pth", "weights file x.pth does not exist"),
         ("weights=y.pt", "weights file y.pt does not exist"),

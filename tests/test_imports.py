@@ -14,17 +14,23 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 # A room may import only rooms of lower rank, or its own.
 RANK = {
     "errors": 0, "config_rules": 1, "config": 1, "registry": 1, "distributed": 1, "paths": 1, "report": 1,
-    "layers": 2, "stems": 3, "blocks": 3, "resnet": 4, "extractors": 4, "fpn": 5, "weights": 6, "backbones": 7,
-    "classifier": 8, "detectors": 8,
+    "layers": 2, "stems": 3, "shortcuts": 3, "attention": 3, "deform": 3, "blocks": 4, "resnet": 5, "extractors": 5,
+    "fpn": 5, "preact": 6, "options": 7, "weights": 8, "backbones": 9, "classifier": 10, "detectors": 10,
+    "analysis": 11, "truths": 12, "__main__": 13,
 }  # fmt: skip
 APART = {"data", "evaluation", "training", "solver", "journal", "checkpoint", "testing", "visualize"}
 NETWORKS = {
     "layers",
     "stems",
+    "shortcuts",
+    "attention",
+    "deform",
     "blocks",
     "resnet",
     "extractors",
     "fpn",
+    "preact",
+    "options",
     "backbones",
     "classifier",
     "detectors",

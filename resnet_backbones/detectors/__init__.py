@@ -1,6 +1,7 @@
 """Detectors over our backbones. The head library is chosen by name and imported only when it is used."""
 
 import importlib
+import inspect
 import warnings
 
 from omegaconf import DictConfig, OmegaConf
@@ -11,7 +12,13 @@ from ..errors import UserError, unknown
 from ..weights import load_state_dict, read_state_dict
 
 LIBRARIES = ("torchvision",)
-DETECTORS = ("faster_rcnn", "mask_rcnn")
+# Each detector's function, and those it hands settings on to.
+DETECTORS = {
+    "faster_rcnn": ["faster_rcnn"],
+    "mask_rcnn": ["mask_rcnn", "faster_rcnn"],
+    "retinanet": ["retinanet"],
+    "fcos": ["fcos"],
+}
 
 
 def build_detector(config: DictConfig, num_classes: int) -> nn.Module:
@@ -26,21 +33,22 @@ def build_detector(config: DictConfig, num_classes: int) -> nn.Module:
         raise UserError(unknown("detector.library", library, LIBRARIES))
     if name not in DETECTORS:
         raise UserError(unknown("detector.name", name, DETECTORS))
-    if name != "mask_rcnn":
-        settings = {key: value for key, value in settings.items() if not key.startswith("mask_")}
+    heads = importlib.import_module(f"{__name__}.{library}")
+    takers = [getattr(heads, taker) for taker in DETECTORS[name]]
+    known = {parameter for taker in takers for parameter in inspect.signature(taker).parameters}
+    settings = {key: value for key, value in settings.items() if key in known}
 
-    backbone_settings = {k: v for k, v in OmegaConf.to_container(config.backbone).items() if k != "out_features"}
-    if config.backbone.out_features is not None:
-        backbone_settings["out_features"] = list(config.backbone.out_features)
+    backbone_settings = {k: v for k, v in OmegaConf.to_container(config.backbone).items() if v is not None}
     if not config.backbone.name.endswith("_fpn"):
         backbone_settings = {k: v for k, v in backbone_settings.items() if not k.startswith("fpn_")}
+        if settings.get("box_head") == "res5":
+            backbone_settings.setdefault("out_features", ["res4", "res5"])
     with warnings.catch_warnings():
         if config.weights is not None:
-            backbone_settings["weights"] = None
+            backbone_settings.pop("weights", None)
             warnings.simplefilter("ignore", RandomFrozenWarning)
         backbone = build_backbone(**backbone_settings)
 
-    heads = importlib.import_module(f"{__name__}.{library}")
     model = getattr(heads, name)(backbone, num_classes, **settings)
     if config.weights is not None:
         load_state_dict(model, read_state_dict(config.weights), config.weights)

@@ -9,7 +9,6 @@ native size.
 
 from collections.abc import Sequence
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
@@ -17,29 +16,27 @@ from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
-from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
 from torchvision.ops import MultiScaleRoIAlign
 
-from ..errors import UserError
+from ..errors import UserError, unknown
+from ..layers import split_last_stage
+from .dense import fcos, retinanet
+from .transform import ImageTransform
+
+__all__ = ["faster_rcnn", "fcos", "mask_rcnn", "retinanet"]
+
+BOX_HEADS = ("mlp", "res5")
 
 
-class ImageTransform(GeneralizedRCNNTransform):
-    """torchvision's resizing and normalisation, for uint8 images too and never below one pixel."""
+class StageHead(nn.Module):
+    """The backbone's last stage on every pooled RoI, averaged over its positions (arXiv 1512.03385, appendix A)."""
 
-    def normalize(self, image: Tensor) -> Tensor:
-        return super().normalize(image if image.is_floating_point() else image / 255)
+    def __init__(self, stage: nn.Module) -> None:
+        super().__init__()
+        self.stage = stage
 
-    def resize(self, image: Tensor, target: dict | None = None) -> tuple[Tensor, dict | None]:
-        height, width = image.shape[-2:]
-        min_size = self.torch_choice(self.min_size) if self.training else self.min_size[-1]
-        scale = min(min_size / min(height, width), self.max_size / max(height, width))
-        size = (max(1, int(height * scale)), max(1, int(width * scale)))
-        image = F.interpolate(image[None], size=size, mode="bilinear", align_corners=False)[0]
-        if target is not None:
-            target["boxes"] = resize_boxes(target["boxes"], (height, width), size)
-            if "masks" in target:
-                target["masks"] = F.interpolate(target["masks"][:, None], size=size, mode="nearest")[:, 0]
-        return image, target
+    def forward(self, pooled: Tensor) -> Tensor:
+        return self.stage(pooled).mean((2, 3))
 
 
 def faster_rcnn(
@@ -62,6 +59,7 @@ def faster_rcnn(
     rpn_batch_size_per_image: int = 256,
     rpn_positive_fraction: float = 0.5,
     rpn_score_thresh: float = 0.0,
+    box_head: str = "mlp",
     box_pool_size: int = 7,
     box_head_width: int = 1024,
     box_score_thresh: float = 0.05,
@@ -72,22 +70,31 @@ def faster_rcnn(
     box_batch_size_per_image: int = 512,
     box_positive_fraction: float = 0.25,
 ) -> GeneralizedRCNN:
-    """Faster R-CNN over an FPN backbone; the defaults are torchvision's.
+    """Faster R-CNN; the defaults are torchvision's, for an FPN.
 
     Args:
-        backbone: gives pyramid levels of one width; proposals come from all of them, RoIs are pooled from p2 … p5.
+        backbone: what it gives decides what the heads look at. Pyramid levels: proposals come from all of them, RoIs
+            are pooled from p2 … p5. A single map, such as res5 at `output_stride=16` (DC5) or VGG-16's res4: both
+            come from it. res4 and res5 with `box_head="res5"` (C4): both come from res4, and the stage that makes
+            res5 moves from the backbone into the box head.
         num_classes: without the background.
         min_size, max_size: of the shorter and the longer side in pixels; each training image draws one of `min_size`,
             evaluation takes the last.
         image_mean, image_std: of RGB in [0, 1].
         anchor_sizes: for each pyramid level, square roots of anchor areas in pixels.
         aspect_ratios: height / width, on every level.
+        box_head: "mlp", two hidden layers, or "res5".
         rpn_*, box_*: as in `torchvision.models.detection.FasterRCNN`; `box_pool_size` is the side of a pooled RoI,
             `box_head_width` that of the two hidden layers.
 
-    Raises `UserError` where the backbone's levels do not suit.
+    Raises `UserError` where the backbone's features do not suit.
     """
-    channels, roi_levels = _pyramid(backbone, anchor_sizes)
+    if box_head not in BOX_HEADS:
+        raise UserError(unknown("detector.box_head", box_head, BOX_HEADS))
+    stage, stage_channels = _take_res5(backbone) if box_head == "res5" else (None, 0)
+    channels, roi_levels = _features(backbone, anchor_sizes)
+    head = StageHead(stage) if stage is not None else TwoMLPHead(channels * box_pool_size**2, box_head_width)
+    head_width = stage_channels or box_head_width
     anchors = AnchorGenerator(
         tuple(tuple(sizes) for sizes in anchor_sizes), (tuple(aspect_ratios),) * len(anchor_sizes)
     )
@@ -108,8 +115,8 @@ def faster_rcnn(
     )
     roi_heads = RoIHeads(
         MultiScaleRoIAlign(roi_levels, output_size=box_pool_size, sampling_ratio=2),
-        TwoMLPHead(channels * box_pool_size**2, box_head_width),
-        FastRCNNPredictor(box_head_width, num_classes + 1),
+        head,
+        FastRCNNPredictor(head_width, num_classes + 1),
         box_fg_iou_thresh,
         box_bg_iou_thresh,
         box_batch_size_per_image,
@@ -133,19 +140,27 @@ def mask_rcnn(
     mask_head_depth: int = 4,
     **settings,
 ) -> GeneralizedRCNN:
-    """Mask R-CNN over an FPN backbone: `faster_rcnn` and its settings, with a mask branch beside the box branch.
+    """Mask R-CNN: `faster_rcnn` and its settings, with a mask branch beside the box branch.
 
     Args:
-        mask_pool_size: side of an RoI pooled for the mask; the predicted mask has twice that.
-        mask_head_width, mask_head_depth: channels and number of the mask head's 3x3 convolutions.
+        mask_pool_size: side of an RoI pooled for the mask; the predicted mask has twice that, with `box_head="res5"`
+            as much.
+        mask_head_width, mask_head_depth: channels and number of the mask head's 3x3 convolutions. With
+            `box_head="res5"` the shared res5 takes their place, and the width is that of the last layer alone
+            (arXiv 1703.06870, Figure 4 left).
     """
     model = faster_rcnn(backbone, num_classes, **settings)
-    channels, roi_levels = next(iter(backbone.output_shape().values())).channels, model.roi_heads.box_roi_pool
-    model.roi_heads.mask_roi_pool = MultiScaleRoIAlign(
-        roi_levels.featmap_names, output_size=mask_pool_size, sampling_ratio=2
+    heads = model.roi_heads
+    heads.mask_roi_pool = MultiScaleRoIAlign(
+        heads.box_roi_pool.featmap_names, output_size=mask_pool_size, sampling_ratio=2
     )
-    model.roi_heads.mask_head = MaskRCNNHeads(channels, [mask_head_width] * mask_head_depth, dilation=1)
-    model.roi_heads.mask_predictor = MaskRCNNPredictor(mask_head_width, mask_head_width, num_classes + 1)
+    if isinstance(heads.box_head, StageHead):
+        heads.mask_head, channels = heads.box_head.stage, heads.box_predictor.cls_score.in_features
+    else:
+        channels = backbone.output_shape()[heads.box_roi_pool.featmap_names[0]].channels
+        heads.mask_head = MaskRCNNHeads(channels, [mask_head_width] * mask_head_depth, dilation=1)
+        channels = mask_head_width
+    heads.mask_predictor = MaskRCNNPredictor(channels, mask_head_width, num_classes + 1)
     return model
 
 
@@ -154,23 +169,37 @@ def init_heads(roi_heads: RoIHeads) -> None:
 
     torchvision leaves these to `nn.Linear`, whose start is slower to train from scratch.
     """
-    for hidden in (roi_heads.box_head.fc6, roi_heads.box_head.fc7):
-        nn.init.kaiming_uniform_(hidden.weight, a=1)
-        nn.init.zeros_(hidden.bias)
+    if isinstance(roi_heads.box_head, TwoMLPHead):
+        for hidden in (roi_heads.box_head.fc6, roi_heads.box_head.fc7):
+            nn.init.kaiming_uniform_(hidden.weight, a=1)
+            nn.init.zeros_(hidden.bias)
     for layer, std in ((roi_heads.box_predictor.cls_score, 0.01), (roi_heads.box_predictor.bbox_pred, 0.001)):
         nn.init.normal_(layer.weight, std=std)
         nn.init.zeros_(layer.bias)
 
 
-def _pyramid(backbone: nn.Module, anchor_sizes: Sequence) -> tuple[int, list[str]]:
-    """The width of the pyramid and the levels that RoIs are pooled from (arXiv 1612.03144 §4.2)."""
+def _features(backbone: nn.Module, anchor_sizes: Sequence) -> tuple[int, list[str]]:
+    """The width of the features, and those that RoIs are pooled from: p2 … p5 (arXiv 1612.03144 §4.2) or the one."""
     shapes = backbone.output_shape()
-    roi_levels = [level for level in shapes if level in ("p2", "p3", "p4", "p5")]
+    roi_levels = [f for f in shapes if f in ("p2", "p3", "p4", "p5") or len(shapes) == 1]
     if not roi_levels:
-        raise UserError(f"The backbone gives {', '.join(shapes)}; these heads need a pyramid: use a NAME_fpn backbone.")
+        raise UserError(
+            f"The backbone gives {', '.join(shapes)}; these heads need a pyramid: use a NAME_fpn backbone; or one map: "
+            "out_features=[res5] with output_stride=16 (DC5); or detector.box_head=res5 (C4)."
+        )
     if len(anchor_sizes) != len(shapes):
         raise UserError(
             f"detector.anchor_sizes has {len(anchor_sizes)} levels, but the backbone gives {len(shapes)}: "
             f"{', '.join(shapes)}."
         )
     return shapes[roi_levels[0]].channels, roi_levels
+
+
+def _take_res5(backbone: nn.Module) -> tuple[nn.Module, int]:
+    shapes = backbone.output_shape()
+    if list(shapes) != ["res4", "res5"]:
+        raise UserError(
+            f"detector.box_head=res5 needs a backbone with out_features=[res4, res5], this one gives "
+            f"{', '.join(shapes)}."
+        )
+    return split_last_stage(backbone), shapes["res5"].channels

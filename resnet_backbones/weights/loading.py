@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from .reading import read_state_dict
+from .renaming import from_timm_preact
 
 logger = logging.getLogger(__name__)
 
@@ -17,7 +18,7 @@ def load_weights(backbone: nn.Module, source: str) -> None:
     taken). For an FPN, a checkpoint without one fills the body alone. Raises `UserError` naming the tensors that do
     not fit.
     """
-    state = read_state_dict(source)
+    state = from_timm_preact(read_state_dict(source))
     if any(name.startswith("backbone.") for name in state):
         state = _below("backbone.", state)
     has_fpn = any(name.startswith("body.") for name in state)
@@ -26,7 +27,9 @@ def load_weights(backbone: nn.Module, source: str) -> None:
     target = backbone if has_fpn or not hasattr(backbone, "body") else backbone.body
 
     children = dict(target.named_children())
-    dropped = [name for name in state if name.split(".")[0] not in children]
+    tail = getattr(target, "tail", ())  # what a network of torchvision has behind its last stage
+    dropped = [name for name in state if name.split(".")[0] not in children or name.startswith(tail)]
+    state = _starting_offsets(target) | state
     load_state_dict(target, {name: t for name, t in state.items() if name not in dropped}, source)
     logger.info(
         "%s: loaded %d tensors%s%s",
@@ -64,6 +67,11 @@ def load_state_dict(model: nn.Module, state: dict[str, Tensor], source: str) -> 
     if problems:
         raise UserError(f"{source} does not fit the model. {'; '.join(problems)}. Is it another architecture?")
     model.load_state_dict(state, strict=False)
+
+
+def _starting_offsets(backbone: nn.Module) -> dict[str, Tensor]:
+    """The offsets of deformable convolutions as built, at zero, for checkpoints of the same net without them."""
+    return {name: tensor for name, tensor in backbone.state_dict().items() if ".offset." in name}
 
 
 def _below(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -10,17 +10,21 @@ import torchvision
 from torch import Tensor
 
 from ..errors import UserError, reason, unknown
+from ..extractors.timm import import_timm
 from ..paths import local_file
 
 
 def read_state_dict(source: str) -> dict[str, Tensor]:
-    """The state_dict at `source`: a `.safetensors` or torch file, an URL of one, or `torchvision://NAME/WEIGHTS`.
+    """The state_dict at `source`: a `.safetensors` or torch file, an URL of one, `torchvision://NAME/WEIGHTS` or
+    `timm://NAME.TAG`.
 
     Torch files are read with `weights_only` and may hold the state_dict under "model" or "state_dict".
     Raises `UserError` where there is no such file or it is no checkpoint.
     """
     if source.startswith("torchvision://"):
         return _torchvision_state_dict(source)
+    if source.startswith("timm://"):
+        return _timm_state_dict(source)
     path = local_file(source, "weights file")
     state = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
     for key in ("model", "state_dict"):
@@ -69,3 +73,14 @@ def _torchvision_state_dict(source: str) -> dict[str, Tensor]:
         raise UserError(
             f"{source} could not be fetched from {weights.url} ({error}); download it by hand into {folder}."
         ) from error
+
+
+def _timm_state_dict(source: str) -> dict[str, Tensor]:
+    timm = import_timm()
+    name = source.removeprefix("timm://")
+    if name not in timm.list_pretrained():
+        raise UserError(f"{source}: " + unknown("timm weights", name, timm.list_pretrained(f"{name.split('.')[0]}*")))
+    try:
+        return timm.create_model(name, pretrained=True).state_dict()
+    except Exception as error:  # of whichever library timm downloads with
+        raise UserError(f"{source} could not be fetched: {reason(error)}") from error

@@ -1,0 +1,75 @@
+"""Pre-activation: y = shortcut(x) + residual(x), each convolution behind its BN-ReLU (arXiv 1603.05027, Figure 4 e).
+
+The paper's first unit of a net, and every unit whose shortcut is a projection, activates x before the paths part, so
+x itself goes no further. Here that BN-ReLU closes the stage in front: inside a stage the raw sum is passed on, and at
+its end it is normalised and activated, once, for the next stage and for every head that taps the feature. The raw sum
+of a stage is neither, and an FPN on it trains badly. In a classifier every one of these norms is trained, so none is
+at its random start in a detector.
+
+The bottlenecks are timm's `resnetv2_50`, `_101`, `_152`, whose `stages.K.blocks.0.norm1` is our `layerK.bn` (our `bn1`
+for K = 0) and whose `norm` is our `layer4.bn`. In timm's `resnetv2_18` and `_34` the first unit's identity carries the
+raw pooled stem; here, as in the paper's appendix, it carries the activated one.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .blocks import BasicBlock, Bottleneck
+from .layers import get_norm
+from .resnet import ResNet
+
+
+class PreActBasicBlock(BasicBlock):
+    """residual(x) = conv2(relu(bn2(conv1(relu(bn1(x)))))); `bn1` is None where x comes activated."""
+
+    def __init__(self, in_channels: int, planes: int, stride: int = 1, *, norm: str = "BN", **options) -> None:
+        super().__init__(in_channels, planes, stride, norm=norm, **options)
+        self.bn1 = get_norm(norm, in_channels)
+        self.downsample = _without_norm(self.downsample)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = x if self.bn1 is None else F.relu_(self.bn1(x))
+        shortcut = x if self.downsample is None else self.downsample(a)
+        a = self.conv1(a)
+        a = self.conv2(F.relu_(self.bn2(a)))
+        return self.drop_path(self.se(a)) + shortcut
+
+
+class PreActBottleneck(Bottleneck):
+    """residual(x) = conv3(relu(bn3(conv2(relu(bn2(conv1(relu(bn1(x))))))))); `bn1` is None where x comes activated."""
+
+    def __init__(self, in_channels: int, planes: int, stride: int = 1, *, norm: str = "BN", **options) -> None:
+        super().__init__(in_channels, planes, stride, norm=norm, **options)
+        self.bn1 = get_norm(norm, in_channels)
+        self.bn2 = get_norm(norm, self.conv1.out_channels)
+        self.bn3 = get_norm(norm, self.conv2.out_channels)
+        self.downsample = _without_norm(self.downsample)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = x if self.bn1 is None else F.relu_(self.bn1(x))
+        shortcut = x if self.downsample is None else self.downsample(a)
+        a = self.conv1(a)
+        a = self.conv2(F.relu_(self.bn2(a)))
+        a = self.conv3(F.relu_(self.bn3(a)))
+        return self.drop_path(self.se(a)) + shortcut
+
+
+class PreActResNet(ResNet):
+    """A ResNet of pre-activation units: the pooled stem and the end of each stage are normalised and activated."""
+
+    def stem(self, images: Tensor) -> Tensor:
+        return F.relu_(self.bn1(self.maxpool(self.conv1(images))))
+
+    def make_stage(self, in_channels: int, *args, norm: str, **options) -> nn.Sequential:
+        stage = super().make_stage(in_channels, *args, norm=norm, **options)
+        stage[0].bn1 = None  # the closing BN-ReLU of the stage in front
+        last = stage[-1]
+        out_channels = (last.conv3 if isinstance(last, Bottleneck) else last.conv2).out_channels
+        stage.add_module("bn", get_norm(norm, out_channels))
+        stage.add_module("relu", nn.ReLU(inplace=True))
+        return stage
+
+
+def _without_norm(projection: nn.Module | None) -> nn.Module | None:
+    """A pre-activated projection is bare: the norm of the sum comes next."""
+    return projection[:-1] if isinstance(projection, nn.Sequential) else projection
