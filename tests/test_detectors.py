@@ -99,6 +99,7 @@ TINY_HEADS = {
     "max_size": 96,
     "rpn_pre_nms_top_n_train": 100,
     "rpn_post_nms_top_n_train": 50,
+    "rpn_post_nms_top_n_test": 20,
     "box_batch_size_per_image": 16,
     "box_detections_per_img": 5,
     "box_score_thresh": 0.0,
@@ -132,7 +133,7 @@ def test_every_family_trains_and_detects(name):
     backbone = build_backbone(f"{name}_fpn", fpn_channels=32)
     _, detections = train_and_detect(faster_rcnn(backbone, 3, box_head_width=32, **TINY_HEADS))
     assert detections[0]["boxes"].shape == (5, 4)
-    assert detections[0]["labels"].isin(torch.tensor([1, 2, 3])).all()
+    assert set(detections[0]["labels"].tolist()) <= {1, 2, 3}
 
 
 @pytest.mark.parametrize("name", ["resnet18", "preact_resnet18", "seresnet18", "regnet_y_400mf", "convnext_tiny"])
@@ -179,7 +180,7 @@ def test_heads_on_a_single_map_train_and_detect(name, options):
 def one_stage_pair(kind: str) -> tuple[nn.Module, nn.Module]:
     """Ours with three classes, and torchvision's own, which counts from 0, with the same weights."""
     levels = ["p3", "p4", "p5", "p6", "p7"]
-    ours = build_backbone("resnet18_fpn", fpn_channels=32, out_features=levels)
+    ours = build_backbone("resnet18_fpn", fpn_channels=64, out_features=levels)
     make, theirs = (retinanet, RetinaNet) if kind == "retinanet" else (fcos, FCOS)
     model = make(ours, 3, min_size=[96], max_size=160, box_score_thresh=0.0, box_nms_thresh=0.6)
     anchors = {"anchor_generator": AnchorGenerator(ANCHOR_SIZES, ((0.5, 1.0, 2.0),) * 5)} if kind == "retinanet" else {}
