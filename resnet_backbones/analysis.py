@@ -56,12 +56,14 @@ def analyze(model: nn.Module, input_size: tuple[int, int], in_channels: int = 3)
 
     The model runs once, in evaluation. Raises `UserError` for an image that the network cannot take.
     """
+    size = "x".join(map(str, (in_channels, *input_size)))
+    if min(in_channels, *input_size) < 1:
+        raise UserError(f"An image of {size} is empty.")
     with evaluating(model), shapes_recorded(model) as shapes:
         try:
             device = next(model.parameters()).device
             counts = count(model, torch.zeros(1, in_channels, *input_size, device=device))
         except RuntimeError as error:
-            size = "x".join(map(str, (in_channels, *input_size)))
             raise UserError(f"The network cannot take an image of {size}: {reason(error)}") from error
     rows = {}
     for row, names in parts(model).items():

@@ -25,13 +25,15 @@ class Classifier(nn.Module):
     The state_dict has the backbone's names and `fc.weight`, `fc.bias`, so those of the residual families go to and
     from torchvision and timm. `named_parameters()` has a `backbone.` before the former.
 
-    Raises `UserError` for an FPN and for a training step without labels.
+    Raises `UserError` for an FPN, for no classes and for a training step without labels.
     """
 
     def __init__(self, backbone: nn.Module, num_classes: int = 1000) -> None:
         super().__init__()
         if isinstance(backbone, FPN):
             raise UserError("A classifier takes the last feature of a backbone, not of an FPN; leave out the _fpn.")
+        if num_classes < 1:
+            raise UserError(f"num_classes is {num_classes}; it must be at least 1.")
         self.backbone = backbone
         self.fc = nn.Linear(list(backbone.output_shape().values())[-1].channels, num_classes)
         self.register_state_dict_post_hook(hide_backbone)

@@ -70,9 +70,10 @@ class FrozenBatchNorm2d(nn.Module):
 
 def _replace(module: nn.Module, old: type | tuple[type, ...], new: type) -> nn.Module:
     if isinstance(module, old):
-        norm = new(module.num_features, eps=module.eps)
+        with module.running_var.device:
+            norm = new(module.num_features, eps=module.eps)
         norm.load_state_dict(module.state_dict(), strict=False)
-        return norm.to(module.running_var.device).train(module.training)
+        return norm.train(module.training)
     for name, child in module.named_children():
         setattr(module, name, _replace(child, old, new))
     return module

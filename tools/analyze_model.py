@@ -71,7 +71,7 @@ def build(name: str, classifier: bool, options: dict):
         warnings.simplefilter("ignore", RandomFrozenWarning)  # nothing is trained here
         try:
             return build_classifier(name, **options) if classifier else build_backbone(name, **options)
-        except TypeError as error:
+        except (TypeError, RuntimeError) as error:  # a value that torch cannot make a layer of
             raise UserError(f"{name} cannot be built with {options}: {reason(error)}") from error
 
 
