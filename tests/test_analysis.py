@@ -149,7 +149,9 @@ def test_an_image_that_is_too_small():
         analyze(build_backbone("alexnet"), (1, 1))
 
 
-def test_truths_hold_every_name_with_its_parameters_and_features():
+def test_truths_hold_every_name_with_its_parameters_and_features(monkeypatch):
+    for init in ("kaiming_uniform_", "kaiming_normal_", "trunc_normal_", "normal_", "uniform_"):
+        monkeypatch.setattr(torch.nn.init, init, lambda tensor, *args, **kwargs: tensor)  # half of the time
     truths = load_truths()
     assert list(truths) == list_backbones()
     found = {}

@@ -8,10 +8,10 @@ from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
-from resnet_backbones import build_backbone, list_backbones
-from resnet_backbones.backbones import RandomFrozenWarning
+from resnet_backbones import build_backbone
+from resnet_backbones.backbones import RESNETS, RandomFrozenWarning
 
-NAMES = [name for name in list_backbones() if hasattr(torchvision.models, name)]
+NAMES = [name for name in RESNETS if hasattr(torchvision.models, name)]
 LAYERS = {"layer1": "res2", "layer2": "res3", "layer3": "res4", "layer4": "res5"}
 pytestmark = pytest.mark.filterwarnings("ignore::resnet_backbones.backbones.RandomFrozenWarning")
 
