@@ -2,8 +2,7 @@
 
 python -m resnet_backbones ["PATTERN"]     such as "preact*" or "resnet50*_fpn"
 
-Figures are for images of 224x224 pixels, 32x32 for cifar_*. NAME_fpn, which is every name but cifar_* with an FPN, is
-listed where the pattern matches nothing else.
+Figures are for images of 224x224 pixels, 32x32 for cifar_*.
 """
 
 import argparse
@@ -21,7 +20,6 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     with one_line_errors():
         names = list_backbones(args.pattern)
-        names = [name for name in names if not name.endswith("_fpn")] or names
         if not names:
             raise UserError(f"No backbone is called {args.pattern!r}; python -m resnet_backbones lists all names.")
         truths = load_truths()

@@ -18,7 +18,7 @@ def timm_backbone(
     *,
     norm: str = "BN",
     in_channels: int = 3,
-    out_features: Sequence[str] = ("res2", "res3", "res4", "res5"),
+    out_features: Sequence[str] | None = None,
 ) -> "TimmBackbone":
     """The features of timm's network `name`, such as "timm:resnet50d", with random weights.
 
@@ -40,7 +40,7 @@ def timm_backbone(
     if not taps:
         strides = ", ".join(str(stride) for stride in sorted({level["reduction"] for level in levels}))
         raise UserError(f"timm's {name} has features of stride {strides} only; detectors need some of 4, 8, 16, 32.")
-    out_features = check_out_features(out_features, list(taps))
+    out_features = check_out_features(list(taps) if out_features is None else out_features, list(taps))
     net = create(timm, name, in_chans=in_channels, out_indices=tuple(taps[f] for f in out_features))
     return TimmBackbone(name, net, taps, out_features, norm)
 
