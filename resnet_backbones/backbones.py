@@ -158,12 +158,16 @@ def build_backbone(
         name: a name of `list_backbones()`, or `timm:NAME` for a model of timm; either with `_fpn` for an FPN over it.
         norm: "BN", "FrozenBN", "SyncBN", "GN" or "none".
         freeze_at: 0 nothing, 1 the stem, 2 stem and res2, … 5 everything.
-        weights: a checkpoint file or URL, or `torchvision://resnet50/IMAGENET1K_V2`; None leaves random weights.
+        weights: a checkpoint file or URL, `torchvision://resnet50/IMAGENET1K_V2` or `timm://resnet50.a1_in1k`; None
+            leaves random weights.
         options: for every name `in_channels` and `out_features`; for `NAME_fpn` also `fpn_channels` and `fpn_norm`;
             for the residual families `shortcut` (a key of `shortcuts.SHORTCUTS`), `stride_in_1x1` (bottlenecks),
             `output_stride` (8, 16: dilated res4, res5), `deform_on` (stages whose 3x3 is deformable) and
             `deform_modulated` (version 2, the default), `drop_path` (stochastic depth), `zero_init_residual`, and
             `checkpoint_stages` (less memory, more time).
+
+    The backbone knows its `architecture` and, where its weights tell, the `preprocessing` that they were trained with,
+    which the detectors follow.
 
     Raises `UserError` for an unknown name or option, an impossible combination and weights that do not fit. Warns
     (`RandomFrozenWarning`) where something is frozen at random weights: it silently ruins training.
@@ -173,6 +177,9 @@ def build_backbone(
         if option not in (valid := _options_of(make)):
             raise UserError(unknown(f"option of {name}", option, valid))
     backbone = make(norm=norm, **options)
+    plain_options = {k: v for k, v in options.items() if not k.startswith("fpn_") and k != "out_features"}
+    backbone.architecture = {"name": name.removesuffix("_fpn"), "options": {"norm": norm} | plain_options}
+    backbone.preprocessing = None
     if weights is not None:
         load_weights(backbone, weights)
     freeze_stages(getattr(backbone, "body", backbone), freeze_at)

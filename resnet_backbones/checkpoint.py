@@ -14,7 +14,9 @@ from .weights import load_state_dict
 logger = logging.getLogger(__name__)
 
 # What a checkpoint to resume from holds.
-STATE = {"model": dict, "optimizer": dict, "scaler": dict, "step": int, "best": float, "random": list}
+STATE = {
+    "model": dict, "optimizer": dict, "scaler": dict, "average": dict, "step": int, "best": float, "random": list,
+}  # fmt: skip
 
 
 def save_checkpoint(path: Path, content: dict) -> None:
@@ -29,19 +31,20 @@ def save_checkpoint(path: Path, content: dict) -> None:
         raise UserError(f"Checkpoint {path} cannot be written: {error}{kept}.") from error
 
 
-def training_state(model: nn.Module, optimizer, scaler, step: int, best: float) -> dict:
+def training_state(model: nn.Module, optimizer, scaler, average, step: int, best: float) -> dict:
     """All that a run needs to go on after `step` finished steps; every rank takes part, the main rank saves it."""
     return {
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
         "scaler": scaler.state_dict(),
+        "average": average.state_dict() if average is not None else {},
         "step": step,
         "best": best,
         "random": distributed.gather(_random_state()),
     }
 
 
-def restore(path: Path, model: nn.Module, optimizer, scaler) -> tuple[int, float]:
+def restore(path: Path, model: nn.Module, optimizer, scaler, average) -> tuple[int, float]:
     """Restore `training_state` from `path`; returns the finished steps and the best metric so far.
 
     Random states are restored where the number of ranks is the same. Raises `UserError` for a damaged file or another
@@ -59,12 +62,16 @@ def restore(path: Path, model: nn.Module, optimizer, scaler) -> tuple[int, float
         optimizer.load_state_dict(state["optimizer"])
         if scaler.is_enabled() and state["scaler"]:  # empty where the run was without fp16 so far
             scaler.load_state_dict(state["scaler"])
+        if average is not None:
+            average.load_state_dict(state["average"])
         if len(state["random"]) == distributed.world_size():
             _set_random_state(state["random"][distributed.rank()])
         else:
             logger.warning("%s was written by %d ranks; random draws of the model differ", path, len(state["random"]))
     except Exception as error:
-        raise UserError(f"{path} has the state of another model, optimiser or freeze_at: {reason(error)}") from error
+        raise UserError(
+            f"{path} has the state of another model, optimiser, average or freeze_at: {reason(error)}"
+        ) from error
     step, best = state["step"], state["best"]
     logger.info("resumed from %s after step %d", path, step)
     return step, best

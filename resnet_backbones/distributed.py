@@ -73,3 +73,13 @@ def mean(values: dict[str, torch.Tensor]) -> dict[str, float]:
     if world_size() > 1:
         dist.all_reduce(stacked)
     return dict(zip(values, (stacked / world_size()).tolist(), strict=True))
+
+
+def total(values: torch.Tensor) -> torch.Tensor:
+    """The sum over ranks of a tensor on the CPU."""
+    if world_size() == 1:
+        return values
+    device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else "cpu"
+    values = values.to(device)
+    dist.all_reduce(values)
+    return values.cpu()

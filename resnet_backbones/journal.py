@@ -4,8 +4,10 @@ import json
 import logging
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
+from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -42,6 +44,7 @@ class Journal:
 
     def __init__(self, output_dir: Path, start: int, max_iter: int, batch_size: int, period: int) -> None:
         self.max_iter, self.batch_size, self.period = max_iter, batch_size, period
+        self.sums, self.count, self.waited = {}, 0, 0.0
         self.active = distributed.is_main()
         if not self.active:
             return
@@ -56,20 +59,39 @@ class Journal:
         """Whether `step` (finished steps) is to be recorded."""
         return step % self.period == 0 or step == self.max_iter
 
-    def record(self, step: int, losses: dict[str, float], lr: float) -> None:
-        """Write down the state after `step` finished steps: losses, learning rate, images a second, time left."""
+    def waiting(self, batches: Iterator) -> Iterator:
+        """`batches`, and how long each was waited for."""
+        while True:
+            start = time.perf_counter()
+            batch = next(batches)
+            self.waited += time.perf_counter() - start
+            yield batch
+
+    def add(self, losses: dict[str, Tensor]) -> None:
+        """One step's losses and other figures; they stay on their device until `record`."""
+        self.sums = {name: self.sums.get(name, 0) + value.detach() for name, value in losses.items()}
+        self.count += 1
+
+    def record(self, step: int, lr: float) -> None:
+        """Write down the state after `step` finished steps: losses, averaged since the last record and over ranks,
+        learning rate, images a second, the share of the time spent waiting for data, time left.
+        """
+        losses = distributed.mean({name: value / self.count for name, value in self.sums.items()})
+        waited, self.sums, self.count, self.waited = self.waited, {}, 0, 0.0
         if not self.active:
             return
         now, (then, since) = time.perf_counter(), self.mark
         self.mark = (now, step)
         seconds = (now - then) / max(step - since, 1)
-        total = sum(losses.values())
+        total = sum(value for name, value in losses.items() if name.startswith("loss"))
+        wait = waited / max(now - then, 1e-9)
         row = {
             "step": step,
             "loss": total,
             **losses,
             "lr": lr,
             "images_per_second": self.batch_size / seconds,
+            "data_wait": wait,
         }
         self.scalars(step, row)
         self.bar.set_postfix(loss=f"{total:.3f}", images_s=f"{self.batch_size / seconds:.1f}", refresh=False)
@@ -77,8 +99,8 @@ class Journal:
             left = time.strftime("%H:%M:%S", time.gmtime(seconds * (self.max_iter - step)))
             parts = "  ".join(f"{name} {value:.3f}" for name, value in losses.items())
             logger.info(
-                "step %d/%d  loss %.3f  %s  lr %.2g  %.1f images/s  ETA %s",
-                *(step, self.max_iter, total, parts, lr, self.batch_size / seconds, left),
+                "step %d/%d  loss %.3f  %s  lr %.2g  %.1f images/s  data wait %.0f %%  ETA %s",
+                *(step, self.max_iter, total, parts, lr, self.batch_size / seconds, 100 * wait, left),
             )
 
     def scalars(self, step: int, row: dict[str, float]) -> None:

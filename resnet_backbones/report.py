@@ -14,7 +14,7 @@ def metrics_table(metrics: dict[str, float]) -> str:
     for kind, figures in kinds.items():
         summary = {name: value for name, value in figures.items() if "-" not in name}
         classes = {name.partition("-")[2]: value for name, value in figures.items() if "-" in name}
-        lines += [kind, *_columns(summary, 6)]
+        lines += [*([kind] if kind else []), *_columns(summary, 6)]
         if classes:
             lines += [f"{kind} {next(iter(set(figures) - set(summary))).partition('-')[0]} by class"]
             lines += _columns(classes, 6)

@@ -1,5 +1,6 @@
 """The optimiser and the learning rate as a pure function of progress."""
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -10,22 +11,57 @@ from fvcore.common.param_scheduler import (
     MultiStepParamScheduler,
     ParamScheduler,
 )
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
+
+from .optional import import_timm
+
+NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 
 
 def build_optimizer(model: nn.Module, solver: DictConfig) -> torch.optim.Optimizer:
-    """SGD with momentum over the parameters that are not frozen."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    return torch.optim.SGD(parameters, lr=solver.lr, momentum=solver.momentum, weight_decay=solver.weight_decay)
+    """SGD with momentum, AdamW or LAMB (arXiv 1904.00962, timm's) over the parameters that are not frozen.
+
+    Those of norms decay by `norm_weight_decay`, if it is given. Raises `UserError` where LAMB's library is missing.
+    """
+    norms = {p for m in model.modules() if isinstance(m, NORMS) for p in m.parameters(recurse=False)}
+    trained = [p for p in model.parameters() if p.requires_grad]
+    decays = (
+        solver.weight_decay,
+        solver.weight_decay if solver.norm_weight_decay is None else solver.norm_weight_decay,
+    )
+    groups = [
+        {"params": parameters, "weight_decay": decay}
+        for parameters, decay in zip(
+            ([p for p in trained if p not in norms], [p for p in trained if p in norms]), decays, strict=True
+        )
+    ]
+    if solver.optimizer == "lamb":
+        return import_timm().optim.Lamb(groups, lr=solver.lr)
+    if solver.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=solver.lr)
+    return torch.optim.SGD(groups, lr=solver.lr, momentum=solver.momentum, nesterov=solver.nesterov)
+
+
+def in_iterations(solver: DictConfig, images: int) -> DictConfig:
+    """The solver of a `PretrainConfig` with its epochs of `images` turned into iterations."""
+    if solver.epochs is None:
+        return solver
+    steps_an_epoch = images / solver.batch_size
+    counted = {
+        "max_iter": max(1, math.ceil(solver.epochs * steps_an_epoch)),
+        "steps": [max(1, round(epoch * steps_an_epoch)) for epoch in solver.step_epochs],
+        "warmup_iters": round(solver.warmup_epochs * steps_an_epoch),
+    }
+    return OmegaConf.merge(solver, counted)
 
 
 def build_schedule(solver: DictConfig) -> Callable[[int], float]:
     """The learning rate of each optimiser step, 0 … max_iter - 1.
 
-    A linear warm-up over `warmup_iters` from `warmup_factor` of the schedule's value, then "steps" (times gamma at
-    each of `steps`) or "cosine" (half a period from lr to 0 over max_iter, warm-up included). Steps at or past
-    max_iter are never reached.
+    A warm-up over `warmup_iters`, linear from `warmup_factor` of the schedule's value or constant at it, then "steps"
+    (times gamma at each of `steps`) or "cosine" (half a period from lr to 0 over max_iter, warm-up included). Steps at
+    or past max_iter are never reached.
     """
     main: ParamScheduler
     if solver.schedule == "cosine":
@@ -36,7 +72,8 @@ def build_schedule(solver: DictConfig) -> Callable[[int], float]:
         main = MultiStepParamScheduler(values, solver.max_iter, steps)
     warmup = min(solver.warmup_iters / solver.max_iter, 1.0)
     if warmup > 0:
-        start = LinearParamScheduler(solver.warmup_factor * main(0), main(warmup))
+        first = solver.warmup_factor * main(0)
+        start = LinearParamScheduler(first, first if solver.warmup_method == "constant" else main(warmup))
         main = CompositeParamScheduler(
             [start, main], lengths=[warmup, 1 - warmup], interval_scaling=["rescaled", "fixed"]
         )

@@ -1,11 +1,13 @@
 """The test side of a run: figures for its data sets, and the files that show them."""
 
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from torch import nn
 
 from .data import Annotations, DetectionDataset, build_test_loader
-from .evaluation import evaluate
+from .evaluation import evaluate, score_classifiers
+from .precise_bn import update_precise_bn
 from .report import write_json
 from .visualize import save_samples
 
@@ -37,3 +39,25 @@ class DetectionTest:
             suffix = f"_{data.name}" if k else ""
             write_json(output_dir / f"predictions{suffix}.json", predictions)
             save_samples(data, predictions, output_dir / f"samples{suffix}", samples, sample_score)
+
+
+class ClassificationTest:
+    """Scores `models`, as they are when called: `top1` and `top5` in percent, the same on every rank.
+
+    With `precise_bn`, the first model's BN statistics are taken anew over so many batches of `build_train_loader`.
+    """
+
+    def __init__(
+        self,
+        models: Sequence[nn.Module],
+        loader: Iterable,
+        precise_bn: int = 0,
+        build_train_loader: Callable[[], Iterable] | None = None,
+    ) -> None:
+        self.models, self.loader = models, loader
+        self.precise_bn, self.build_train_loader = precise_bn, build_train_loader
+
+    def __call__(self) -> dict[str, float]:
+        if self.precise_bn and self.build_train_loader is not None:
+            update_precise_bn(self.models[0], self.build_train_loader(), self.precise_bn)
+        return score_classifiers(self.models, self.loader)

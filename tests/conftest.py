@@ -119,6 +119,19 @@ def coco_overrides(folder: Path) -> list[str]:
     return [f"datasets.own={spec}", "data.train=[own]", "data.test=[own]"]
 
 
+def write_images(
+    root: Path, counts: dict[str, int], splits: tuple[str, ...] = ("train", "val"), side: int = 40
+) -> None:
+    """A tree SPLIT/CLASS/K.jpg of class folders; a class's images are of one colour, with noise."""
+    for s, split in enumerate(splits):
+        for c, (name, count) in enumerate(counts.items()):
+            (root / split / name).mkdir(parents=True, exist_ok=True)
+            for k in range(count):
+                noise = np.random.default_rng([s, c, k]).integers(0, 120, (side, side + 8, 3))
+                noise[:, :, c % 3] += 120
+                Image.fromarray(noise.astype(np.uint8)).save(root / split / name / f"{k}.jpg", quality=95)
+
+
 VOC_XML = """<annotation><size><width>{width}</width><height>{height}</height><depth>3</depth></size>
 {objects}</annotation>"""
 VOC_OBJECT = """<object><name>{name}</name><difficult>{difficult}</difficult><bndbox><xmin>{box[0]}</xmin>

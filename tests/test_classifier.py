@@ -67,9 +67,10 @@ def test_training_gives_the_cross_entropy():
     model = build_classifier("cifar_resnet20", num_classes=10)
     images, labels = torch.rand(4, 3, 32, 32), torch.tensor([0, 9, 3, 3])
     losses = model(images, labels)
-    assert list(losses) == ["loss_classifier"]
+    assert list(losses) == ["loss_classifier", "error"]
     logits = model.fc(list(model.backbone(images).values())[-1].mean((2, 3)))
     torch.testing.assert_close(losses["loss_classifier"], F.cross_entropy(logits, labels))
+    torch.testing.assert_close(losses["error"], 100 * (logits.argmax(1) != labels).float().mean())
     losses["loss_classifier"].backward()
     assert all(p.grad is not None for p in model.parameters())
     assert model.eval()(images).shape == (4, 10)

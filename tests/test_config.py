@@ -4,15 +4,19 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from resnet_backbones.config import CONFIG_FOLDER, load_config, save_config
+from resnet_backbones.classifier import build_classifier
+from resnet_backbones.config import CONFIG_FOLDER, PretrainConfig, load_config, save_config
 from resnet_backbones.detectors import build_detector
 from resnet_backbones.errors import UserError
+from resnet_backbones.pretraining import backbone_options
 
 CONFIGS = sorted(path.name for path in CONFIG_FOLDER.glob("*.yaml"))
+OF_CLASSIFIERS = [name for name in CONFIGS if name.startswith(("imagenet_", "cifar10_"))]
+OF_DETECTORS = [name for name in CONFIGS if name not in OF_CLASSIFIERS]
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-def test_every_yaml_loads_and_builds(name):
+@pytest.mark.parametrize("name", OF_DETECTORS)
+def test_every_yaml_of_a_detector_loads_and_builds(name):
     config = load_config(name, ["backbone.weights=null", "backbone.norm=BN", "backbone.freeze_at=0"])
     with torch.device("meta"):
         model = build_detector(config, num_classes=3)
@@ -23,11 +27,22 @@ def test_every_yaml_loads_and_builds(name):
         assert (model.roi_heads.mask_predictor is not None) == (config.detector.name == "mask_rcnn")
 
 
+@pytest.mark.parametrize("name", OF_CLASSIFIERS)
+def test_every_yaml_of_a_classifier_loads_and_builds(name):
+    config = load_config(name, schema=PretrainConfig)
+    with torch.device("meta"):
+        for backbone in config.compare or [config.backbone.name]:
+            model = build_classifier(num_classes=3, **backbone_options(config) | {"name": backbone})
+            assert model.fc.out_features == 3
+    assert name.removesuffix(".yaml") in config.output_dir
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_yaml_opens_with_its_command_and_schedule(name):
     head = [line for line in (CONFIG_FOLDER / name).read_text().splitlines() if line.startswith("#")]
-    assert "tools/train_net.py --config " + name in " ".join(head) or "make quickstart" in " ".join(head)
-    assert any("iterations of" in line for line in head)
+    tool = "pretrain" if name in OF_CLASSIFIERS else "train_net"
+    assert f"tools/{tool}.py --config {name}" in " ".join(head) or "make quickstart" in " ".join(head)
+    assert any(unit in " ".join(head) for unit in ("iterations of", "epochs of", "steps of"))
 
 
 def test_the_published_3x_schedule():

@@ -197,9 +197,9 @@ def test_one_stage_detectors_are_torchvisions_with_labels_from_one(kind):
     boxes = torch.tensor([[5.0, 10, 60, 70], [20, 30, 70, 80]])
     losses = ours(images, [{"boxes": boxes, "labels": torch.tensor([1, 3])}] * 2)
     expected = theirs(images, [{"boxes": boxes, "labels": torch.tensor([0, 2])}] * 2)
-    assert losses.keys() == expected.keys()
+    assert len(losses) == len(expected)
     for name, loss in expected.items():
-        torch.testing.assert_close(losses[name], loss)
+        torch.testing.assert_close(losses[f"loss_{name}"], loss)
     with torch.no_grad():
         for mine, reference in zip(ours.eval()(images), theirs.eval()(images), strict=True):
             assert len(reference["boxes"]) > 0

@@ -133,8 +133,8 @@ def test_resume_without_a_checkpoint_says_that_it_starts_afresh(train, tmp_path)
     [
         ({"step": "x"}, "is no checkpoint to resume from: it lacks step"),
         ({"random": None, "optimizer": 3}, "is no checkpoint to resume from: it lacks optimizer, random"),
-        ({"random": [{"cpu": 3}]}, "has the state of another model, optimiser or freeze_at"),
-        ({"optimizer": {"state": {}}}, "has the state of another model, optimiser or freeze_at"),
+        ({"random": [{"cpu": 3}]}, "has the state of another model, optimiser, average or freeze_at"),
+        ({"optimizer": {"state": {}}}, "has the state of another model, optimiser, average or freeze_at"),
     ],
 )
 def test_a_damaged_checkpoint_is_named(train, tmp_path, change, message):

@@ -7,11 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from resnet_backbones import build_backbone
+from resnet_backbones.classifier import build_classifier, load_classifier
 from resnet_backbones.detectors.torchvision import faster_rcnn
 from resnet_backbones.errors import UserError
+from resnet_backbones.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from resnet_backbones.weights import save_safetensors
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +70,83 @@ def test_torchvision_weights_resolve_through_its_own_api(tmp_path, monkeypatch, 
     cache = Path(torch.hub.get_dir()) / "checkpoints"
     cache.mkdir(parents=True)
     torch.save(published, cache / os.path.basename(torchvision.models.ResNet18_Weights.IMAGENET1K_V1.url))
-    assert same(build_backbone("resnet18", weights="torchvision://resnet18/IMAGENET1K_V1"), published)
+    backbone = build_backbone("resnet18", weights="torchvision://resnet18/IMAGENET1K_V1")
+    assert same(backbone, published)
+    assert backbone.preprocessing == Preprocessing(IMAGENET_MEAN, IMAGENET_STD, resize=256, size=224)
+    assert len(load_classifier("torchvision://resnet18/IMAGENET1K_V1").classes) == 1000
+    with pytest.raises(UserError, match="holds a resnet18, but the backbone is resnet18d"):
+        build_backbone("resnet18d", weights="torchvision://resnet18/IMAGENET1K_V1")
+
+
+def test_torchvision_weights_of_a_detector_give_its_backbone(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    cache = Path(torch.hub.get_dir()) / "checkpoints"
+    cache.mkdir(parents=True)
+    detector = torchvision.models.detection.fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None)
+    published = torchvision.models.detection.FasterRCNN_ResNet50_FPN_Weights.COCO_V1
+    torch.save(detector.state_dict(), cache / os.path.basename(published.url))
+    backbone = build_backbone("resnet50_fpn", weights="torchvision://fasterrcnn_resnet50_fpn/COCO_V1")
+    assert same(backbone, {k.removeprefix("backbone."): v for k, v in detector.state_dict().items()})
+    assert backbone.preprocessing.mean == IMAGENET_MEAN
+
+
+def test_timm_weights_resolve_through_its_own_api(tmp_path, monkeypatch, published):
+    timm = pytest.importorskip("timm")
+    constants = pytest.importorskip("huggingface_hub").constants
+    folder = tmp_path / "models--timm--resnet18.a1_in1k"  # as the hub's library keeps what it fetched
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text("1" * 40)
+    (folder / "snapshots" / ("1" * 40)).mkdir(parents=True)
+    save_file(published, folder / "snapshots" / ("1" * 40) / "model.safetensors")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    backbone = build_backbone("resnet18", weights="timm://resnet18.a1_in1k")
+    assert same(backbone, published)
+    given = timm.get_pretrained_cfg("resnet18.a1_in1k")
+    assert backbone.preprocessing.interpolation == given.interpolation == "bicubic"
+    assert (backbone.preprocessing.mean, backbone.preprocessing.size) == (given.mean, 224)
+    assert backbone.preprocessing.resize == int(224 / given.crop_pct)
+    with pytest.raises(
+        UserError, match=r"timm://resnet18.a9: Unknown timm weights 'resnet18.a9'. Did you mean resnet18"
+    ):
+        build_backbone("resnet18", weights="timm://resnet18.a9")
+
+
+def test_our_own_file_tells_what_it_is(tmp_path):
+    one = build_backbone("resnet50", stride_in_1x1=True)
+    path = tmp_path / "r50.safetensors"
+    told = {"architecture": one.architecture, "preprocessing": {"mean": [104, 117, 124], "std": [1, 1, 1],
+            "channel_order": "BGR", "input_range": 255}}  # fmt: skip
+    save_safetensors(path, one.state_dict(), told)
+    backbone = build_backbone("resnet50_fpn", stride_in_1x1=True, weights=str(path))
+    assert same(backbone.body, one.state_dict())
+    torch.testing.assert_close(backbone.preprocessing.as_rgb()[0], [124 / 255, 117 / 255, 104 / 255])
+    with pytest.raises(
+        UserError, match="holds a resnet50 with stride_in_1x1=True, but the backbone is built with stri"
+    ):
+        build_backbone("resnet50", weights=str(path))
+    with pytest.raises(UserError, match="holds a resnet50, but the backbone is seresnet50"):
+        build_backbone("seresnet50", weights=str(path))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("preprocessing", {"mean": [0.5], "std": [1, 1, 1]}),
+        ("preprocessing", {"colour": "RGB"}),
+        ("architecture", "r50"),
+    ],
+)
+def test_damaged_metadata_is_named(tmp_path, published, key, value):
+    save_safetensors(tmp_path / "r18.safetensors", published, {key: value})
+    with pytest.raises(UserError, match=r"The metadata of the weights file .*r18.safetensors is damaged"):
+        build_backbone("resnet18", weights=str(tmp_path / "r18.safetensors"))
+
+
+def test_plain_torchvision_reads_our_file(tmp_path):
+    model = build_classifier("resnet18", num_classes=7)
+    save_safetensors(tmp_path / "r18.safetensors", model.state_dict(), {"classes": list("abcdefg")})
+    torchvision.models.resnet18(num_classes=7).load_state_dict(load_file(tmp_path / "r18.safetensors"))
 
 
 @pytest.mark.parametrize(

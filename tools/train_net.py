@@ -7,20 +7,18 @@
 Under torchrun the same command uses all its processes.
 """
 
-import argparse
 import logging
 from functools import partial
 
 from omegaconf import DictConfig
 
 from resnet_backbones import distributed
-from resnet_backbones.config import load_config, save_config
+from resnet_backbones.config import load_config
 from resnet_backbones.data import DetectionDataset, build_train_loader, check_same_classes, load_annotations
-from resnet_backbones.detectors import build_detector
-from resnet_backbones.errors import UserError, one_line_errors
-from resnet_backbones.journal import set_up_logging
-from resnet_backbones.paths import output_folder
+from resnet_backbones.detectors import build_detector, describe
+from resnet_backbones.errors import one_line_errors
 from resnet_backbones.report import metrics_table, write_json
+from resnet_backbones.run import parse_arguments, start
 from resnet_backbones.testing import DetectionTest
 from resnet_backbones.training import fit, set_seed
 
@@ -29,15 +27,7 @@ logger = logging.getLogger("resnet_backbones.train_net")
 
 def run(config: DictConfig, eval_only: bool, resume: bool) -> None:
     """The main job: data, model, training, figures, and what is left in `output_dir`."""
-    if eval_only and config.weights is None:
-        raise UserError("--eval-only needs the weights to score: weights=FILE.")
-    device = distributed.init()
-    output_dir = output_folder(config.output_dir)
-    set_up_logging(output_dir / "log.txt")
-    set_seed(config.seed, config.solver.deterministic)
-    if distributed.is_main():
-        save_config(config, output_dir / "config.yaml")
-
+    device, output_dir = start(config, eval_only)
     own, masks = config.datasets, config.detector.name == "mask_rcnn"
     test_sets = [load_annotations(name, own) for name in config.data.test]
     train_sets = [] if eval_only else [load_annotations(name, own) for name in config.data.train]
@@ -63,7 +53,8 @@ def run(config: DictConfig, eval_only: bool, resume: bool) -> None:
             aspect_ratio_grouping=config.data.aspect_ratio_grouping,
         )
         set_seed(config.seed + distributed.rank(), config.solver.deterministic)
-        metrics = fit(model, loader, config.solver, output_dir, test, config.evaluation.period, resume=resume)
+        metadata, period = describe(model, test_sets[0].classes), config.evaluation.period
+        metrics = fit(model, loader, config.solver, output_dir, test, period, "bbox/AP", metadata, resume)
     if distributed.is_main():
         write_json(output_dir / "metrics.json", metrics)
         test.save(output_dir, config.evaluation.samples, config.evaluation.sample_score)
@@ -72,12 +63,7 @@ def run(config: DictConfig, eval_only: bool, resume: bool) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", required=True, help="a YAML file, or the name of one in configs/")
-    parser.add_argument("--eval-only", action="store_true", help="score weights=FILE without training")
-    parser.add_argument("--resume", action="store_true", help="go on from last.pt in output_dir")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="config values, such as solver.lr=0.01")
-    args = parser.parse_intermixed_args(argv)
+    args = parse_arguments(__doc__, argv)
     with one_line_errors():
         run(load_config(args.config, args.overrides), args.eval_only, args.resume)
     distributed.shutdown()

@@ -12,6 +12,7 @@ from ..errors import UserError
 from .annotations import Annotations, trainable_box
 from .images import read_image
 from .masks import decode_mask
+from .samplers import seeded
 from .transforms import build_transforms
 
 
@@ -72,9 +73,7 @@ class DetectionDataset(Dataset):
             return image.as_subclass(Tensor), target
 
         target |= self._objects(s, record)
-        with torch.random.fork_rng(devices=[], enabled=seed is not None):  # the model's own draws stay as they are
-            if seed is not None:
-                torch.default_generator.manual_seed(seed)
+        with seeded(seed):
             image, target = self.transforms(image, target)
         return image.as_subclass(Tensor).contiguous(), {
             key: value.as_subclass(Tensor) if isinstance(value, Tensor) else value for key, value in target.items()

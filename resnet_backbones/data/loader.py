@@ -1,8 +1,10 @@
 """Loaders: endless training batches and exact evaluation passes."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from .. import distributed
 from ..errors import UserError
@@ -26,27 +28,22 @@ def build_train_loader(
         batch_size: of an optimiser step, over all ranks and `accumulate` parts; both must divide it.
         start: the optimiser step to begin with.
     """
-    parts = distributed.world_size() * accumulate
-    if batch_size % parts:
-        raise UserError(
-            f"solver.batch_size is {batch_size}; it must be a multiple of ranks x solver.accumulate, {parts}."
-        )
     sampler = TrainSampler(
         len(dataset),
-        batch_size // parts,
+        rank_batch_size(batch_size, accumulate),
         seed,
         dataset.is_wide if aspect_ratio_grouping else None,
         distributed.rank(),
         distributed.world_size(),
         start * accumulate,
     )
-    return _loader(dataset, num_workers, batch_sampler=sampler)
+    return data_loader(dataset, num_workers, collate, batch_sampler=sampler)
 
 
 def build_test_loader(dataset: DetectionDataset, *, num_workers: int) -> DataLoader:
     """This rank's share of the images, one at a time so that padding cannot change a detection."""
     indices = evaluation_indices(len(dataset), distributed.rank(), distributed.world_size())
-    return _loader(Subset(dataset, indices), num_workers, batch_size=1)
+    return data_loader(Subset(dataset, indices), num_workers, collate, batch_size=1)
 
 
 def collate(samples: list[tuple[Tensor, dict]]) -> tuple[list[Tensor], list[dict]]:
@@ -55,12 +52,24 @@ def collate(samples: list[tuple[Tensor, dict]]) -> tuple[list[Tensor], list[dict
     return list(images), list(targets)
 
 
-def _loader(dataset, num_workers: int, **options) -> DataLoader:
+def rank_batch_size(batch_size: int, accumulate: int) -> int:
+    """A rank's part of an optimiser step's images. Raises `UserError` where they cannot be shared out."""
+    parts = distributed.world_size() * accumulate
+    if batch_size % parts:
+        raise UserError(
+            f"solver.batch_size is {batch_size}; it must be a multiple of ranks x solver.accumulate, {parts}."
+        )
+    return batch_size // parts
+
+
+def data_loader(dataset: Dataset, num_workers: int, collate_fn: Callable, **options) -> DataLoader:
+    """torch's loader, whose workers stay from one pass to the next."""
     return DataLoader(
         dataset,
         num_workers=num_workers,
-        collate_fn=collate,
+        collate_fn=collate_fn,
         pin_memory=torch.cuda.is_available(),
+        persistent_workers=num_workers > 0,
         generator=torch.Generator(),  # else each pass would take a draw from the model's random numbers
         **options,
     )

@@ -3,13 +3,14 @@
 import importlib
 import inspect
 import warnings
+from dataclasses import asdict
 
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from ..backbones import RandomFrozenWarning, build_backbone
 from ..errors import UserError, unknown
-from ..weights import load_state_dict, read_state_dict
+from ..weights import load_state_dict, read_checkpoint
 
 LIBRARIES = ("torchvision",)
 # Each detector's function, and those it hands settings on to.
@@ -43,13 +44,25 @@ def build_detector(config: DictConfig, num_classes: int) -> nn.Module:
         backbone_settings = {k: v for k, v in backbone_settings.items() if not k.startswith("fpn_")}
         if settings.get("box_head") == "res5":
             backbone_settings.setdefault("out_features", ["res4", "res5"])
+    checkpoint = None if config.weights is None else read_checkpoint(config.weights)
     with warnings.catch_warnings():
-        if config.weights is not None:
+        if checkpoint is not None:
             backbone_settings.pop("weights", None)
             warnings.simplefilter("ignore", RandomFrozenWarning)
         backbone = build_backbone(**backbone_settings)
+    if checkpoint is not None:
+        backbone.preprocessing = checkpoint.preprocessing()
 
     model = getattr(heads, name)(backbone, num_classes, **settings)
-    if config.weights is not None:
-        load_state_dict(model, read_state_dict(config.weights), config.weights)
+    if checkpoint is not None:
+        load_state_dict(model, checkpoint.state, config.weights)
     return model
+
+
+def describe(model: nn.Module, classes: list[str]) -> dict:
+    """What a checkpoint says of a detector: its backbone, its preprocessing and its classes."""
+    return {
+        "architecture": model.backbone.architecture,
+        "preprocessing": asdict(model.transform.preprocessing),
+        "classes": classes,
+    }

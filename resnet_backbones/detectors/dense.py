@@ -12,6 +12,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.retinanet import RetinaNetHead
 
 from ..errors import UserError
+from ..preprocessing import detector_preprocessing
 from .transform import ImageTransform
 
 LEVELS = ["p3", "p4", "p5", "p6", "p7"]
@@ -19,13 +20,15 @@ ANCHOR_SIZES = ((32, 40, 50), (64, 80, 101), (128, 161, 203), (256, 322, 406), (
 
 
 class LabelsFromOne:
-    """In front of a detector whose labels count from 0."""
+    """In front of a detector whose labels count from 0 and whose losses are not called so."""
 
     def forward(self, images: list[Tensor], targets: list[dict] | None = None) -> dict[str, Tensor] | list[dict]:
         if targets is not None:
             targets = [target | {"labels": target["labels"] - 1} for target in targets]
         outputs = super().forward(images, targets)
-        return outputs if self.training else [output | {"labels": output["labels"] + 1} for output in outputs]
+        if self.training:
+            return {f"loss_{name}": loss for name, loss in outputs.items()}
+        return [output | {"labels": output["labels"] + 1} for output in outputs]
 
 
 class RetinaNetFromOne(LabelsFromOne, RetinaNet):
@@ -42,8 +45,8 @@ def retinanet(
     *,
     min_size: Sequence[int] = (800,),
     max_size: int = 1333,
-    image_mean: Sequence[float] = (0.485, 0.456, 0.406),
-    image_std: Sequence[float] = (0.229, 0.224, 0.225),
+    image_mean: Sequence[float] | None = None,
+    image_std: Sequence[float] | None = None,
     anchor_sizes: Sequence[Sequence[int]] = ANCHOR_SIZES,
     aspect_ratios: Sequence[float] = (0.5, 1.0, 2.0),
     box_fg_iou_thresh: float = 0.5,
@@ -78,7 +81,7 @@ def retinanet(
         bg_iou_thresh=box_bg_iou_thresh,
         topk_candidates=topk_candidates,
     )
-    model.transform = ImageTransform(list(min_size), max_size, list(image_mean), list(image_std))
+    model.transform = ImageTransform(min_size, max_size, detector_preprocessing(backbone, image_mean, image_std))
     return model
 
 
@@ -88,8 +91,8 @@ def fcos(
     *,
     min_size: Sequence[int] = (800,),
     max_size: int = 1333,
-    image_mean: Sequence[float] = (0.485, 0.456, 0.406),
-    image_std: Sequence[float] = (0.229, 0.224, 0.225),
+    image_mean: Sequence[float] | None = None,
+    image_std: Sequence[float] | None = None,
     center_sampling_radius: float = 1.5,
     box_score_thresh: float = 0.05,
     box_nms_thresh: float = 0.6,
@@ -115,7 +118,7 @@ def fcos(
         detections_per_img=box_detections_per_img,
         topk_candidates=topk_candidates,
     )
-    model.transform = ImageTransform(list(min_size), max_size, list(image_mean), list(image_std))
+    model.transform = ImageTransform(min_size, max_size, detector_preprocessing(backbone, image_mean, image_std))
     return model
 
 

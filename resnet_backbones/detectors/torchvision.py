@@ -20,6 +20,7 @@ from torchvision.ops import MultiScaleRoIAlign
 
 from ..errors import UserError, unknown
 from ..layers import split_last_stage
+from ..preprocessing import detector_preprocessing
 from .dense import fcos, retinanet
 from .transform import ImageTransform
 
@@ -45,8 +46,8 @@ def faster_rcnn(
     *,
     min_size: Sequence[int] = (800,),
     max_size: int = 1333,
-    image_mean: Sequence[float] = (0.485, 0.456, 0.406),
-    image_std: Sequence[float] = (0.229, 0.224, 0.225),
+    image_mean: Sequence[float] | None = None,
+    image_std: Sequence[float] | None = None,
     anchor_sizes: Sequence[Sequence[int]] = ((32,), (64,), (128,), (256,), (512,)),
     aspect_ratios: Sequence[float] = (0.5, 1.0, 2.0),
     rpn_pre_nms_top_n_train: int = 2000,
@@ -80,7 +81,7 @@ def faster_rcnn(
         num_classes: without the background.
         min_size, max_size: of the shorter and the longer side in pixels; each training image draws one of `min_size`,
             evaluation takes the last.
-        image_mean, image_std: of RGB in [0, 1].
+        image_mean, image_std: of RGB in [0, 1]; by default those that came with the backbone's weights, or ImageNet's.
         anchor_sizes: for each pyramid level, square roots of anchor areas in pixels.
         aspect_ratios: height / width, on every level.
         box_head: "mlp", two hidden layers, or "res5".
@@ -127,7 +128,7 @@ def faster_rcnn(
         box_detections_per_img,
     )
     init_heads(roi_heads)
-    transform = ImageTransform(list(min_size), max_size, list(image_mean), list(image_std))
+    transform = ImageTransform(min_size, max_size, detector_preprocessing(backbone, image_mean, image_std))
     return GeneralizedRCNN(backbone, rpn, roi_heads, transform)
 
 

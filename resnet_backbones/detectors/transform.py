@@ -1,15 +1,23 @@
-"""The way of an image into torchvision's detectors: scaled to [0, 1], normalised, resized, on the model's device."""
+"""The way of an image into torchvision's detectors: normalised and resized, on the model's device."""
+
+from collections.abc import Sequence
 
 import torch.nn.functional as F
 from torch import Tensor
 from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
 
+from ..preprocessing import Normalize, Preprocessing
+
 
 class ImageTransform(GeneralizedRCNNTransform):
-    """torchvision's resizing and normalisation, for uint8 images too and never below one pixel."""
+    """torchvision's resizing, never below one pixel, of RGB images, uint8 or float in [0, 1]."""
+
+    def __init__(self, min_size: Sequence[int], max_size: int, preprocessing: Preprocessing) -> None:
+        super().__init__(list(min_size), max_size, *preprocessing.as_rgb())
+        self.preprocessing, self.normalizer = preprocessing, Normalize(preprocessing)
 
     def normalize(self, image: Tensor) -> Tensor:
-        return super().normalize(image if image.is_floating_point() else image / 255)
+        return self.normalizer(image)
 
     def resize(self, image: Tensor, target: dict | None = None) -> tuple[Tensor, dict | None]:
         height, width = image.shape[-2:]

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError, reason
 from ..layers import ShapeSpec, check_out_features
+from ..optional import import_timm
 from .torchvision import STRIDES, check_norm, convert_norms
 
 PREFIX = "timm:"
@@ -43,14 +44,6 @@ def timm_backbone(
     out_features = check_out_features(list(taps) if out_features is None else out_features, list(taps))
     net = create(timm, name, in_chans=in_channels, out_indices=tuple(taps[f] for f in out_features))
     return TimmBackbone(name, net, taps, out_features, norm)
-
-
-def import_timm():
-    try:
-        import timm
-    except ImportError:
-        raise UserError("timm: and timm:// names need timm, which is not installed: pip install timm") from None
-    return timm
 
 
 def create(timm, name: str, **options) -> nn.Module:

@@ -1,6 +1,16 @@
-"""Reading checkpoints and fitting them to models."""
+"""Checkpoints: reading and writing them, and fitting them to models."""
 
-from .loading import load_state_dict, load_weights
-from .reading import read_state_dict
+from .loading import check_architecture, load_state_dict, load_weights
+from .reading import Checkpoint, read_checkpoint
+from .renaming import from_timm_preact
+from .writing import save_safetensors
 
-__all__ = ["load_state_dict", "load_weights", "read_state_dict"]
+__all__ = [
+    "Checkpoint",
+    "check_architecture",
+    "from_timm_preact",
+    "load_state_dict",
+    "load_weights",
+    "read_checkpoint",
+    "save_safetensors",
+]

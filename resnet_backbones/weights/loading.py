@@ -1,24 +1,30 @@
-"""Fitting a state_dict to a model: everything matches, or an error says which tensors did not."""
+"""Fitting a checkpoint to a model: everything matches, or an error says what did not."""
 
 import logging
 
 from torch import Tensor, nn
 
 from ..errors import UserError
-from .reading import read_state_dict
+from .reading import Checkpoint, read_checkpoint
 from .renaming import from_timm_preact
 
 logger = logging.getLogger(__name__)
 
+# Options of `build_backbone` that change what a network computes, but not the shapes of its tensors.
+COMPUTATION = ("shortcut", "stride_in_1x1")
+
 
 def load_weights(backbone: nn.Module, source: str) -> None:
-    """Load the checkpoint at `source` into a backbone.
+    """Load the checkpoint at `source` into a backbone and give it the checkpoint's `preprocessing`, where it is known.
 
     It may be a classifier's (its head is dropped), a backbone's, or a whole detector's (its `backbone.` part is
-    taken). For an FPN, a checkpoint without one fills the body alone. Raises `UserError` naming the tensors that do
-    not fit.
+    taken). For an FPN, a checkpoint without one fills the body alone. What was loaded, dropped and left random goes
+    into the log. Raises `UserError` for a checkpoint of another architecture, and naming the tensors that do not fit.
     """
-    state = from_timm_preact(read_state_dict(source))
+    checkpoint = read_checkpoint(source)
+    check_architecture(backbone, checkpoint, source)
+    backbone.preprocessing = checkpoint.preprocessing()
+    state = from_timm_preact(checkpoint.state)
     if any(name.startswith("backbone.") for name in state):
         state = _below("backbone.", state)
     has_fpn = any(name.startswith("body.") for name in state)
@@ -29,15 +35,35 @@ def load_weights(backbone: nn.Module, source: str) -> None:
     children = dict(target.named_children())
     tail = getattr(target, "tail", ())  # what a network of torchvision has behind its last stage
     dropped = [name for name in state if name.split(".")[0] not in children or name.startswith(tail)]
-    state = _starting_offsets(target) | state
-    load_state_dict(target, {name: t for name, t in state.items() if name not in dropped}, source)
+    kept = {name: tensor for name, tensor in state.items() if name not in dropped}
+    load_state_dict(target, _starting_offsets(target) | kept, source)
     logger.info(
-        "%s: loaded %d tensors%s%s",
+        "%s: loaded %d of its %d tensors%s%s",
         source,
-        len(state) - len(dropped),
+        len(kept),
+        len(checkpoint.state),
         f", dropped {', '.join(dropped)}" if dropped else "",
         "" if target is backbone else "; the FPN keeps its random weights",
     )
+
+
+def check_architecture(backbone: nn.Module, checkpoint: Checkpoint, source: str) -> None:
+    """Raise `UserError` naming both where the checkpoint says that it is of another network.
+
+    Only a backbone of `build_backbone` knows its own `architecture`; one without is not checked.
+    """
+    ours, theirs = getattr(backbone, "architecture", None), checkpoint.metadata.get("architecture")
+    if ours is None or theirs is None:
+        return
+    if theirs["name"] != ours["name"]:
+        raise UserError(f"{source} holds a {theirs['name']}, but the backbone is {ours['name']}; give one of the two.")
+    for option in COMPUTATION:
+        wanted, given = (a.get("options", {}).get(option) or False for a in (theirs, ours))
+        if wanted != given:
+            raise UserError(
+                f"{source} holds a {theirs['name']} with {option}={wanted or None}, but the backbone is built with "
+                f"{option}={given or None}; make them the same."
+            )
 
 
 def load_state_dict(model: nn.Module, state: dict[str, Tensor], source: str) -> None:

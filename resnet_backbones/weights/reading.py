@@ -1,32 +1,53 @@
-"""Where weights come from: safetensors and torch files, local or by URL, and torchvision's published ones."""
+"""Where weights come from: safetensors and torch files, local or by URL, and what torchvision and timm publish."""
 
+import json
 import pickle
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any, NamedTuple
 from urllib.error import URLError
 
 import safetensors.torch
 import torch
 import torchvision
-from torch import Tensor
+from safetensors import safe_open
+from torch import Tensor, nn
 
 from ..errors import UserError, reason, unknown
-from ..extractors.timm import import_timm
+from ..optional import import_timm
 from ..paths import local_file
+from ..preprocessing import Preprocessing
+
+FORMAT = "resnet_backbones 1"  # says that the metadata of a safetensors file is ours
 
 
-def read_state_dict(source: str) -> dict[str, Tensor]:
-    """The state_dict at `source`: a `.safetensors` or torch file, an URL of one, `torchvision://NAME/WEIGHTS` or
-    `timm://NAME.TAG`.
+class Checkpoint(NamedTuple):
+    """A state_dict and what is known of it: "architecture", "preprocessing", "classes", … (see `writing.py`)."""
 
-    Torch files are read with `weights_only` and may hold the state_dict under "model" or "state_dict".
-    Raises `UserError` where there is no such file or it is no checkpoint.
+    state: dict[str, Tensor]
+    metadata: dict[str, Any]
+
+    def preprocessing(self) -> Preprocessing | None:
+        """What the weights take as their input, where that is known."""
+        known = self.metadata.get("preprocessing")
+        return None if known is None else Preprocessing(**known)
+
+
+def read_checkpoint(source: str) -> Checkpoint:
+    """The weights at `source`: a `.safetensors` or torch file, an URL of one, `torchvision://NAME/WEIGHTS` or
+    `timm://NAME.TAG`, the last two with their libraries' preprocessing and class names.
+
+    Torch files are read with `weights_only` and may hold the state_dict under "model" or "state_dict", and beside it
+    "metadata". Raises `UserError` where there is no such file or it is no checkpoint.
     """
     if source.startswith("torchvision://"):
-        return _torchvision_state_dict(source)
+        return _torchvision_checkpoint(source)
     if source.startswith("timm://"):
-        return _timm_state_dict(source)
+        return _timm_checkpoint(source)
     path = local_file(source, "weights file")
-    state = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    state, metadata = _read_safetensors(path) if path.suffix == ".safetensors" else (_read_torch(path), {})
+    if isinstance(state, dict) and isinstance(state.get("metadata"), dict):
+        metadata = state["metadata"]
     for key in ("model", "state_dict"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
@@ -36,14 +57,33 @@ def read_state_dict(source: str) -> dict[str, Tensor]:
         or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items())
     ):
         raise UserError(f"The weights file {source} holds no state_dict (a mapping of names to tensors).")
-    return {name.removeprefix("module."): tensor for name, tensor in state.items()}  # DataParallel's prefix
+    state = {name.removeprefix("module."): tensor for name, tensor in state.items()}  # DataParallel's prefix
+    _check_metadata(metadata, source)
+    return Checkpoint(state, metadata)
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
-        return safetensors.torch.load_file(path)
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+        state = safetensors.torch.load_file(path)
     except Exception as error:
         raise UserError(f"The weights file {path} is not a whole safetensors file: {error}") from error
+    if metadata.pop("format", None) != FORMAT:  # another program's: "pt", say
+        return state, {}
+    try:
+        return state, {key: json.loads(value) for key, value in metadata.items()}
+    except json.JSONDecodeError as error:
+        raise UserError(f"The metadata of the weights file {path} is damaged: {error}.") from error
+
+
+def _check_metadata(metadata: dict[str, Any], source: str) -> None:
+    """Raise `UserError` where what a file says of itself cannot be used."""
+    try:
+        Checkpoint({}, metadata).preprocessing()
+        dict(metadata.get("architecture", {}))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"The metadata of the weights file {source} is damaged: {reason(error)}") from error
 
 
 def _read_torch(path: Path) -> dict:
@@ -58,7 +98,7 @@ def _read_torch(path: Path) -> dict:
         raise UserError(f"The weights file {path} is damaged: {reason(error)}") from error
 
 
-def _torchvision_state_dict(source: str) -> dict[str, Tensor]:
+def _torchvision_checkpoint(source: str) -> Checkpoint:
     name, _, weights_name = source.removeprefix("torchvision://").partition("/")
     if name not in torchvision.models.list_models():
         raise UserError(f"{source}: " + unknown("torchvision model", name, torchvision.models.list_models()))
@@ -66,8 +106,11 @@ def _torchvision_state_dict(source: str) -> dict[str, Tensor]:
     if weights_name not in published.__members__:
         raise UserError(f"{source}: " + unknown(f"weights of {name}", weights_name, published.__members__))
     weights = published[weights_name]
+    metadata = {"preprocessing": asdict(_torchvision_preprocessing(weights.transforms()))}
+    if weights.meta.get("categories") and name in torchvision.models.list_models(module=torchvision.models):
+        metadata |= {"architecture": {"name": name}, "classes": weights.meta["categories"]}
     try:
-        return weights.get_state_dict(progress=False, check_hash=True)
+        return Checkpoint(weights.get_state_dict(progress=False, check_hash=True), metadata)
     except (URLError, OSError, RuntimeError) as error:
         folder = Path(torch.hub.get_dir()) / "checkpoints"
         raise UserError(
@@ -75,12 +118,34 @@ def _torchvision_state_dict(source: str) -> dict[str, Tensor]:
         ) from error
 
 
-def _timm_state_dict(source: str) -> dict[str, Tensor]:
+def _torchvision_preprocessing(transforms: nn.Module) -> Preprocessing:
+    if not hasattr(transforms, "crop_size"):  # of a detector, which resizes and normalises by itself
+        return Preprocessing()
+    return Preprocessing(
+        tuple(transforms.mean),
+        tuple(transforms.std),
+        resize=transforms.resize_size[0],
+        size=transforms.crop_size[0],
+        interpolation=transforms.interpolation.value,
+    )
+
+
+def _timm_checkpoint(source: str) -> Checkpoint:
     timm = import_timm()
     name = source.removeprefix("timm://")
     if name not in timm.list_pretrained():
         raise UserError(f"{source}: " + unknown("timm weights", name, timm.list_pretrained(f"{name.split('.')[0]}*")))
     try:
-        return timm.create_model(name, pretrained=True).state_dict()
+        model = timm.create_model(name, pretrained=True)
     except Exception as error:  # of whichever library timm downloads with
         raise UserError(f"{source} could not be fetched: {reason(error)}") from error
+    given = timm.data.resolve_model_data_config(model)
+    size = given["input_size"][-1]
+    preprocessing = Preprocessing(
+        given["mean"],
+        given["std"],
+        resize=int(size / given["crop_pct"]),
+        size=size,
+        interpolation=given["interpolation"],
+    )
+    return Checkpoint(model.state_dict(), {"preprocessing": asdict(preprocessing)})

@@ -1,0 +1,8 @@
+"""Configs: YAML in, checked dataclasses out."""
+
+from .detection import Config
+from .loading import CONFIG_FOLDER, find_config, load_config, save_config
+from .pretraining import PretrainConfig
+from .shared import SolverConfig
+
+__all__ = ["CONFIG_FOLDER", "Config", "PretrainConfig", "SolverConfig", "find_config", "load_config", "save_config"]

@@ -1,0 +1,94 @@
+"""The config of a detector: these dataclasses are its schema, its defaults and its documentation."""
+
+from dataclasses import dataclass, field
+
+from .shared import BackboneConfig, SolverConfig
+
+
+@dataclass
+class DetectorConfig:
+    """`library` and `name` choose the function, the rest are the arguments of `detectors.LIBRARY.NAME`."""
+
+    library: str = "torchvision"
+    name: str = "faster_rcnn"  # mask_rcnn, retinanet or fcos
+
+    # Images: the shorter side is resized to one of min_size, drawn for each image in training and the last one in
+    # evaluation, unless the longer side would pass max_size. Mean and std are of RGB in [0, 1]; null takes those that
+    # come with the backbone's weights, without them ImageNet's.
+    min_size: list[int] = field(default_factory=lambda: [800])
+    max_size: int = 1333
+    image_mean: list[float] | None = None
+    image_std: list[float] | None = None
+
+    anchor_sizes: list[list[int]] = field(default_factory=lambda: [[32], [64], [128], [256], [512]])  # per level, px
+    aspect_ratios: list[float] = field(default_factory=lambda: [0.5, 1.0, 2.0])  # height / width
+
+    rpn_pre_nms_top_n_train: int = 2000  # per level
+    rpn_pre_nms_top_n_test: int = 1000
+    rpn_post_nms_top_n_train: int = 2000  # per image
+    rpn_post_nms_top_n_test: int = 1000
+    rpn_nms_thresh: float = 0.7
+    rpn_fg_iou_thresh: float = 0.7
+    rpn_bg_iou_thresh: float = 0.3
+    rpn_batch_size_per_image: int = 256
+    rpn_positive_fraction: float = 0.5
+    rpn_score_thresh: float = 0.0
+
+    box_head: str = "mlp"  # or res5: the backbone's last stage on RoIs of res4 (C4)
+    box_pool_size: int = 7
+    box_head_width: int = 1024
+    box_score_thresh: float = 0.05
+    box_nms_thresh: float = 0.5
+    box_detections_per_img: int = 100
+    box_fg_iou_thresh: float = 0.5
+    box_bg_iou_thresh: float = 0.5
+    box_batch_size_per_image: int = 512
+    box_positive_fraction: float = 0.25
+
+    topk_candidates: int = 1000  # of retinanet and fcos, per level before NMS
+    center_sampling_radius: float = 1.5  # of fcos, in strides
+
+    mask_pool_size: int = 14  # mask_* are mask_rcnn's alone
+    mask_head_width: int = 256
+    mask_head_depth: int = 4
+
+
+@dataclass
+class DatasetConfig:
+    """A user's own data set."""
+
+    format: str = "coco"  # coco, voc or shapes
+    root: str = ""  # coco: the image folder; voc: the folder of Annotations, ImageSets and JPEGImages
+    annotations: str | None = None  # coco: the JSON file
+    split: str | None = None  # voc: a list in ImageSets/Main; shapes: train or val
+    classes: list[str] | None = None  # voc: names in label order; null takes those of Annotations, sorted
+
+
+@dataclass
+class DataConfig:
+    train: list[str] = field(default_factory=lambda: ["shapes_train"])
+    test: list[str] = field(default_factory=lambda: ["shapes_val"])
+    num_workers: int = 4  # loader processes on each rank
+    flip: float = 0.5  # probability of a horizontal flip in training
+    keep_empty: bool = False  # train on images without objects, too
+    aspect_ratio_grouping: bool = True  # batches of only wide or only tall images: less padding
+
+
+@dataclass
+class EvaluationConfig:
+    period: int = 0  # iterations between evaluations; 0: only at the end
+    samples: int = 8  # images drawn into samples/
+    sample_score: float = 0.5  # draw detections of at least this score
+
+
+@dataclass
+class Config:
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    detector: DetectorConfig = field(default_factory=DetectorConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    solver: SolverConfig = field(default_factory=SolverConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    datasets: dict[str, DatasetConfig] = field(default_factory=dict)  # a user's own, by the name used in data
+    weights: str | None = None  # of the whole detector, to evaluate or to start from
+    output_dir: str = "output"
+    seed: int = 0

@@ -1,0 +1,78 @@
+"""Augmentation for classification: of each image in the loader's workers, and of the batch on the model's device."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+from torchvision.transforms import v2
+
+from ..preprocessing import Preprocessing
+
+# Eigenvalues (as standard deviations, in [0, 1]) and eigenvectors (columns) of ImageNet's RGB values, AlexNet §4.1.
+RGB_EIGENVALUES = (0.2175, 0.0188, 0.0045)
+RGB_EIGENVECTORS = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836, -0.6948, 0.4203))
+
+
+def train_transform(augmentation: DictConfig, preprocessing: Preprocessing) -> Callable[[Tensor], Tensor]:
+    """From an RGB image (3, H, W) to a crop (3, size, size), both uint8, as that section of a config says."""
+    size, interpolation = augmentation.size, v2.InterpolationMode(preprocessing.interpolation)
+    grey = [round(255 * v) for v in preprocessing.as_rgb()[0]]  # what normalisation makes zero
+    crops = {
+        "shorter_side": [
+            v2.RandomShortestSize(
+                list(range(augmentation.shorter_side[0], augmentation.shorter_side[1] + 1)), interpolation=interpolation
+            ),
+            v2.RandomCrop(size),
+        ],
+        "random_resized": [v2.RandomResizedCrop(size, tuple(augmentation.scale), interpolation=interpolation)],
+        "padded": [
+            v2.Resize(size, interpolation),
+            v2.RandomCrop(size, padding=augmentation.padding, fill=tuple(grey)),
+        ],
+    }
+    policies = {
+        "none": [],
+        "trivial": [v2.TrivialAugmentWide(interpolation=interpolation)],
+        "rand": [v2.RandAugment(2, augmentation.rand_magnitude, interpolation=interpolation)],
+    }
+    erasing = augmentation.random_erasing
+    return v2.Compose(
+        [
+            *crops[augmentation.crop],
+            v2.RandomHorizontalFlip(augmentation.flip),
+            *policies[augmentation.auto_augment],
+            *([v2.RandomErasing(erasing, value=grey)] if erasing else []),
+        ]
+    )
+
+
+class BatchAugmentation:
+    """Colour shifts, then mixing, of normalised images (N, 3, H, W) and their labels (N,), on their device.
+
+    Args:
+        augmentation: the section of a config.
+        image_std: of RGB in [0, 1], by which the images were divided.
+    """
+
+    def __init__(self, augmentation: DictConfig, num_classes: int, image_std: Sequence[float]) -> None:
+        self.lighting, self.image_std = augmentation.lighting, torch.tensor(image_std)
+        mixers = [
+            mixer(alpha=alpha, num_classes=num_classes)
+            for mixer, alpha in ((v2.MixUp, augmentation.mixup), (v2.CutMix, augmentation.cutmix))
+            if alpha > 0
+        ]
+        self.mix = v2.RandomChoice(mixers) if mixers else None
+
+    def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The labels become (N, num_classes) shares where images are mixed."""
+        if self.lighting > 0:
+            shifts = colour_shifts(len(images), self.lighting) / self.image_std
+            images = images + shifts.to(images)[:, :, None, None]
+        return self.mix(images, labels) if self.mix is not None else (images, labels)
+
+
+def colour_shifts(count: int, std: float) -> Tensor:
+    """(count, 3) of RGB in [0, 1] along its principal components, by N(0, std · eigenvalue) each (AlexNet §4.1)."""
+    amounts = torch.randn(count, 3) * std * torch.tensor(RGB_EIGENVALUES)
+    return amounts @ torch.tensor(RGB_EIGENVECTORS).T

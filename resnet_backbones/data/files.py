@@ -1,0 +1,104 @@
+"""Files of a folder, or of a tar of it that is read in place. Both are trees with the same four functions."""
+
+import os
+import tarfile
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import UserError, reason
+from ..paths import local_file
+
+BLOCK = 10000  # members of a tar after which tarfile's own list of them is emptied
+
+
+class FolderTree:
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def names(self, folder: str = "") -> list[str]:
+        """The files anywhere below `folder`, by sorted paths from the root."""
+        return sorted(
+            os.path.relpath(os.path.join(below, name), self.root)
+            for below, _, names in os.walk(self.root / folder, followlinks=True)
+            for name in names
+        )
+
+    def folders(self, folder: str = "") -> list[str]:
+        """The folders directly in `folder`, sorted; none where there is no such folder."""
+        top = self.root / folder
+        return sorted(entry.name for entry in os.scandir(top) if entry.is_dir()) if top.is_dir() else []
+
+    def where(self, name: str) -> str:
+        """A file's place, for messages."""
+        return str(self.root / name)
+
+    def read(self, name: str) -> bytes:
+        return (self.root / name).read_bytes()
+
+
+class TarTree:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.files, self.offsets, self.sizes, self.all_folders = scan_tar(str(path))
+
+    def names(self, folder: str = "") -> list[str]:
+        within = os.fsencode(f"{folder}/" if folder else "")
+        return [os.fsdecode(name) for name in self.files if name.startswith(within)]
+
+    def folders(self, folder: str = "") -> list[str]:
+        within = f"{folder}/" if folder else ""
+        return sorted({f[len(within) :].split("/")[0] for f in self.all_folders if f.startswith(within)} - {""})
+
+    def where(self, name: str) -> str:
+        return f"{self.path}:{name}"
+
+    def read(self, name: str) -> bytes:
+        k = int(np.searchsorted(self.files, os.fsencode(name)))
+        if k == len(self.files) or self.files[k] != os.fsencode(name):
+            raise FileNotFoundError(f"{self.path} has no member {name}")
+        return read_at(str(self.path), int(self.offsets[k]), int(self.sizes[k]))
+
+
+def open_tree(path: str) -> FolderTree | TarTree:
+    """The folder or tar at `path`. Raises `UserError` where there is neither."""
+    folder = Path(path).expanduser()
+    return FolderTree(folder) if folder.is_dir() else TarTree(local_file(path, "folder or tar of images"))
+
+
+@lru_cache(maxsize=2)  # training and validation images are often in one tar
+def scan_tar(path: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, set[str]]:
+    """Names, offsets and sizes of a tar's files, sorted by name, and its folders, from the headers alone.
+
+    Raises `UserError` where it is damaged or compressed.
+    """
+    files, folders = [], set()
+    try:
+        with tarfile.open(path, "r:") as tar:
+            while (member := tar.next()) is not None:
+                name = member.name.removeprefix("./")
+                if member.isfile():
+                    files.append((os.fsencode(name), member.offset_data, member.size))
+                    folders.add(name.rpartition("/")[0])
+                elif member.isdir():
+                    folders.add(name)
+                if len(tar.members) > BLOCK:
+                    tar.members.clear()
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise UserError(
+            f"{path} is not a whole, uncompressed tar ({reason(error)}). A compressed one cannot be read in place: "
+            "unpack it."
+        ) from error
+    names, offsets, sizes = zip(*sorted(files), strict=True) if files else ((), (), ())
+    return np.array(names, bytes), np.array(offsets, np.int64), np.array(sizes, np.int64), folders
+
+
+def read_at(path: str, offset: int, size: int) -> bytes:
+    """A stretch of a file. Raises `UserError` where the file ends before it."""
+    with open(path, "rb", buffering=0) as file:
+        file.seek(offset)
+        content = file.read(size)
+    if len(content) < size:
+        raise UserError(f"{path} is cut short: it ends {size - len(content)} bytes before the end of a member.")
+    return content

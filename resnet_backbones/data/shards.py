@@ -1,0 +1,125 @@
+"""WebDataset shards: tars of a few thousand samples each, `KEY.jpg` beside `KEY.cls`, for data that outgrows a disk.
+
+Shards are read at random, not as a stream: an epoch goes through them in random order, a pool of shards at a time, and
+draws the pool's samples in random order. So the order is a function of the seed alone, the same for any number of ranks
+and workers, a stopped run goes on at the exact sample, and nothing waits in a shuffle buffer.
+"""
+
+import json
+import os
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import PurePosixPath
+
+import numpy as np
+import torch
+from braceexpand import braceexpand
+from torch import Tensor
+
+from ..errors import UserError
+from ..paths import local_file
+from .files import read_at, scan_tar
+
+POOL = 8  # shards drawn from at a time
+IMAGES = ("jpg", "jpeg", "png", "webp")
+
+
+def is_shards(path: str) -> bool:
+    """Whether `path` is a pattern of shards: a tar's name with braces; a single one is written `{000000..000000}`."""
+    return path.endswith(".tar") and "{" in path
+
+
+class ShardImages:
+    """The labelled images of all shards that `pattern` names; the twin of `imagenet.FileImages`.
+
+    The number of samples in each shard is taken from `index.json` beside them, in the form that WebDataset's
+    `widsindex` writes; without it, every shard is looked through once. `KEY.cls` holds a class's index or its name; the
+    names are `classes` or the lines of `classes.txt` beside the shards.
+
+    A remote shard is fetched when it is first drawn from and its local copy removed when others have taken its place.
+    Raises `UserError` for a shard that is missing, cut short or not made of such samples.
+    """
+
+    def __init__(self, pattern: str, classes: Sequence[str] | None = None) -> None:
+        self.urls = list(braceexpand(pattern))
+        folder = pattern.rpartition("/")[0]
+        self.classes = list(classes) if classes is not None else _class_names(folder, pattern)
+        self.label_of = {name: label for label, name in enumerate(self.classes)}
+        self.held: OrderedDict[int, tuple[str, np.ndarray]] = OrderedDict()
+        known = _counts(folder)
+        counts = [known.get(PurePosixPath(url).name) or len(self._shard(k)[1]) for k, url in enumerate(self.urls)]
+        self.starts = np.cumsum([0, *counts])
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def read(self, index: int) -> tuple[bytes, int, str]:
+        k = int(np.searchsorted(self.starts, index, side="right")) - 1
+        path, samples = self._shard(k)
+        sample = index - int(self.starts[k])
+        if sample >= len(samples):
+            raise UserError(f"{self.urls[k]} holds {len(samples)} samples, fewer than index.json beside it says.")
+        offset, size, label = map(int, samples[sample])
+        return read_at(path, offset, size), label, f"{self.urls[k]}:{sample}"
+
+    def order(self, generator: torch.Generator) -> Tensor:
+        """The indices of one epoch in random order, a pool of shards after the other."""
+        shards = torch.randperm(len(self.urls), generator=generator)
+        pools = []
+        for pool in shards.split(POOL):
+            members = torch.cat([torch.arange(self.starts[k], self.starts[k + 1]) for k in pool.tolist()])
+            pools.append(members[torch.randperm(len(members), generator=generator)])
+        return torch.cat(pools)
+
+    def _shard(self, k: int) -> tuple[str, np.ndarray]:
+        """A shard's local path and, for each of its samples, the image's offset and size and the label."""
+        if k not in self.held:
+            path = str(local_file(self.urls[k], "shard"))
+            self.held[k] = path, self._samples(path, self.urls[k])
+            if len(self.held) > 2 * POOL:
+                oldest, (old_path, _) = self.held.popitem(last=False)
+                if "://" in self.urls[oldest]:
+                    os.unlink(old_path)
+        self.held.move_to_end(k)
+        return self.held[k]
+
+    def _samples(self, path: str, url: str) -> np.ndarray:
+        names, offsets, sizes, _ = scan_tar(path)
+        images, labels = {}, {}
+        for name, offset, size in zip(names, offsets, sizes, strict=True):
+            key, _, kind = os.fsdecode(name).rpartition("/")[2].partition(".")
+            key = f"{os.fsdecode(name).rpartition('/')[0]}/{key}"
+            if kind.lower() in IMAGES:
+                images[key] = offset, size
+            elif kind == "cls":
+                labels[key] = self._label(read_at(path, int(offset), int(size)).decode().strip(), f"{url}:{key}.cls")
+        odd = sorted(set(images) ^ set(labels))
+        if odd or not images:
+            wanted = f"{odd[0].removeprefix('/')} lacks one" if odd else "it has none"
+            raise UserError(f"{url} is no shard of images: each KEY.jpg needs a KEY.cls beside it, and {wanted}.")
+        return np.array([(*images[key], labels[key]) for key in images], np.int64)
+
+    def _label(self, text: str, where: str) -> int:
+        label = self.label_of.get(text, int(text) if text.isdecimal() else -1)
+        if not 0 <= label < len(self.classes):
+            raise UserError(f"{where} says {text!r}, which is none of the {len(self.classes)} classes.")
+        return label
+
+
+def _class_names(folder: str, pattern: str) -> list[str]:
+    names = local_file(f"{folder}/classes.txt" if folder else "classes.txt", "list of class names").read_text()
+    classes = [line.strip() for line in names.splitlines() if line.strip()]
+    if not classes:
+        raise UserError(f"classes.txt beside {pattern} is empty; it must name a class a line.")
+    return classes
+
+
+def _counts(folder: str) -> dict[str, int]:
+    """Samples by a shard's file name, as far as `index.json` tells."""
+    try:
+        index = json.loads(local_file(f"{folder}/index.json" if folder else "index.json", "shard index").read_text())
+        return {PurePosixPath(shard["url"]).name: int(shard["nsamples"]) for shard in index["shardlist"]}
+    except UserError:
+        return {}
+    except (ValueError, LookupError, TypeError) as error:
+        raise UserError(f"{folder}/index.json is damaged ({error!r}); write it with widsindex or remove it.") from error

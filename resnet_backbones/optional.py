@@ -1,0 +1,18 @@
+"""Libraries that are worth having but not needed."""
+
+from types import ModuleType
+
+from .errors import UserError
+
+
+def import_timm() -> ModuleType:
+    """timm. Raises `UserError` saying how to get it."""
+    try:
+        import timm
+        import timm.data
+        import timm.optim
+    except ImportError:
+        raise UserError(
+            "timm: and timm:// names and LAMB need timm, which is not installed: pip install timm"
+        ) from None
+    return timm

@@ -1,0 +1,92 @@
+"""What a network takes as input. It goes with the weights: the wrong mean or channel order costs accuracy unseen."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .errors import UserError
+
+# Of ImageNet's training set, for RGB in [0, 1]; what torchvision and timm train with.
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """x = (image · input_range - mean) / std, for an image in [0, 1] whose channels are in `channel_order`.
+
+    `mean` has three numbers, or (3, size, size) of them for a mean image. `resize` (of the shorter side), `size` (of
+    the centre crop, pixels) and `interpolation` are those of the classifier's evaluation; detectors have their own.
+    """
+
+    mean: Sequence = IMAGENET_MEAN
+    std: Sequence[float] = IMAGENET_STD
+    channel_order: str = "RGB"
+    input_range: float = 1.0
+    resize: int | None = None
+    size: int | None = None
+    interpolation: str = "bilinear"
+
+    def __post_init__(self) -> None:
+        shape = np.shape(self.mean)
+        if self.channel_order not in ("RGB", "BGR") or len(self.std) != 3 or len(shape) not in (1, 3) or shape[0] != 3:
+            raise UserError(
+                f"Preprocessing of channel order {self.channel_order!r}, mean {self.mean} and std {self.std} is none: "
+                "it takes RGB or BGR and three numbers each."
+            )
+
+    def per_channel(self) -> "Preprocessing":
+        """The same with a mean image averaged over its positions, for images of any size."""
+        return replace(self, mean=tuple(np.reshape(self.mean, (3, -1)).mean(1).tolist()))
+
+    def as_rgb(self) -> tuple[list[float], list[float]]:
+        """Mean and std per channel of RGB in [0, 1]."""
+        values = [[v / self.input_range for v in values] for values in (self.per_channel().mean, self.std)]
+        mean, std = [v[::-1] for v in values] if self.channel_order == "BGR" else values
+        return mean, std
+
+
+class Normalize(nn.Module):
+    """RGB images (…, 3, H, W), uint8 or float in [0, 1], as `preprocessing` says, on the device that they are on."""
+
+    def __init__(self, preprocessing: Preprocessing) -> None:
+        super().__init__()
+        self.flip = preprocessing.channel_order == "BGR"
+        mean = torch.tensor(preprocessing.mean, dtype=torch.float32) / preprocessing.input_range
+        std = torch.tensor(preprocessing.std, dtype=torch.float32) / preprocessing.input_range
+        self.register_buffer("mean", mean if mean.ndim == 3 else mean[:, None, None], persistent=False)
+        self.register_buffer("std", std[:, None, None], persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        images = images if images.is_floating_point() else images / 255
+        return ((images.flip(-3) if self.flip else images) - self.mean) / self.std
+
+
+def detector_preprocessing(
+    backbone: nn.Module, image_mean: Sequence[float] | None, image_std: Sequence[float] | None
+) -> Preprocessing:
+    """What a detector does to its images: as the backbone's weights were trained, which `image_mean` and `image_std`
+    (of RGB in [0, 1]) may repeat but not contradict; those two, or ImageNet's, where nothing is known of the weights.
+
+    Raises `UserError` naming both.
+    """
+    return merged_preprocessing(
+        getattr(backbone, "preprocessing", None), image_mean, image_std, "detector"
+    ).per_channel()
+
+
+def merged_preprocessing(
+    known: Preprocessing | None, image_mean: Sequence[float] | None, image_std: Sequence[float] | None, section: str
+) -> Preprocessing:
+    """`known` of the weights, which the other two, of a config's `section`, may not contradict (`UserError`)."""
+    if known is None:
+        return Preprocessing(tuple(image_mean or IMAGENET_MEAN), tuple(image_std or IMAGENET_STD))
+    for name, given, trained in zip(("mean", "std"), (image_mean, image_std), known.as_rgb(), strict=True):
+        if given is not None and any(abs(a - b) > 1e-3 for a, b in zip(given, trained, strict=True)):
+            raise UserError(
+                f"{section}.image_{name} is {list(given)}, but the backbone's weights were trained with "
+                f"{[round(v, 4) for v in trained]} (of RGB in [0, 1]); leave it out."
+            )
+    return known
