@@ -172,7 +172,7 @@ def build_backbone(
     Raises `UserError` for an unknown name or option, an impossible combination and weights that do not fit. Warns
     (`RandomFrozenWarning`) where something is frozen at random weights: it silently ruins training.
     """
-    make = _timm_maker(name) if name.startswith("timm:") else BACKBONES.get(name)
+    make = _maker(name)
     for option in options:
         if option not in (valid := _options_of(make)):
             raise UserError(unknown(f"option of {name}", option, valid))
@@ -198,7 +198,14 @@ def list_backbones(pattern: str = "*") -> list[str]:
     return sorted(fnmatch.filter(dict(BACKBONES), pattern))
 
 
-def _timm_maker(name: str) -> Callable[..., nn.Module]:
+def valid_options(name: str) -> set[str]:
+    """The `options` that `build_backbone(name)` takes."""
+    return _options_of(_maker(name)) - {"norm"}
+
+
+def _maker(name: str) -> Callable[..., nn.Module]:
+    if not name.startswith("timm:"):
+        return BACKBONES.get(name)
     make_body = functools.partial(timm_backbone, name.removesuffix("_fpn"))
     return functools.partial(with_fpn, make_body) if name.endswith("_fpn") else make_body
 

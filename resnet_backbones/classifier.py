@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from .backbones import build_backbone
 from .errors import UserError
 from .fpn import FPN
+from .naming import hide_child
 from .preprocessing import Normalize, Preprocessing
-from .weights import check_architecture, from_timm_preact, load_state_dict, read_checkpoint
+from .weights import check_architecture, load_state_dict, read_ours
 
 
 class Classifier(nn.Module):
@@ -53,8 +54,7 @@ class Classifier(nn.Module):
         self.backbone, self.preprocessing, self.augment, self.loss = backbone, preprocessing, augment, loss
         self.prepare = nn.Identity() if preprocessing is None else Normalize(preprocessing)
         self.fc = nn.Linear(list(backbone.output_shape().values())[-1].channels, num_classes)
-        self.register_state_dict_post_hook(hide_backbone)
-        self.register_load_state_dict_pre_hook(reveal_backbone)
+        hide_child(self, "backbone")
 
     def forward(self, images: Tensor, labels: Tensor | dict | None = None) -> Tensor | dict[str, Tensor]:
         images = self.prepare(images)
@@ -85,20 +85,6 @@ def soft_binary_cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: f
     return F.binary_cross_entropy_with_logits(logits, targets)
 
 
-def hide_backbone(module: nn.Module, state: dict, prefix: str, *_) -> None:
-    """In `state`, take `backbone.` off the names."""
-    for key in [key for key in state if key.startswith(f"{prefix}backbone.")]:
-        state[prefix + key.removeprefix(f"{prefix}backbone.")] = state.pop(key)
-    for key in (f"{prefix}fc.weight", f"{prefix}fc.bias"):
-        state[key] = state.pop(key)  # last, as in torchvision
-
-
-def reveal_backbone(module: nn.Module, state: dict, prefix: str, *_) -> None:
-    """In `state`, put `backbone.` before all names but those of fc."""
-    for key in [key for key in state if key.startswith(prefix) and not key.startswith(f"{prefix}fc.")]:
-        state[f"{prefix}backbone.{key.removeprefix(prefix)}"] = state.pop(key)
-
-
 def build_classifier(
     name: str,
     num_classes: int = 1000,
@@ -125,8 +111,8 @@ def load_classifier(source: str, name: str | None = None, **options) -> Classifi
     `name` and `options` of `build_classifier` are needed where the file does not tell its architecture. Raises
     `UserError` where it tells another, or holds no classifier of this form.
     """
-    checkpoint = read_checkpoint(source)
-    state = from_timm_preact(checkpoint.state)
+    checkpoint = read_ours(source)
+    state = checkpoint.state
     told = checkpoint.metadata.get("architecture")
     if name is None and told is None:
         raise UserError(f"{source} does not tell its architecture; give the backbone's name.")

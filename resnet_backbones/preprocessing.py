@@ -48,6 +48,15 @@ class Preprocessing:
         return mean, std
 
 
+def imagenet(channel_order: str) -> Preprocessing:
+    """ImageNet's mean and std in that order: RGB in [0, 1], as in torchvision and timm, or BGR in [0, 255] of which the
+    mean alone is subtracted, as in the weights of He et al. that Caffe2 and detectron2's model zoo hold.
+    """
+    if channel_order == "RGB":
+        return Preprocessing()
+    return Preprocessing((103.53, 116.28, 123.675), (1.0, 1.0, 1.0), channel_order="BGR", input_range=255.0)
+
+
 class Normalize(nn.Module):
     """RGB images (…, 3, H, W), uint8 or float in [0, 1], as `preprocessing` says, on the device that they are on."""
 

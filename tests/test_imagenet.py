@@ -1,13 +1,17 @@
 """Labelled images in every layout: what is read, in which order, and what is refused."""
 
+import functools
+import http.server
+import importlib.util
 import io
 import json
 import tarfile
+import threading
 
 import numpy as np
 import pytest
 import torch
-from conftest import write_images
+from conftest import ROOT, write_images
 from PIL import Image
 
 from resnet_backbones.data.classification import ClassificationDataset, Unreadable, build_train_loader
@@ -119,6 +123,33 @@ def test_shards_may_name_their_classes_and_count_their_samples(tree, tmp_path):
     assert len(shards) == 9
     (tmp_path / "later.tar").rename(tmp_path / "shards" / "train-01.tar")
     assert content(shards) == expected(tree)
+
+
+def test_a_tree_packed_into_shards(tree, tmp_path, capsys):
+    spec = importlib.util.spec_from_file_location("write_shards", ROOT / "datasets" / "write_shards.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    for split in ("train", "val"):
+        script.main(["--root", f"{tree}", "--split", split, "--output", f"{tmp_path}/shards", "--size", "4"])
+    assert f"data.root={tmp_path}/shards data.val=val-{{000000..000002}}.tar" in capsys.readouterr().out
+    shards = load_images(f"{tmp_path}/shards", "val-{000000..000002}.tar")
+    assert sorted(content(shards)) == sorted(expected(tree, "val"))
+    index = json.loads((tmp_path / "shards" / "index.json").read_text())
+    assert [row["nsamples"] for row in index["shardlist"]] == [4, 4, 1, 4, 4, 1]
+
+
+def test_remote_shards_are_removed_when_others_have_taken_their_place(tree, tmp_path, monkeypatch):
+    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "cache"))  # where iopath keeps what it fetched
+    monkeypatch.setattr("resnet_backbones.data.shards.POOL", 1)
+    write_shards(tree, tmp_path / "shards", [3, 3, 3])
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path / "shards")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        shards = load_images("", f"http://127.0.0.1:{server.server_port}/train-{{00..02}}.tar")
+        assert content(shards) == expected(tree)
+        assert content(shards) == expected(tree)  # fetched again
+        assert len(list((tmp_path / "cache").rglob("*.tar"))) == 2
+        server.shutdown()
 
 
 def test_an_epoch_draws_from_a_pool_of_shards_at_a_time(tree, tmp_path, monkeypatch):

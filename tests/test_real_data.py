@@ -1,6 +1,7 @@
 """The shipped configs of the real data, on small slices of it."""
 
 import json
+import tarfile
 
 import pytest
 
@@ -45,3 +46,18 @@ def test_the_shipped_config_runs(slices, tool, config, figures, category_ids):
     assert {p["category_id"] for p in predictions} <= category_ids
     assert ("segmentation" in predictions[0]) == ("mask" in config)
     assert len(list((slices / "out/samples").glob("*.png"))) == 1
+
+
+def test_the_quick_cifar_config_learns(shared, tool, tmp_path, monkeypatch):
+    with tarfile.open(shared / "cifar10_imagefolder.tar.xz", "r|xz") as archive:
+        files = (member for member in archive if member.isfile())
+        for k, member in enumerate(files):
+            if k % 50 == 0:  # 1000 images of train, 200 of val
+                archive.extract(member, tmp_path / "cifar10", filter="data")
+    monkeypatch.setenv("RESNET_BACKBONES_DATASETS", str(tmp_path))
+    short = ["solver.epochs=2", "solver.warmup_epochs=0.5", "solver.batch_size=32", "solver.lr=0.1"]
+    status, _, err = tool(
+        "pretrain", "--config", "cifar10_resnet20_quick", *short, "data.num_workers=0", f"output_dir={tmp_path}/out"
+    )
+    assert status == 0, err
+    assert json.loads((tmp_path / "out/metrics.json").read_text())["top1"] > 17  # chance is 10, give or take 2

@@ -10,9 +10,9 @@ from torch import nn
 
 from ..backbones import RandomFrozenWarning, build_backbone
 from ..errors import UserError, unknown
-from ..weights import load_state_dict, read_checkpoint
+from ..weights import load_state_dict, read_ours
 
-LIBRARIES = ("torchvision",)
+LIBRARIES = ("torchvision", "detectron2")
 # Each detector's function, and those it hands settings on to.
 DETECTORS = {
     "faster_rcnn": ["faster_rcnn"],
@@ -34,7 +34,12 @@ def build_detector(config: DictConfig, num_classes: int) -> nn.Module:
         raise UserError(unknown("detector.library", library, LIBRARIES))
     if name not in DETECTORS:
         raise UserError(unknown("detector.name", name, DETECTORS))
-    heads = importlib.import_module(f"{__name__}.{library}")
+    try:
+        heads = importlib.import_module(f"{__name__}.{library}")
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"detector.library={library} needs {error.name}, which is not installed; see detectron2 in README.md."
+        ) from error
     takers = [getattr(heads, taker) for taker in DETECTORS[name]]
     known = {parameter for taker in takers for parameter in inspect.signature(taker).parameters}
     settings = {key: value for key, value in settings.items() if key in known}
@@ -44,7 +49,7 @@ def build_detector(config: DictConfig, num_classes: int) -> nn.Module:
         backbone_settings = {k: v for k, v in backbone_settings.items() if not k.startswith("fpn_")}
         if settings.get("box_head") == "res5":
             backbone_settings.setdefault("out_features", ["res4", "res5"])
-    checkpoint = None if config.weights is None else read_checkpoint(config.weights)
+    checkpoint = None if config.weights is None else read_ours(config.weights)
     with warnings.catch_warnings():
         if checkpoint is not None:
             backbone_settings.pop("weights", None)

@@ -11,11 +11,10 @@ from torchvision.models.detection import FCOS, RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.retinanet import RetinaNetHead
 
-from ..errors import UserError
 from ..preprocessing import detector_preprocessing
+from .features import check_dense_levels
 from .transform import ImageTransform
 
-LEVELS = ["p3", "p4", "p5", "p6", "p7"]
 ANCHOR_SIZES = ((32, 40, 50), (64, 80, 101), (128, 161, 203), (256, 322, 406), (512, 645, 812))
 
 
@@ -66,7 +65,7 @@ def retinanet(
 
     Raises `UserError` where the backbone gives other than p3 … p7.
     """
-    _check_levels(backbone, anchor_sizes)
+    check_dense_levels(backbone, anchor_sizes)
     anchors = AnchorGenerator(tuple(map(tuple, anchor_sizes)), (tuple(aspect_ratios),) * len(anchor_sizes))
     head = RetinaNetHead(backbone.out_channels, anchors.num_anchors_per_location()[0], num_classes)
     model = RetinaNetFromOne(
@@ -108,7 +107,7 @@ def fcos(
 
     Raises `UserError` where the backbone gives other than p3 … p7.
     """
-    _check_levels(backbone, LEVELS)
+    check_dense_levels(backbone)
     model = FCOSFromOne(
         backbone,
         num_classes,
@@ -120,14 +119,3 @@ def fcos(
     )
     model.transform = ImageTransform(min_size, max_size, detector_preprocessing(backbone, image_mean, image_std))
     return model
-
-
-def _check_levels(backbone: nn.Module, anchor_sizes: Sequence) -> None:
-    shapes = list(backbone.output_shape())
-    if shapes != LEVELS:
-        raise UserError(
-            f"One-stage detectors need p3 … p7 and the backbone gives {', '.join(shapes)}: use a NAME_fpn backbone "
-            "with out_features=[p3, p4, p5, p6, p7]."
-        )
-    if len(anchor_sizes) != len(LEVELS) or len({len(sizes) for sizes in anchor_sizes}) > 1:
-        raise UserError(f"detector.anchor_sizes must list equally many sizes for each of p3 … p7, got {anchor_sizes}.")

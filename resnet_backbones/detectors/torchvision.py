@@ -18,15 +18,12 @@ from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.ops import MultiScaleRoIAlign
 
-from ..errors import UserError, unknown
-from ..layers import split_last_stage
 from ..preprocessing import detector_preprocessing
 from .dense import fcos, retinanet
+from .features import head_features
 from .transform import ImageTransform
 
 __all__ = ["faster_rcnn", "fcos", "mask_rcnn", "retinanet"]
-
-BOX_HEADS = ("mlp", "res5")
 
 
 class StageHead(nn.Module):
@@ -90,21 +87,16 @@ def faster_rcnn(
 
     Raises `UserError` where the backbone's features do not suit.
     """
-    if box_head not in BOX_HEADS:
-        raise UserError(unknown("detector.box_head", box_head, BOX_HEADS))
-    stage, stage_channels = _take_res5(backbone) if box_head == "res5" else (None, 0)
-    channels, roi_levels = _features(backbone, anchor_sizes)
-    head = StageHead(stage) if stage is not None else TwoMLPHead(channels * box_pool_size**2, box_head_width)
-    head_width = stage_channels or box_head_width
+    shapes, roi_levels, res5, res5_channels = head_features(backbone, anchor_sizes, box_head)
+    channels = shapes[roi_levels[0]].channels
+    head = StageHead(res5) if res5 is not None else TwoMLPHead(channels * box_pool_size**2, box_head_width)
+    head_width = res5_channels or box_head_width
     anchors = AnchorGenerator(
         tuple(tuple(sizes) for sizes in anchor_sizes), (tuple(aspect_ratios),) * len(anchor_sizes)
     )
-    anchors_per_location = anchors.num_anchors_per_location()
-    if len(set(anchors_per_location)) > 1:
-        raise UserError(f"detector.anchor_sizes must list equally many sizes on every level, got {anchor_sizes}.")
     rpn = RegionProposalNetwork(
         anchors,
-        RPNHead(channels, anchors_per_location[0]),
+        RPNHead(channels, anchors.num_anchors_per_location()[0]),
         rpn_fg_iou_thresh,
         rpn_bg_iou_thresh,
         rpn_batch_size_per_image,
@@ -177,30 +169,3 @@ def init_heads(roi_heads: RoIHeads) -> None:
     for layer, std in ((roi_heads.box_predictor.cls_score, 0.01), (roi_heads.box_predictor.bbox_pred, 0.001)):
         nn.init.normal_(layer.weight, std=std)
         nn.init.zeros_(layer.bias)
-
-
-def _features(backbone: nn.Module, anchor_sizes: Sequence) -> tuple[int, list[str]]:
-    """The width of the features, and those that RoIs are pooled from: p2 … p5 (arXiv 1612.03144 §4.2) or the one."""
-    shapes = backbone.output_shape()
-    roi_levels = [f for f in shapes if f in ("p2", "p3", "p4", "p5") or len(shapes) == 1]
-    if not roi_levels:
-        raise UserError(
-            f"The backbone gives {', '.join(shapes)}; these heads need a pyramid: use a NAME_fpn backbone; or one map: "
-            "out_features=[res5] with output_stride=16 (DC5); or detector.box_head=res5 (C4)."
-        )
-    if len(anchor_sizes) != len(shapes):
-        raise UserError(
-            f"detector.anchor_sizes has {len(anchor_sizes)} levels, but the backbone gives {len(shapes)}: "
-            f"{', '.join(shapes)}."
-        )
-    return shapes[roi_levels[0]].channels, roi_levels
-
-
-def _take_res5(backbone: nn.Module) -> tuple[nn.Module, int]:
-    shapes = backbone.output_shape()
-    if list(shapes) != ["res4", "res5"]:
-        raise UserError(
-            f"detector.box_head=res5 needs a backbone with out_features=[res4, res5], this one gives "
-            f"{', '.join(shapes)}."
-        )
-    return split_last_stage(backbone), shapes["res5"].channels

@@ -5,8 +5,8 @@ import logging
 from torch import Tensor, nn
 
 from ..errors import UserError
+from .converting import to_ours
 from .reading import Checkpoint, read_checkpoint
-from .renaming import from_timm_preact
 
 logger = logging.getLogger(__name__)
 
@@ -21,10 +21,14 @@ def load_weights(backbone: nn.Module, source: str) -> None:
     taken). For an FPN, a checkpoint without one fills the body alone. What was loaded, dropped and left random goes
     into the log. Raises `UserError` for a checkpoint of another architecture, and naming the tensors that do not fit.
     """
-    checkpoint = read_checkpoint(source)
+    fit_weights(backbone, read_ours(source), source)
+
+
+def fit_weights(backbone: nn.Module, checkpoint: Checkpoint, source: str) -> None:
+    """`load_weights` of what is already read, under our names; `source` is for messages."""
     check_architecture(backbone, checkpoint, source)
     backbone.preprocessing = checkpoint.preprocessing()
-    state = from_timm_preact(checkpoint.state)
+    state = checkpoint.state
     if any(name.startswith("backbone.") for name in state):
         state = _below("backbone.", state)
     has_fpn = any(name.startswith("body.") for name in state)
@@ -47,6 +51,18 @@ def load_weights(backbone: nn.Module, source: str) -> None:
     )
 
 
+def read_ours(source: str) -> Checkpoint:
+    """The checkpoint at `source`, of whichever library, under our names and for RGB images; the log says what was done.
+
+    Raises `UserError` as `read_checkpoint` does.
+    """
+    checkpoint, steps, left = to_ours(read_checkpoint(source))
+    if steps:
+        unnamed = f"; {len(left)} tensors have no name here: {', '.join(left[:5])}" if left else ""
+        logger.info("%s: %s%s", source, "; ".join(steps), unnamed)
+    return checkpoint
+
+
 def check_architecture(backbone: nn.Module, checkpoint: Checkpoint, source: str) -> None:
     """Raise `UserError` naming both where the checkpoint says that it is of another network.
 
@@ -55,13 +71,14 @@ def check_architecture(backbone: nn.Module, checkpoint: Checkpoint, source: str)
     ours, theirs = getattr(backbone, "architecture", None), checkpoint.metadata.get("architecture")
     if ours is None or theirs is None:
         return
-    if theirs["name"] != ours["name"]:
-        raise UserError(f"{source} holds a {theirs['name']}, but the backbone is {ours['name']}; give one of the two.")
+    held = theirs.get("name", ours["name"])
+    if held != ours["name"]:
+        raise UserError(f"{source} holds a {held}, but the backbone is {ours['name']}; give one of the two.")
     for option in COMPUTATION:
         wanted, given = (a.get("options", {}).get(option) or False for a in (theirs, ours))
         if wanted != given:
             raise UserError(
-                f"{source} holds a {theirs['name']} with {option}={wanted or None}, but the backbone is built with "
+                f"{source} holds a {held} with {option}={wanted or None}, but the backbone is built with "
                 f"{option}={given or None}; make them the same."
             )
 

@@ -2,11 +2,13 @@
 
 import json
 import pickle
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.error import URLError
 
+import numpy as np
 import safetensors.torch
 import torch
 import torchvision
@@ -17,6 +19,10 @@ from ..errors import UserError, reason, unknown
 from ..optional import import_timm
 from ..paths import local_file
 from ..preprocessing import Preprocessing
+from .pickles import read_pickle
+
+# What detectron2's and mmdetection's checkpoints hold beside tensors, which runs nothing either.
+NUMPY = [np.ndarray, np.dtype, np._core.multiarray._reconstruct, np._core.multiarray.scalar, type(np.dtype("f8"))]
 
 FORMAT = "resnet_backbones 1"  # says that the metadata of a safetensors file is ours
 
@@ -45,10 +51,9 @@ def read_checkpoint(source: str) -> Checkpoint:
     if source.startswith("timm://"):
         return _timm_checkpoint(source)
     path = local_file(source, "weights file")
-    state, metadata = _read_safetensors(path) if path.suffix == ".safetensors" else (_read_torch(path), {})
-    if isinstance(state, dict) and isinstance(state.get("metadata"), dict):
-        metadata = state["metadata"]
-    for key in ("model", "state_dict"):
+    readers = {".safetensors": _read_safetensors, ".pkl": _read_pickle}
+    state, metadata = readers.get(path.suffix, _read_torch)(path)
+    for key in ("model", "state_dict", "blobs"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
     if (
@@ -86,16 +91,37 @@ def _check_metadata(metadata: dict[str, Any], source: str) -> None:
         raise UserError(f"The metadata of the weights file {source} is damaged: {reason(error)}") from error
 
 
-def _read_torch(path: Path) -> dict:
+def _read_torch(path: Path) -> tuple[Any, dict[str, Any]]:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(NUMPY):
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, KeyError) as error:  # KeyError: text taken for pickle's op codes
+        asked = re.search(r"GLOBAL (\S+)", str(error))
         raise UserError(
-            f"The weights file {path} is not a torch checkpoint, or asks to run code, which is refused; "
-            "save it as a plain state_dict."
+            f"The weights file {path} is not a torch checkpoint, or asks to run code"
+            f"{f', {asked[1]},' if asked else ','} which is refused; save it as a plain state_dict."
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError) as error:
         raise UserError(f"The weights file {path} is damaged: {reason(error)}") from error
+    return content, _told(content)
+
+
+def _read_pickle(path: Path) -> tuple[Any, dict[str, Any]]:
+    """numpy's arrays as tensors; what else lies among them, and optimisers' momenta, left out."""
+    content = read_pickle(path.read_bytes(), str(path))
+    weights = next((content[k] for k in ("model", "blobs") if isinstance(content, dict) and k in content), content)
+    if not isinstance(weights, dict):
+        return None, {}
+    arrays = {k: np.asarray(v) for k, v in weights.items() if isinstance(v, np.ndarray) and not k.endswith("_momentum")}
+    return {k: torch.from_numpy(v.copy()) for k, v in arrays.items() if v.dtype.kind in "fiub"}, _told(content)
+
+
+def _told(content: Any) -> dict[str, Any]:
+    """What a file of ours, or detectron2's "__author__", says of the weights in it."""
+    if not isinstance(content, dict):
+        return {}
+    metadata = content["metadata"] if isinstance(content.get("metadata"), dict) else {}
+    return metadata | ({"author": content["__author__"]} if "__author__" in content else {})
 
 
 def _torchvision_checkpoint(source: str) -> Checkpoint:

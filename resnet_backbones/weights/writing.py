@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import torch
 from torch import Tensor
 
 from ..errors import UserError
-from .reading import FORMAT
+from .pickles import write_pickle
+from .reading import FORMAT, Checkpoint
 
 LIBRARIES = ("resnet_backbones", "torch", "torchvision", "timm")
 
@@ -35,6 +37,27 @@ def save_safetensors(path: Path, state: dict[str, Tensor], metadata: dict[str, A
     except (OSError, safetensors.SafetensorError) as error:
         temporary.unlink(missing_ok=True)
         raise UserError(f"The weights file {path} cannot be written: {error}.") from error
+
+
+def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Write `.safetensors`, `.pth` (a state_dict under "model", the metadata beside it) or `.pkl` (the same in numpy).
+
+    detectron2 reads the last two as they are. Raises `UserError` for another suffix and where it cannot be written.
+    """
+    if path.suffix == ".safetensors":
+        return save_safetensors(path, checkpoint.state, checkpoint.metadata)
+    if path.suffix not in (".pth", ".pkl"):
+        raise UserError(f"{path} has no known suffix; choose .safetensors, .pth or .pkl.")
+    more = {"metadata": checkpoint.metadata, "__author__": "resnet_backbones"}
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.state.items()}
+    try:
+        if path.suffix == ".pth":
+            torch.save({"model": state, **more}, path)
+        else:
+            path.write_bytes(write_pickle({name: tensor.numpy() for name, tensor in state.items()}, more))
+    except OSError as error:
+        raise UserError(f"The weights file {path} cannot be written: {error}.") from error
+    return None
 
 
 def _versions() -> dict[str, str]:

@@ -1,0 +1,82 @@
+"""detectron2's config keys as arguments of `build_backbone`. Needs no detectron2: its config is a mapping."""
+
+import warnings
+from typing import Any
+
+from torch import nn
+
+from .. import backbones
+from ..errors import UserError
+
+FORMS = {"": "plain", "_fpn": "fpn", "_c4": "c4", "_retinanet_fpn": "retinanet"}
+
+
+def build_from(cfg: Any, name: str, form: str, in_channels: int) -> nn.Module:
+    """The backbone `name` in one of `FORMS` as detectron2's `cfg` says.
+
+    Read are MODEL.BACKBONE.FREEZE_AT and, where `add_config` was called, WEIGHTS; MODEL.RESNETS.NORM, OUT_FEATURES,
+    and for residual families STRIDE_IN_1X1, RES5_DILATION, DEFORM_ON_PER_STAGE, DEFORM_MODULATED, NUM_GROUPS and
+    WIDTH_PER_GROUP; MODEL.FPN.IN_FEATURES, OUT_CHANNELS and NORM. Depth and widths are the name's.
+
+    Raises `UserError` for what the backbone cannot do, and where the weights' preprocessing contradicts PIXEL_MEAN,
+    PIXEL_STD and INPUT.FORMAT.
+    """
+    model = cfg.MODEL
+    options = _residual_options(model.RESNETS, backbones.valid_options(name))
+    options |= {"norm": model.RESNETS.NORM or "none", "freeze_at": model.BACKBONE.FREEZE_AT}
+    if in_channels != 3:
+        options["in_channels"] = in_channels
+    if form == "plain":
+        options["out_features"] = list(model.RESNETS.OUT_FEATURES)
+    elif form == "c4":
+        options["out_features"] = ["res4"]
+    elif form == "res5":
+        options["out_features"] = ["res4", "res5"]
+    else:
+        name += "_fpn"
+        options |= _pyramid_options(model.FPN, form)
+    weights = model.BACKBONE.get("WEIGHTS", "")
+    with warnings.catch_warnings():
+        if model.WEIGHTS:  # which detectron2 loads later
+            warnings.simplefilter("ignore", backbones.RandomFrozenWarning)
+        backbone = backbones.build_backbone(name, weights=weights or None, **options)
+    if weights:
+        _check_preprocessing(cfg, backbone, weights)
+    return backbone
+
+
+def _residual_options(resnets: Any, valid: set[str]) -> dict:
+    wanted = {
+        "stride_in_1x1": resnets.STRIDE_IN_1X1,
+        "output_stride": {1: 32, 2: 16, 4: 8}[resnets.RES5_DILATION],
+        "deform_on": [f"res{k + 2}" for k, on in enumerate(resnets.DEFORM_ON_PER_STAGE) if on],
+        "deform_modulated": resnets.DEFORM_MODULATED,
+        "groups": resnets.NUM_GROUPS,
+        "width_per_group": resnets.WIDTH_PER_GROUP,
+    }
+    # detectron2's defaults of the last two are ResNet's; the name knows better.
+    unset = {"output_stride": 32, "deform_on": [], "groups": 1, "width_per_group": 64}
+    return {k: v for k, v in wanted.items() if k in valid and v != unset.get(k, ...)}
+
+
+def _pyramid_options(fpn: Any, form: str) -> dict:
+    if fpn.FUSE_TYPE != "sum":
+        raise UserError(f"MODEL.FPN.FUSE_TYPE is {fpn.FUSE_TYPE}; here it must be sum.")
+    default = ["res3", "res4", "res5"] if form == "retinanet" else ["res2", "res3", "res4", "res5"]
+    levels = [f"p{feature[3:]}" for feature in fpn.IN_FEATURES or default]
+    top = ["p6", "p7"] if form == "retinanet" else ["p6"]
+    return {"out_features": levels + top, "fpn_channels": fpn.OUT_CHANNELS, "fpn_norm": fpn.NORM or "none"}
+
+
+def _check_preprocessing(cfg: Any, backbone: nn.Module, weights: str) -> None:
+    if backbone.preprocessing is None:
+        return
+    order = slice(None, None, -1) if cfg.INPUT.FORMAT == "BGR" else slice(None)
+    for key, trained in zip(("PIXEL_MEAN", "PIXEL_STD"), backbone.preprocessing.as_rgb(), strict=True):
+        wanted = [255 * v for v in trained][order]
+        given = list(cfg.MODEL[key])
+        if any(abs(a - b) > 0.5 for a, b in zip(wanted, given, strict=True)):
+            raise UserError(
+                f"MODEL.{key} is {given}, but {weights} was trained with {[round(v, 3) for v in wanted]} for "
+                f"INPUT.FORMAT {cfg.INPUT.FORMAT}; make them the same."
+            )
