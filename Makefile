@@ -2,7 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install quickstart test test-slow lint clean
+# An environment with detectron2, for test-detectron2; the README says how to make one.
+DETECTRON2_PYTHON ?= python3
+
+.PHONY: install quickstart test test-slow test-detectron2 lint clean
 
 install: .venv/.installed
 
@@ -19,6 +22,10 @@ test: install lint
 
 test-slow: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow
+
+test-detectron2:
+	OMP_NUM_THREADS=1 $(DETECTRON2_PYTHON) -c "import detectron2" && \
+	OMP_NUM_THREADS=1 $(DETECTRON2_PYTHON) -m pytest tests/test_detectron2.py tests/test_converting.py
 
 lint: install
 	$(BIN)/ruff check .

@@ -104,6 +104,7 @@ def residual(
     block: type[nn.Module],
     depths: Sequence[int],
     output_stride: int = 32,
+    dilate_first: bool = False,
     deform_on: Sequence[str] = (),
     deform_modulated: bool = True,
     drop_path: float = 0.0,
@@ -114,7 +115,7 @@ def residual(
     """A row of the table, changed by the functions of `options.py`."""
     backbone = net(block, depths, **row)
     if output_stride != 32:
-        options.dilate(backbone, output_stride)
+        options.dilate(backbone, output_stride, dilate_first)
     if deform_on:
         options.deform(backbone, deform_on, deform_modulated)
     if drop_path:
@@ -162,9 +163,9 @@ def build_backbone(
             leaves random weights.
         options: for every name `in_channels` and `out_features`; for `NAME_fpn` also `fpn_channels` and `fpn_norm`;
             for the residual families `shortcut` (a key of `shortcuts.SHORTCUTS`), `stride_in_1x1` (bottlenecks),
-            `output_stride` (8, 16: dilated res4, res5), `deform_on` (stages whose 3x3 is deformable) and
-            `deform_modulated` (version 2, the default), `drop_path` (stochastic depth), `zero_init_residual`, and
-            `checkpoint_stages` (less memory, more time).
+            `output_stride` (8, 16: dilated res4, res5) and `dilate_first` (as in detectron2's DC5), `deform_on` (stages
+            whose 3x3 is deformable) and `deform_modulated` (version 2, the default), `drop_path` (stochastic depth),
+            `zero_init_residual`, and `checkpoint_stages` (less memory, more time).
 
     The backbone knows its `architecture` and, where its weights tell, the `preprocessing` that they were trained with,
     which the detectors follow.

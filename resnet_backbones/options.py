@@ -13,12 +13,13 @@ from .resnet import LAYERS, ResNet
 from .shortcuts import ZeroPad
 
 
-def dilate(net: ResNet, output_stride: int) -> None:
+def dilate(net: ResNet, output_stride: int, dilate_first: bool = False) -> None:
     """Take out the strides past `output_stride` (8, 16 or 32) and dilate the 3x3 convolutions behind them instead.
 
     Every stride of 2 taken out doubles the dilation of all that follows, so that each second position of the result
     is what the strided net gives (the hole algorithm, arXiv 1606.00915 §3.1). That is torchvision's
-    `replace_stride_with_dilation`, timm's `output_stride` and, with `stride_in_1x1`, detectron2's DC5.
+    `replace_stride_with_dilation`, timm's `output_stride` and, with `stride_in_1x1`, detectron2's DC5. With
+    `dilate_first` the 3x3 whose stride is taken out is dilated, too, as in detectron2's DC5 without `stride_in_1x1`.
     """
     if output_stride not in (8, 16, 32) or net.shapes["stem"].stride != 4:
         raise UserError(f"output_stride is {output_stride}; it must be 8, 16 or 32, of a net whose stem has stride 4.")
@@ -30,6 +31,11 @@ def dilate(net: ResNet, output_stride: int) -> None:
                 break
             if block.downsample is not None:
                 _dilate_shortcut(block.downsample, before)
+            strided = [conv for conv in _convs(block) if conv.stride[0] == 2]
+            if dilate_first and strided:
+                dilation *= 2
+                for conv in strided:
+                    conv.stride = (1, 1)
             dilation = _dilate_convs(_convs(block), dilation)
             before = dilation
         channels, stride = net.shapes[feature]

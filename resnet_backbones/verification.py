@@ -27,7 +27,9 @@ def architecture_of(state: dict[str, Tensor]) -> str | None:
     given = {
         k: tuple(t.shape) for k, t in body.items() if k.startswith(("conv1", "bn1", "layer")) and ".offset." not in k
     }
-    for name in [*backbones.RESNETS, *backbones.CIFAR_RESNETS]:
+    depths = tuple(len({k.split(".")[1] for k in given if k.startswith(f"layer{s}.")} - {"bn"}) for s in range(1, 5))
+    rows = backbones.RESNETS | backbones.CIFAR_RESNETS
+    for name in [name for name, row in rows.items() if row["depths"] == depths[: len(row["depths"])]]:
         with torch.device("meta"):
             wanted = {k: tuple(t.shape) for k, t in backbones.build_backbone(name).state_dict().items()}
         if _without_counters(wanted) == _without_counters(given):
@@ -37,7 +39,8 @@ def architecture_of(state: dict[str, Tensor]) -> str | None:
 
 def body_of(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The residual net's own part of a state_dict in our names."""
-    prefix = next((p for p in ("backbone.body.", "body.", "backbone.") if f"{p}conv1.weight" in state), "")
+    prefixes = ("backbone.body.", "body.", "backbone.")
+    prefix = next((p for p in prefixes if any(name.startswith(f"{p}conv1.") for name in state)), "")
     return {k.removeprefix(prefix): t for k, t in state.items() if k.startswith(prefix)}
 
 

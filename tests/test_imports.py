@@ -17,7 +17,7 @@ RANK = {
     "report": 1, "curves": 1, "naming": 1,
     "layers": 2, "stems": 3, "shortcuts": 3, "attention": 3, "deform": 3, "blocks": 4, "resnet": 5, "extractors": 5,
     "fpn": 5, "preact": 6, "options": 7, "weights": 8, "backbones": 9, "classifier": 10, "detectors": 10,
-    "analysis": 11, "pretraining": 11, "truths": 12, "__main__": 13,
+    "analysis": 11, "pretraining": 11, "verification": 11, "truths": 12, "__main__": 13,
 }  # fmt: skip
 APART = {
     "averaging", "checkpoint", "data", "evaluation", "journal", "precise_bn", "run", "solver", "testing", "training",

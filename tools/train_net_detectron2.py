@@ -20,6 +20,7 @@ from detectron2.engine import DefaultTrainer, default_argument_parser, default_s
 from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import BoxMode
 from detectron2.utils import comm
+from pycocotools import mask as rle
 
 from resnet_backbones.config import load_config
 from resnet_backbones.data import Annotations, load_annotations
@@ -44,22 +45,22 @@ def register_datasets(name: str) -> None:
 
 
 def records(data: Annotations) -> list[dict]:
-    """A data set of ours in detectron2's form, in which classes count from 0."""
+    """A data set of ours in detectron2's form, in which classes count from 0 and RLE is compressed."""
     class_of = {category["id"]: k for k, category in enumerate(data.categories)}
-    kept = ("bbox", "iscrowd", "segmentation")
+
+    def annotation(o: dict) -> dict:
+        row = {"bbox": o["bbox"], "bbox_mode": BoxMode.XYWH_ABS, "iscrowd": o["iscrowd"]}
+        segmentation = o.get("segmentation")
+        if isinstance(segmentation, dict) and isinstance(segmentation["counts"], list):
+            segmentation = rle.frPyObjects(segmentation, *segmentation["size"])
+        return (
+            row | {"category_id": class_of[o["category_id"]]} | ({"segmentation": segmentation} if segmentation else {})
+        )
+
     return [
-        {
-            "file_name": str(data.image_root / image["file_name"]),
-            "image_id": image["id"],
-            "height": image["height"],
-            "width": image["width"],
-            "annotations": [
-                {k: o[k] for k in kept if k in o}
-                | {"bbox_mode": BoxMode.XYWH_ABS, "category_id": class_of[o["category_id"]]}
-                for o in data.objects[image["id"]]
-                if min(o["bbox"][2:]) > 0
-            ],
-        }
+        {k: image[k] for k in ("height", "width")}
+        | {"file_name": str(data.image_root / image["file_name"]), "image_id": image["id"]}
+        | {"annotations": [annotation(o) for o in data.objects[image["id"]] if min(o["bbox"][2:]) > 0]}
         for image in data.images
     ]
 
@@ -81,7 +82,8 @@ def run(args: argparse.Namespace) -> None:
     else:
         trainer = Trainer(cfg)
         trainer.resume_or_load(resume=args.resume)
-        results = trainer.train()
+        trainer.train()
+        results = getattr(trainer, "_last_eval_results", {})  # train() returns them only where some are expected
     if comm.is_main_process():
         Path(cfg.OUTPUT_DIR, "results.json").write_text(json.dumps(results, indent=2) + "\n")
 

@@ -19,6 +19,7 @@ class BackboneConfig:
     shortcut: str | None = None  # A, B, C, D, B3x3 or none
     stride_in_1x1: bool | None = None  # the original placement, in the first 1x1 of a bottleneck
     output_stride: int | None = None  # 8 or 16: res5 (and res4) dilated instead of strided, for heads without FPN
+    dilate_first: bool | None = None  # with output_stride: dilate the convolution that was strided, too
     deform_on: list[str] | None = None  # stages whose 3x3 is deformable, such as [res3, res4, res5]
     deform_modulated: bool | None = None  # version 2, with a mask
     drop_path: float | None = None  # stochastic depth, the last block's probability

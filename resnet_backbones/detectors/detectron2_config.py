@@ -48,14 +48,15 @@ def build_from(cfg: Any, name: str, form: str, in_channels: int) -> nn.Module:
 def _residual_options(resnets: Any, valid: set[str]) -> dict:
     wanted = {
         "stride_in_1x1": resnets.STRIDE_IN_1X1,
-        "output_stride": {1: 32, 2: 16, 4: 8}[resnets.RES5_DILATION],
+        "output_stride": {1: 32, 2: 16}[resnets.RES5_DILATION],
+        "dilate_first": resnets.RES5_DILATION > 1,
         "deform_on": [f"res{k + 2}" for k, on in enumerate(resnets.DEFORM_ON_PER_STAGE) if on],
         "deform_modulated": resnets.DEFORM_MODULATED,
         "groups": resnets.NUM_GROUPS,
         "width_per_group": resnets.WIDTH_PER_GROUP,
     }
     # detectron2's defaults of the last two are ResNet's; the name knows better.
-    unset = {"output_stride": 32, "deform_on": [], "groups": 1, "width_per_group": 64}
+    unset = {"output_stride": 32, "dilate_first": False, "deform_on": [], "groups": 1, "width_per_group": 64}
     return {k: v for k, v in wanted.items() if k in valid and v != unset.get(k, ...)}
 
 

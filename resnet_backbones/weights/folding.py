@@ -9,7 +9,8 @@ from ..errors import UserError
 from ..preprocessing import Preprocessing
 
 EPS = 1e-5  # of BN, everywhere
-STEM = ("conv1.weight", "bn1")
+# The first convolution and the norm behind it, in a plain and in a deep stem.
+STEMS = {"conv1.weight": "bn1.running_mean", "conv1.0.weight": "conv1.1.running_mean"}
 
 
 def swap_channels(state: dict[str, Tensor], preprocessing: Preprocessing) -> tuple[dict[str, Tensor], Preprocessing]:
@@ -41,7 +42,8 @@ def fold_mean(state: dict[str, Tensor], preprocessing: Preprocessing) -> tuple[d
     Exact but for the outermost rows and columns: the convolution pads with zeros, which were the mean before.
     """
     weight = _first_convolution(state)
-    running_mean = weight.replace(*STEM).removesuffix(".weight") + ".running_mean"
+    stem = next(stem for stem in STEMS if weight.endswith(stem))
+    running_mean = weight.removesuffix(stem) + STEMS[stem]
     if running_mean not in state:
         raise UserError("The mean can only be folded where a batch norm follows the first convolution.")
     mean = torch.tensor(preprocessing.per_channel().mean, dtype=torch.float64) / torch.tensor(preprocessing.std)
@@ -74,9 +76,8 @@ def with_statistics(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _first_convolution(state: dict[str, Tensor]) -> str:
     """The name of the first convolution, whatever stands before it."""
-    found = [
-        k for k, v in state.items() if k.split(".")[-2:] == STEM[0].split(".") and v.ndim == 4 and "layer" not in k
-    ]
-    if len(found) != 1 or state[found[0]].shape[1] != 3:
+    prefixes = ("", "body.", "backbone.", "backbone.body.")
+    found = [prefix + stem for prefix in prefixes for stem in STEMS if prefix + stem in state]
+    if not found or state[found[0]].shape[1] != 3:
         raise UserError("Channels can only be swapped or folded in a network whose first layer, conv1, takes three.")
     return found[0]
