@@ -2,6 +2,9 @@
 
 import logging
 import os
+import shutil
+import zipfile
+import zlib
 from pathlib import Path
 
 import torch
@@ -19,16 +22,74 @@ STATE = {
 }  # fmt: skip
 
 
-def save_checkpoint(path: Path, content: dict) -> None:
-    """Write `content` whole or not at all: to a temporary name first, then renamed over the old file."""
+def save_checkpoint(path: Path, content: dict, kept: int = 1) -> None:
+    """Write `content` whole or not at all: under a temporary name, to the disk, and only then over the old file.
+
+    With `kept` above 1 the old file becomes `NAME-1.pt`, that one `NAME-2.pt` and so on. The file is a zip with a
+    checksum of every tensor, which `damage` checks. Raises `UserError` where there is no room, saying how much lacks.
+    """
     temporary = path.with_name(f".{path.name}.part")
     try:
-        torch.save(content, temporary)
+        with open(temporary, "wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        for k in range(kept - 1, 0, -1):
+            newer = earlier(path, k - 1)
+            if newer.exists():
+                os.replace(newer, earlier(path, k))
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
         temporary.unlink(missing_ok=True)
-        kept = "; the previous one is whole" if path.is_file() else ""
-        raise UserError(f"Checkpoint {path} cannot be written: {error}{kept}.") from error
+        whole = "; the previous one is whole" if path.is_file() else ""
+        raise UserError(f"Checkpoint {path} cannot be written: {error}{_room(path, content)}{whole}.") from error
+
+
+def earlier(path: Path, k: int) -> Path:
+    """The checkpoint `k` writes before `path`."""
+    return path if k == 0 else path.with_name(f"{path.stem}-{k}{path.suffix}")
+
+
+def newest_whole(path: Path) -> Path | None:
+    """`path`, or where it is damaged or gone the newest earlier one that is whole; None where there is none at all.
+
+    What is passed over goes into the log. Raises `UserError` where all are damaged.
+    """
+    existing = [earlier(path, k) for k in range(100) if earlier(path, k).exists()]
+    faults = []
+    for candidate in existing:
+        fault = damage(candidate)
+        if fault is None:
+            return candidate
+        faults.append(f"{candidate} is no checkpoint to resume from: {fault}")
+        logger.warning("%s", faults[-1])
+    if faults:
+        raise UserError("; ".join(faults))
+    return None
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with a file that `save_checkpoint` wrote; None where every checksum is right."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            broken = archive.testzip()
+    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, zlib.error) as error:
+        return reason(error)
+    return None if broken is None else f"{broken} in it does not have its checksum"
+
+
+def _room(path: Path, content: dict) -> str:
+    """How much more room a checkpoint needs than there is; nothing where that is not the trouble."""
+    needed, free = _size(content), shutil.disk_usage(path.parent).free
+    return f" (it takes about {needed >> 20} MiB, {free >> 20} MiB are free)" if needed > free else ""
+
+
+def _size(value: object) -> int:
+    """Bytes of all tensors in nested dicts and lists."""
+    if isinstance(value, torch.Tensor):
+        return value.numel() * value.element_size()
+    values = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+    return sum(map(_size, values))
 
 
 def training_state(model: nn.Module, optimizer, scaler, average, step: int, best: float) -> dict:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from . import distributed
 from .averaging import MovingAverage
-from .checkpoint import restore, save_checkpoint, training_state
+from .checkpoint import newest_whole, restore, save_checkpoint, training_state
 from .errors import UserError
 from .journal import Journal
 from .solver import build_optimizer, build_schedule
@@ -44,7 +44,7 @@ def fit(
         evaluate: figures of the model as it is; called every `evaluation_period` steps (0: never) and at the end.
         best_metric: the figure whose best weights are kept in `best.pt`.
         metadata: what the checkpoints say of the model, its preprocessing above all (see `weights`).
-        resume: go on from `last.pt` in `output_dir` if there is one.
+        resume: go on from `last.pt` in `output_dir`, or from the newest earlier one that is whole, if there is any.
 
     With `solver.ema_decay` the averaged weights are scored, kept in `best.pt` and final; `last.pt` has both. Leaves
     `last.pt`, `best.pt`, `metrics.jsonl` and `tensorboard/` in `output_dir`. Raises `UserError` naming the step and the
@@ -55,8 +55,8 @@ def fit(
     scaler = torch.amp.GradScaler(device.type, enabled=solver.amp == "fp16")
     average = None if solver.ema_decay is None else MovingAverage(model, solver.ema_decay, solver.ema_period)
     last, start, best = output_dir / "last.pt", 0, -math.inf
-    if resume and last.exists():
-        start, best = restore(last, model, optimizer, scaler, average)
+    if resume and (whole := newest_whole(last)) is not None:
+        start, best = restore(whole, model, optimizer, scaler, average)
     elif resume:
         logger.warning("there is no %s to resume from; starting at step 0", last)
     if solver.channels_last:
@@ -91,7 +91,7 @@ def fit(
             if final or _due(step, solver.checkpoint_period):
                 state = training_state(model, optimizer, scaler, average, step, best)
                 if distributed.is_main():
-                    save_checkpoint(last, state | {"metadata": metadata or {}})
+                    save_checkpoint(last, state | {"metadata": metadata or {}}, solver.keep_checkpoints)
                 journal.pause()
     if average is not None:
         average.keep()

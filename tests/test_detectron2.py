@@ -183,8 +183,6 @@ def test_a_whole_detector_has_detectron2s_names_and_shapes():
 
 @pytest.mark.parametrize("name", sorted(RESNETS | CIFAR_RESNETS))
 def test_every_residual_name_builds_through_the_registry(name):
-    if "1202" in name or "1001" in name:
-        pytest.skip("a thousand layers take their time; the 110 are here")
     forms = [""] if name.startswith("cifar") else ["", "_fpn", "_c4", "_retinanet_fpn"]
     for form in forms:
         cfg = config_of(f"{name}{form}", MODEL__RESNETS__STRIDE_IN_1X1=False, MODEL__FPN__OUT_CHANNELS=64)

@@ -129,8 +129,8 @@ def test_a_resumed_run_ends_with_the_same_weights(pretrain, tmp_path):
 
     original = training.save_checkpoint
 
-    def stop_after_saving(path, content):
-        original(path, content)
+    def stop_after_saving(path, *arguments):
+        original(path, *arguments)
         if path.name == "last.pt":
             raise KeyboardInterrupt
 

@@ -21,6 +21,7 @@ RANGES = [
     (0, 1, "detector.*_thresh detector.*_fraction *.image_mean *.flip evaluation.sample_score"),
     (1e-6, 1e6, "*.image_std detector.aspect_ratios"),
     (1, LARGEST, "*.batch_size solver.accumulate solver.max_iter solver.log_period solver.steps solver.ema_period"),
+    (1, 100, "solver.keep_checkpoints"),
     (0, LARGEST, "solver.warmup_iters solver.checkpoint_period evaluation.period evaluation.samples"),
     (1e-9, 1e6, "solver.epochs solver.step_epochs"),
     (0, 1e6, "solver.warmup_epochs"),

@@ -50,5 +50,6 @@ class SolverConfig:
     amp: str = "none"  # none, bf16 or fp16
     channels_last: bool = False  # memory format of weights and images
     checkpoint_period: int = 5000  # iterations between writes of last.pt; 0: only at the end
+    keep_checkpoints: int = 2  # last.pt and, from the writes before, last-1.pt …
     log_period: int = 20
     deterministic: bool = False  # only deterministic kernels; the same run twice gives the same weights

@@ -3,6 +3,7 @@
 import json
 import pickle
 import re
+import zipfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -93,6 +94,8 @@ def _check_metadata(metadata: dict[str, Any], source: str) -> None:
 
 def _read_torch(path: Path) -> tuple[Any, dict[str, Any]]:
     try:
+        if zipfile.is_zipfile(path) and (broken := zipfile.ZipFile(path).testzip()) is not None:
+            raise RuntimeError(f"{broken} in it does not have its checksum")
         with torch.serialization.safe_globals(NUMPY):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, KeyError) as error:  # KeyError: text taken for pickle's op codes
