@@ -246,23 +246,35 @@ def test_an_ensemble_is_the_mean_of_its_models(pretrain, tmp_path):
     assert pretrain("--eval-only", f"weights={a}", f"ensemble=[{b}]")[0] == 0
 
 
+def on_two_ranks(tmp_path, *arguments: str) -> dict:
+    """`pretrain` under torchrun into tmp_path/two; its figures."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "tools/pretrain.py"]
+    settings = ["--config", "cifar10_resnet20_quick.yaml", *TINY, f"data.root={tmp_path}/images", *arguments]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    result = subprocess.run(
+        [*command, *settings, f"output_dir={tmp_path}/two"],
+        cwd=ROOT, capture_output=True, text=True, timeout=120, env=environment,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    return metrics_of(tmp_path / "two")
+
+
 def test_two_ranks_score_what_one_process_scores(pretrain, tmp_path):
     (tmp_path / "images/val/cat/1.jpg").write_bytes(b"broken")  # 10 images: not a multiple of ranks x batch
     pretrain()
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "tools/pretrain.py"]
-    arguments = ["--config", "cifar10_resnet20_quick.yaml", *TINY, f"data.root={tmp_path}/images",
-                 "evaluation.precise_bn=1"]  # fmt: skip
-    for more in (
-        ["--eval-only", f"weights={tmp_path}/out/model.safetensors", "evaluation.batch_size=2"],
-        ["preprocessing.per_pixel_mean=true", "preprocessing.image_mean=null"],
-    ):
-        result = subprocess.run(
-            [*command, *arguments, f"output_dir={tmp_path}/two{len(more)}", *more],
-            cwd=ROOT, capture_output=True, text=True, timeout=120, env=os.environ | {"OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
-        assert result.returncode == 0, result.stderr
-    assert metrics_of(tmp_path / "two3") == metrics_of(tmp_path / "out")
-    assert metrics_of(tmp_path / "two2").keys() == {"top1", "top5"}
+    weights_file = f"weights={tmp_path}/out/model.safetensors"
+    assert on_two_ranks(tmp_path, "--eval-only", weights_file, "evaluation.batch_size=2") == metrics_of(
+        tmp_path / "out"
+    )
+
+
+@pytest.mark.slow
+def test_two_ranks_train_with_the_mean_image_of_one(pretrain, tmp_path):
+    options = ["preprocessing.per_pixel_mean=true", "preprocessing.image_mean=null", "evaluation.precise_bn=1"]
+    assert pretrain(*options)[0] == 0
+    on_two_ranks(tmp_path, *options)
+    means = [metadata_of(tmp_path / run / "model.safetensors")["preprocessing"]["mean"] for run in ("out", "two")]
+    np.testing.assert_allclose(*means, rtol=1e-12)
 
 
 def test_a_detector_takes_backbone_and_preprocessing_from_the_file(pretrain, tmp_path, caplog, monkeypatch):
