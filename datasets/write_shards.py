@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from resnet_backbones.data.imagenet import load_images
-from resnet_backbones.errors import one_line_errors
+from resnet_backbones.errors import UserError, one_line_errors
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -28,9 +28,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of their order")
     args = parser.parse_args(argv)
     with one_line_errors():
-        images = load_images(args.root, args.split)
+        if args.size < 1:
+            raise UserError(f"--size is {args.size}; a shard has at least one image.")
         args.output.mkdir(parents=True, exist_ok=True)
-        (args.output / "classes.txt").write_text("".join(f"{name}\n" for name in images.classes))
+        names = args.output / "classes.txt"
+        images = load_images(args.root, args.split, names.read_text().split("\n")[:-1] if names.exists() else None)
+        names.write_text("".join(f"{name}\n" for name in images.classes))
         index = args.output / "index.json"
         listed = json.loads(index.read_text())["shardlist"] if index.exists() else []
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(args.seed)).split(args.size)
@@ -46,7 +49,7 @@ def main(argv: list[str] | None = None) -> None:
         written = {"__kind__": "wids-shard-index-v1", "wids_version": 1, "shardlist": listed}
         index.write_text(json.dumps(written, indent=2) + "\n")
         print(f"{len(images)} images of {len(images.classes)} classes in {len(order)} shards of {args.output}:")
-        print(f"data.root={args.output} data.{args.split}={args.split}-{{000000..{len(order) - 1:06}}}.tar")
+        print(f"'data.root={args.output}' 'data.{args.split}={args.split}-{{000000..{len(order) - 1:06}}}.tar'")
 
 
 def add(tar: tarfile.TarFile, name: str, content: bytes) -> None:

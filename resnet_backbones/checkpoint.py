@@ -120,6 +120,8 @@ def restore(path: Path, model: nn.Module, optimizer, scaler, average) -> tuple[i
         raise UserError(f"{path} is no checkpoint to resume from: it lacks {', '.join(missing)}.")
     load_state_dict(model, state["model"], str(path))
     try:
+        if state["optimizer"]["param_groups"][0].keys() != optimizer.state_dict()["param_groups"][0].keys():
+            raise ValueError("its optimiser is another one than solver.optimizer")
         optimizer.load_state_dict(state["optimizer"])
         if scaler.is_enabled() and state["scaler"]:  # empty where the run was without fp16 so far
             scaler.load_state_dict(state["scaler"])

@@ -30,7 +30,8 @@ class Preprocessing:
     interpolation: str = "bilinear"
 
     def __post_init__(self) -> None:
-        shape = np.shape(self.mean)
+        shape = np.shape(np.asarray(self.mean, dtype=float))
+        np.asarray(self.std, dtype=float)
         if self.channel_order not in ("RGB", "BGR") or len(self.std) != 3 or len(shape) not in (1, 3) or shape[0] != 3:
             raise UserError(
                 f"Preprocessing of channel order {self.channel_order!r}, mean {self.mean} and std {self.std} is none: "
@@ -58,7 +59,10 @@ def imagenet(channel_order: str) -> Preprocessing:
 
 
 class Normalize(nn.Module):
-    """RGB images (…, 3, H, W), uint8 or float in [0, 1], as `preprocessing` says, on the device that they are on."""
+    """RGB images (…, 3, H, W), uint8 or float in [0, 1], as `preprocessing` says, on the device that they are on.
+
+    Of a mean image images of another size get its mean over all positions.
+    """
 
     def __init__(self, preprocessing: Preprocessing) -> None:
         super().__init__()
@@ -70,7 +74,10 @@ class Normalize(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         images = images if images.is_floating_point() else images / 255
-        return ((images.flip(-3) if self.flip else images) - self.mean) / self.std
+        mean = self.mean
+        if mean.shape[-2:] not in ((1, 1), images.shape[-2:]):
+            mean = mean.mean((-2, -1), keepdim=True)
+        return ((images.flip(-3) if self.flip else images) - mean) / self.std
 
 
 def detector_preprocessing(

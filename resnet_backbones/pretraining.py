@@ -32,26 +32,36 @@ def backbone_options(config: DictConfig) -> dict:
     return {k: v for k, v in settings.items() if v is not None and not k.startswith("fpn_")}
 
 
-def build_for_training(config: DictConfig, num_classes: int) -> Classifier:
+def check_names(config: DictConfig, names: list[str]) -> None:
+    """Raise `UserError` where the config's classifier cannot be built on one of the backbones `names`."""
+    with torch.device("meta"):
+        for name in names:
+            build_classifier(num_classes=2, **backbone_options(config) | {"name": name, "weights": None})
+
+
+def build_for_training(config: DictConfig, classes: list[str]) -> Classifier:
     """The classifier of a config with its loss, and its weights where they are given. Its preprocessing is set later,
     by `set_preprocessing`, because it may need the data. Raises `UserError` where weights do not fit.
     """
     loss = partial(LOSSES[config.loss.name], label_smoothing=config.loss.label_smoothing)
     options = backbone_options(config)
     if config.weights is None:
-        return build_classifier(num_classes=num_classes, loss=loss, **options)
+        return build_classifier(num_classes=len(classes), loss=loss, **options)
     model = load_trained(config, config.weights)
     model.loss = loss
-    return check_class_count(model, num_classes, config.weights)
+    return check_classes(model, len(classes), classes, config.weights)
 
 
 def load_ensemble(config: DictConfig) -> list[Classifier]:
     """The classifiers to score: that of `weights`, which must have the config's backbone, and those of `ensemble`.
 
-    Raises `UserError` where they tell different numbers of classes apart.
+    Raises `UserError` where they tell other classes apart.
     """
     first = load_trained(config, config.weights)
-    others = [check_class_count(load_classifier(source), first.fc.out_features, source) for source in config.ensemble]
+    others = [
+        check_classes(load_classifier(source), first.fc.out_features, first.classes, source)
+        for source in config.ensemble
+    ]
     set_preprocessing(first, resolve_preprocessing(config, first.preprocessing))
     return [first, *others]
 
@@ -64,13 +74,14 @@ def load_trained(config: DictConfig, source: str) -> Classifier:
         return load_classifier(source, **options)
 
 
-def check_class_count(model: Classifier, num_classes: int, source: str) -> Classifier:
-    """`model`, unless it tells another number of classes apart (`UserError`)."""
+def check_classes(model: Classifier, num_classes: int, classes: list[str] | None, source: str) -> Classifier:
+    """`model`, unless it tells another number of classes apart, or the same ones in another order (`UserError`)."""
+    remedy = "to start from its backbone alone, give it as backbone.weights"
     if model.fc.out_features != num_classes:
-        raise UserError(
-            f"{source} tells {model.fc.out_features} classes apart, but here are {num_classes}; to start from its "
-            "backbone alone, give it as backbone.weights."
-        )
+        raise UserError(f"{source} tells {model.fc.out_features} classes apart, but here are {num_classes}; {remedy}.")
+    known = list(model.classes or [])
+    if classes is not None and known != list(classes) and sorted(known) == sorted(classes):
+        raise UserError(f"{source} has its classes in another order, {', '.join(known[:5])} …; {remedy}.")
     return model
 
 
@@ -84,7 +95,7 @@ def load_scored_images(config: DictConfig, model: Classifier) -> FileImages | Sh
     images = load_images(data.root, data.val, data.classes)
     if data.classes is None and model.classes is not None and set(images.classes) <= set(model.classes):
         return load_images(data.root, data.val, model.classes)
-    check_class_count(model, len(images.classes), config.weights)
+    check_classes(model, len(images.classes), images.classes, config.weights)
     if model.classes is not None and list(model.classes) != list(images.classes):
         logger.warning("the weights name other classes than %s; both are taken in their order", data.val)
     return images

@@ -50,7 +50,7 @@ def in_iterations(solver: DictConfig, images: int) -> DictConfig:
     steps_an_epoch = images / solver.batch_size
     counted = {
         "max_iter": max(1, math.ceil(solver.epochs * steps_an_epoch)),
-        "steps": [max(1, round(epoch * steps_an_epoch)) for epoch in solver.step_epochs],
+        "steps": sorted({max(1, round(epoch * steps_an_epoch)) for epoch in solver.step_epochs}),
         "warmup_iters": round(solver.warmup_epochs * steps_an_epoch),
     }
     return OmegaConf.merge(solver, counted)

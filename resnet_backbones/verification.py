@@ -84,7 +84,7 @@ def _our_features(checkpoint: Checkpoint, name: str, options: dict, image: Tenso
 
 
 def _torchvision_features(name: str, options: dict, state: dict[str, Tensor], image: Tensor) -> list[Tensor] | None:
-    if name not in torchvision.models.list_models(module=torchvision.models) or options.get("stride_in_1x1"):
+    if name not in torchvision.models.list_models(module=torchvision.models) or not _plain(options):
         return None
     net = torchvision.models.get_model(name, weights=None)
     net.fc = nn.Identity()
@@ -99,7 +99,7 @@ def _torchvision_features(name: str, options: dict, state: dict[str, Tensor], im
 def _timm_features(name: str, options: dict, state: dict[str, Tensor], image: Tensor) -> list[Tensor] | None:
     timm = import_timm()
     theirs = name.replace("preact_resnet", "resnetv2_")
-    if theirs not in timm.list_models() or options.get("stride_in_1x1"):
+    if theirs not in timm.list_models() or not _plain(options):
         return None
     net = timm.create_model(theirs, num_classes=0)
     net.load_state_dict(body_of(state), strict=False)
@@ -111,6 +111,8 @@ def _detectron2_features(own_resnet: Callable, name: str, options: dict, state: 
     row = backbones.RESNETS.get(name, {})
     depth = DETECTRON2_DEPTHS.get((row.get("block"), row.get("depths")))
     if depth is None or set(row) - {"block", "depths", "groups", "width_per_group"}:
+        return None
+    if not _plain({k: v for k, v in options.items() if k != "stride_in_1x1"}):
         return None
     settings = {"NUM_GROUPS": row.get("groups", 1), "WIDTH_PER_GROUP": row.get("width_per_group", 64)}
     net = own_resnet(depth, STRIDE_IN_1X1=bool(options.get("stride_in_1x1")), **settings)
@@ -129,6 +131,13 @@ def _compare(expected: list[Tensor], features: list[Tensor], where: str, folded:
     if max(ratios) > TOLERANCE and not folded:
         raise UserError(f"The converted weights do not give the same {told}.")
     return told + (", at the border, where the mean was padded" if folded else "")
+
+
+def _plain(options: dict) -> bool:
+    """Whether a network is built as its name says, with BN."""
+    return options.get("norm", "BN") in ("BN", "FrozenBN", "SyncBN") and not any(
+        value for option, value in options.items() if option != "norm"
+    )
 
 
 def _without_counters(shapes: dict) -> dict:

@@ -131,7 +131,7 @@ def test_a_tree_packed_into_shards(tree, tmp_path, capsys):
     spec.loader.exec_module(script)
     for split in ("train", "val"):
         script.main(["--root", f"{tree}", "--split", split, "--output", f"{tmp_path}/shards", "--size", "4"])
-    assert f"data.root={tmp_path}/shards data.val=val-{{000000..000002}}.tar" in capsys.readouterr().out
+    assert f"'data.root={tmp_path}/shards' 'data.val=val-{{000000..000002}}.tar'" in capsys.readouterr().out
     shards = load_images(f"{tmp_path}/shards", "val-{000000..000002}.tar")
     assert sorted(content(shards)) == sorted(expected(tree, "val"))
     index = json.loads((tmp_path / "shards" / "index.json").read_text())
@@ -294,8 +294,32 @@ def test_an_unreadable_image_is_left_out_and_named(tree, caplog, damage):
     assert images.shape == (8, 3, 8, 8)
     assert len(targets["labels"]) == len(targets["file_name"]) == 8
     assert f"Image {path} cannot be decoded" in caplog.text
-    with pytest.raises(UserError, match=r"bee/1.jpg cannot be decoded.*It is number 2; data.max_unreadable allows 1"):
-        next(loader)
+    assert len(next(loader)[0]) == 8  # met again, counted once
+    none = build_train_loader(dataset, 9, num_workers=0, seed=0)
+    with pytest.raises(UserError, match=r"bee/1.jpg cannot be decoded.*It is number 1; data.max_unreadable allows 0"):
+        next(none)
+
+
+def test_labels_of_shards_go_by_the_names_of_their_own_classes(tree, tmp_path):
+    pattern = write_shards(tree, tmp_path / "shards", [9])
+    assert content(load_images("", pattern, ["cat", "ant", "dog", "bee"])) == expected(tree)
+    with pytest.raises(UserError, match=r"says '2', which is none of the 2 classes"):
+        content(load_images("", pattern, ["ant", "bee"]))
+    digits = write_shards(tree, tmp_path / "digits", [9])
+    (tmp_path / "digits" / "classes.txt").write_text("1\n2\n0\n")
+    shards = load_images("", digits)
+    assert [shards.read(k)[1] for k in range(9)] == [0, 0, 0, 1, 1, 2, 2, 2, 2]
+
+
+def test_a_second_name_of_a_file_in_a_tar(tree, tmp_path):
+    (tree / "train" / "cat" / "9.jpg").hardlink_to(tree / "train" / "cat" / "0.jpg")
+    images = load_images(str(pack(tree, tmp_path / "tree.tar")), "train")
+    assert content(images) == expected(tree)
+    whole = (tmp_path / "tree.tar").read_bytes()
+    with tarfile.open(tmp_path / "tree.tar") as archive:
+        (tmp_path / "cut.tar").write_bytes(whole[: archive.getmembers()[-1].offset])  # between two members
+    with pytest.raises(UserError, match="cut.tar is not a whole, uncompressed tar"):
+        load_images(str(tmp_path / "cut.tar"), "train")
 
 
 def test_odd_images_are_read_as_rgb(tree):

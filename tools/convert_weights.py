@@ -16,10 +16,13 @@ from pathlib import Path
 from resnet_backbones import verification
 from resnet_backbones.errors import UserError, one_line_errors
 from resnet_backbones.preprocessing import imagenet
-from resnet_backbones.weights import FORMATS, from_ours, read_checkpoint, recognise, to_ours, write_checkpoint
+from resnet_backbones.weights import FORMATS, check_suffix, from_ours, read_checkpoint, recognise, to_ours
+from resnet_backbones.weights.writing import write_checkpoint
 
 
 def convert(args: argparse.Namespace) -> None:
+    output = Path(args.output)
+    check_suffix(output)
     source = read_checkpoint(args.source)
     if args.source_order is not None and "preprocessing" not in source.metadata:
         source.metadata["preprocessing"] = asdict(imagenet(args.source_order))
@@ -34,14 +37,13 @@ def convert(args: argparse.Namespace) -> None:
         ours.checkpoint.metadata["architecture"] = {"name": name, "options": options}
     order = args.channel_order or ("BGR" if args.to == "caffe2" else "RGB")
     theirs = from_ours(ours.checkpoint, args.to, order, args.fold)
-    write_checkpoint(Path(args.output), theirs.checkpoint)
+    unproven = output.with_name(f".unproven-{output.name}")
+    write_checkpoint(unproven, theirs.checkpoint)
     for step in ours.steps + theirs.steps:
         print(f"  {step}")
     for left in (ours.left, theirs.left):
         if left:
-            print(
-                f"  left out, without a name there: {len(left)}, {', '.join(left[:8])}{' …' if len(left) > 8 else ''}"
-            )
+            print(f"  left out, without a name there: {len(left)}, {', '.join(left[:8])}")
     print(f"{args.output}: {len(theirs.checkpoint.state)} tensors; architecture {name or 'not recognised'}")
     preprocessing = theirs.checkpoint.preprocessing()
     if preprocessing is None:
@@ -54,9 +56,13 @@ def convert(args: argparse.Namespace) -> None:
             mean, std = ([round(scale * v, 3) for v in values] for values in (mean, std))
             print(f"  in detectron2: INPUT.FORMAT {preprocessing.channel_order} MODEL.PIXEL_MEAN {mean}")
             print(f"    MODEL.PIXEL_STD {std} MODEL.RESNETS.STRIDE_IN_1X1 {stride}")
-    if name is not None:
-        for line in verification.verify(ours.checkpoint, args.output, args.to, name, options, detectron2_resnet()):
-            print(f"  {line}")
+    try:
+        if name is not None:
+            given = (ours.checkpoint, str(unproven), args.to, name, options, detectron2_resnet())
+            print("".join(f"  {line}\n" for line in verification.verify(*given)), end="")
+        unproven.replace(output)
+    finally:
+        unproven.unlink(missing_ok=True)
 
 
 def detectron2_resnet() -> Callable | None:

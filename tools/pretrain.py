@@ -1,11 +1,9 @@
 #!/usr/bin/env python3
 """Train a classifier, whose backbone detectors then load, or with --eval-only score some, from a config.
 
-    tools/pretrain.py --config imagenet_resnet50.yaml [--resume] [key=value …]
-    tools/pretrain.py --config imagenet_resnet50.yaml --eval-only weights=model.safetensors evaluation.views=ten_crop
-    tools/pretrain.py --config imagenet_resnet50.yaml --eval-only weights=a.safetensors ensemble=[b.safetensors]
-
-Under torchrun the same command uses all its processes.
+tools/pretrain.py --config imagenet_resnet50.yaml [--resume] [key=value …]
+tools/pretrain.py --config imagenet_resnet50.yaml --eval-only weights=model.safetensors evaluation.views=ten_crop
+tools/pretrain.py --config imagenet_resnet50.yaml --eval-only weights=a.safetensors ensemble=[b.safetensors]
 """
 
 import logging
@@ -38,7 +36,7 @@ def train(config: DictConfig, resume: bool) -> None:
     solver = in_iterations(config.solver, len(images))
     logger.info("%d images, %d classes, %d steps, on %s", len(images), len(images.classes), solver.max_iter, device)
 
-    model = pretraining.build_for_training(config, len(images.classes))
+    model = pretraining.build_for_training(config, images.classes)
     preprocessing = pretraining.resolve_preprocessing(config, model.backbone.preprocessing)
     if config.preprocessing.per_pixel_mean:
         centers = pretraining.view_loader(config, images, preprocessing, "center")
@@ -76,6 +74,7 @@ def score(config: DictConfig) -> None:
 
 def compare(config: DictConfig, resume: bool) -> None:
     """Train each backbone of `compare` in a folder of its own and draw their errors into `comparison.png`."""
+    pretraining.check_names(config, config.compare)
     runs = {name: Path(config.output_dir) / name for name in config.compare}
     for name, folder in runs.items():
         train(OmegaConf.merge(config, {"backbone": {"name": name}, "output_dir": str(folder)}), resume)

@@ -74,6 +74,8 @@ def check_values(config: dict, source: str) -> None:
         require(_is_list_of(str, backbone[key] or []), f"backbone.{key}", backbone[key], "a list of names")
     require(_is_list_of(int, solver["steps"]), "solver.steps", solver["steps"], "a list of iterations")
     require(solver["steps"] == sorted(set(solver["steps"])), "solver.steps", solver["steps"], "increasing")
+    slow = solver["nesterov"] and solver["momentum"] == 0
+    require(not slow, "solver.nesterov", True, "false where solver.momentum is 0")
     divides = solver["batch_size"] % solver["accumulate"] == 0
     wanted = f"a divisor of solver.batch_size, {solver['batch_size']}"
     require(divides, "solver.accumulate", solver["accumulate"], wanted)

@@ -33,8 +33,9 @@ def train_transform(augmentation: DictConfig, preprocessing: Preprocessing) -> C
     }
     policies = {
         "none": [],
-        "trivial": [v2.TrivialAugmentWide(interpolation=interpolation)],
-        "rand": [v2.RandAugment(2, augmentation.rand_magnitude, interpolation=interpolation)],
+        # Rotations and shears of tensors are bilinear at best.
+        "trivial": [v2.TrivialAugmentWide(interpolation=v2.InterpolationMode.BILINEAR)],
+        "rand": [v2.RandAugment(2, augmentation.rand_magnitude, interpolation=v2.InterpolationMode.BILINEAR)],
     }
     erasing = augmentation.random_erasing
     return v2.Compose(

@@ -39,7 +39,10 @@ class ClassificationDataset(Dataset):
 
     def __getitem__(self, item: int | tuple[int, int]) -> tuple[Tensor | list, int, str] | Unreadable:
         index, seed = item if isinstance(item, tuple) else (item, None)
-        content, label, name = self.images.read(index)
+        try:
+            content, label, name = self.images.read(index)
+        except OSError as error:  # gone, or no rights to it
+            return Unreadable(f"Image {error.filename} cannot be read: {error.strerror}.")
         try:
             image = decode_image(content, name)
         except UserError as error:
@@ -109,13 +112,15 @@ class ImageTestLoader(NamedTuple):
 
 def leave_out_unreadable(loader: DataLoader, limit: int) -> Iterator[tuple]:
     """The batches of `loader`; unreadable images are named in the log. Raises `UserError` past `limit` of them."""
-    count = 0
+    known: set[str] = set()
     for batch, unreadable in loader:
         for reason in unreadable:
-            count += 1
-            logger.warning("%s Left out; %d so far.", reason, count)
-            if count > limit:
-                raise UserError(f"{reason} It is number {count}; data.max_unreadable allows {limit}.")
+            if reason in known:  # met again in a later epoch
+                continue
+            known.add(reason)
+            logger.warning("%s Left out; %d so far.", reason, len(known))
+            if len(known) > limit:
+                raise UserError(f"{reason} It is number {len(known)}; data.max_unreadable allows {limit}.")
         if batch is not None:
             yield batch
 

@@ -73,18 +73,27 @@ def scan_tar(path: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, set[str]]:
 
     Raises `UserError` where it is damaged or compressed.
     """
-    files, folders = [], set()
+    files, folders, places, end = [], set(), {}, 0
     try:
         with tarfile.open(path, "r:") as tar:
             while (member := tar.next()) is not None:
                 name = member.name.removeprefix("./")
-                if member.isfile():
-                    files.append((os.fsencode(name), member.offset_data, member.size))
+                if member.islnk():  # a second name of a file before it
+                    where = places.get(member.linkname.removeprefix("./"))
+                elif member.isfile():
+                    where = places[name] = member.offset_data, member.size
+                else:
+                    where = None
+                if where is not None:
+                    files.append((os.fsencode(name), *where))
                     folders.add(name.rpartition("/")[0])
                 elif member.isdir():
                     folders.add(name)
                 if len(tar.members) > BLOCK:
                     tar.members.clear()
+                end = tar.offset
+        if len(read_at(path, end, 512, whole=False)) < 512:  # a tar ends in blocks of zeros
+            raise tarfile.ReadError("unexpected end of data")
     except (tarfile.TarError, OSError, EOFError) as error:
         raise UserError(
             f"{path} is not a whole, uncompressed tar ({reason(error)}). A compressed one cannot be read in place: "
@@ -94,11 +103,11 @@ def scan_tar(path: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, set[str]]:
     return np.array(names, bytes), np.array(offsets, np.int64), np.array(sizes, np.int64), folders
 
 
-def read_at(path: str, offset: int, size: int) -> bytes:
-    """A stretch of a file. Raises `UserError` where the file ends before it."""
+def read_at(path: str, offset: int, size: int, whole: bool = True) -> bytes:
+    """A stretch of a file. Raises `UserError` where the file ends before it and it must be `whole`."""
     with open(path, "rb", buffering=0) as file:
         file.seek(offset)
         content = file.read(size)
-    if len(content) < size:
+    if whole and len(content) < size:
         raise UserError(f"{path} is cut short: it ends {size - len(content)} bytes before the end of a member.")
     return content

@@ -50,6 +50,8 @@ def load_images(root: str, split: str, classes: Sequence[str] | None = None) -> 
     """
     if is_shards(split):
         return ShardImages(f"{root.rstrip('/')}/{split}" if root else split, classes)
+    if os.path.isabs(split):
+        root = ""
     tree = open_tree(root or split)
     folder = (ilsvrc_folder(tree, split) or split) if root else ""
     where = tree.where(folder)
@@ -61,6 +63,8 @@ def load_images(root: str, split: str, classes: Sequence[str] | None = None) -> 
         )
     found = _class_folders(tree, folder, names) or ilsvrc_answers(tree, folder, names)
     classes = list(classes) if classes is not None else sorted(set(found))
+    if len(set(classes)) < len(classes) or not classes:
+        raise UserError(f"data.classes is {classes}; it must name each class once.")
     strangers = sorted(set(found) - set(classes))
     if strangers:
         raise UserError(

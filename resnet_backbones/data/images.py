@@ -45,7 +45,7 @@ def decode_image(content: bytes, name: str) -> Tensor:
     try:
         with Image.open(io.BytesIO(content)) as image:
             return torch.from_numpy(np.array(_to_rgb(ImageOps.exif_transpose(image)))).permute(2, 0, 1)
-    except UNREADABLE as error:
+    except Exception as error:  # whatever PIL's many decoders make of damaged files
         fault = "it is no image" if isinstance(error, UnidentifiedImageError) else error
         raise UserError(f"Image {name} cannot be decoded: {fault}.") from error
 

@@ -33,17 +33,21 @@ class ShardImages:
     """The labelled images of all shards that `pattern` names; the twin of `imagenet.FileImages`.
 
     The number of samples in each shard is taken from `index.json` beside them, in the form that WebDataset's
-    `widsindex` writes; without it, every shard is looked through once. `KEY.cls` holds a class's index or its name; the
-    names are `classes` or the lines of `classes.txt` beside the shards.
+    `widsindex` writes; without it, every shard is looked through once. `KEY.cls` holds a class's name or, in digits,
+    its index in `classes.txt` beside the shards. `classes` are the names in label order, by default those.
 
     A remote shard is fetched when it is first drawn from and its local copy removed when others have taken its place.
     Raises `UserError` for a shard that is missing, cut short or not made of such samples.
     """
 
     def __init__(self, pattern: str, classes: Sequence[str] | None = None) -> None:
-        self.urls = list(braceexpand(pattern))
+        try:
+            self.urls = list(braceexpand(pattern))
+        except ValueError as error:
+            raise UserError(f"{pattern} is no pattern like train-{{000000..000009}}.tar: {error}.") from error
         folder = pattern.rpartition("/")[0]
-        self.classes = list(classes) if classes is not None else _class_names(folder, pattern)
+        self.own_classes = _class_names(folder, pattern)
+        self.classes = list(classes) if classes is not None else self.own_classes
         self.label_of = {name: label for label, name in enumerate(self.classes)}
         self.held: OrderedDict[int, tuple[str, np.ndarray]] = OrderedDict()
         known = _counts(folder)
@@ -92,7 +96,9 @@ class ShardImages:
             if kind.lower() in IMAGES:
                 images[key] = offset, size
             elif kind == "cls":
-                labels[key] = self._label(read_at(path, int(offset), int(size)).decode().strip(), f"{url}:{key}.cls")
+                labels[key] = self._label(
+                    read_at(path, int(offset), int(size)).decode(errors="replace").strip(), f"{url}:{key}.cls"
+                )
         odd = sorted(set(images) ^ set(labels))
         if odd or not images:
             wanted = f"{odd[0].removeprefix('/')} lacks one" if odd else "it has none"
@@ -100,14 +106,17 @@ class ShardImages:
         return np.array([(*images[key], labels[key]) for key in images], np.int64)
 
     def _label(self, text: str, where: str) -> int:
-        label = self.label_of.get(text, int(text) if text.isdecimal() else -1)
-        if not 0 <= label < len(self.classes):
+        known = text.isdecimal() and int(text) < len(self.own_classes)
+        name = self.own_classes[int(text)] if known else text
+        if name not in self.label_of or (text.isdecimal() and not known):
             raise UserError(f"{where} says {text!r}, which is none of the {len(self.classes)} classes.")
-        return label
+        return self.label_of[name]
 
 
 def _class_names(folder: str, pattern: str) -> list[str]:
-    names = local_file(f"{folder}/classes.txt" if folder else "classes.txt", "list of class names").read_text()
+    names = local_file(f"{folder}/classes.txt" if folder else "classes.txt", "list of class names").read_text(
+        errors="replace"
+    )
     classes = [line.strip() for line in names.splitlines() if line.strip()]
     if not classes:
         raise UserError(f"classes.txt beside {pattern} is empty; it must name a class a line.")
@@ -118,7 +127,10 @@ def _counts(folder: str) -> dict[str, int]:
     """Samples by a shard's file name, as far as `index.json` tells."""
     try:
         index = json.loads(local_file(f"{folder}/index.json" if folder else "index.json", "shard index").read_text())
-        return {PurePosixPath(shard["url"]).name: int(shard["nsamples"]) for shard in index["shardlist"]}
+        counts = {PurePosixPath(shard["url"]).name: int(shard["nsamples"]) for shard in index["shardlist"]}
+        if not all(0 < count < 2**31 for count in counts.values()):
+            raise ValueError("a shard has a sample or more, and not billions")
+        return counts
     except UserError:
         return {}
     except (ValueError, LookupError, TypeError) as error:

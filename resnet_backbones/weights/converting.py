@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..errors import UserError
 from ..preprocessing import Preprocessing, imagenet
 from . import folding
 from .names import CAFFE2, DETECTRON2, OURS, renames
@@ -55,8 +56,8 @@ def to_ours(checkpoint: Checkpoint) -> Conversion:
     if form == "detectron2":
         state, done = _class_order(state, background_first=True)
         steps += done
-    if len(plain := folding.with_statistics(state)) > len(state):
-        state = plain
+    if form == "caffe2":
+        state = folding.with_statistics(state)
         steps.append("gave norms of scale and shift alone the statistics that change nothing")
     published = form == "caffe2" or "Model Zoo" in str(metadata.get("author"))
     if published and "preprocessing" not in metadata:
@@ -105,6 +106,11 @@ def from_ours(checkpoint: Checkpoint, form: str, channel_order: str = "RGB", fol
         steps += done
     names = renames(OURS, COLUMNS[form], _laterals(state))
     left = [name for name in state if name not in names]
+    essential = [name for name in left if "num_batches" not in name]
+    if essential:
+        raise UserError(
+            f"{form} has no name for {len(essential)} tensors, such as {essential[0]}: it does not have this network."
+        )
     state = {names[name]: tensor for name, tensor in state.items() if name in names}
     steps.append(f"renamed {len(state)} tensors to {form}")
     return Conversion(Checkpoint(state, metadata), steps, left)

@@ -55,6 +55,8 @@ def fold_mean(state: dict[str, Tensor], preprocessing: Preprocessing) -> tuple[d
 def affine_only(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Every BN as y = x · weight + bias, its statistics left out: the form that Caffe2 freezes it in."""
     result = {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
+    if not any(k.endswith(".running_var") for k in state):
+        raise UserError("Caffe2's form is of batch norms, and this network has none.")
     for name in [k for k in state if k.endswith(".running_var")]:
         norm = name.removesuffix("running_var")
         scale = state[f"{norm}weight"].double() / (result.pop(name).double() + EPS).sqrt()

@@ -87,8 +87,11 @@ def _check_metadata(metadata: dict[str, Any], source: str) -> None:
     """Raise `UserError` where what a file says of itself cannot be used."""
     try:
         Checkpoint({}, metadata).preprocessing()
-        dict(metadata.get("architecture", {}))
-    except (TypeError, ValueError) as error:
+        architecture = metadata.get("architecture", {})
+        if not isinstance(architecture.get("name", ""), str) or not isinstance(architecture.get("options", {}), dict):
+            raise ValueError(f"architecture is {architecture}")
+        list(metadata.get("classes") or [])
+    except (AttributeError, TypeError, ValueError) as error:
         raise UserError(f"The metadata of the weights file {source} is damaged: {reason(error)}") from error
 
 
@@ -115,7 +118,9 @@ def _read_pickle(path: Path) -> tuple[Any, dict[str, Any]]:
     weights = next((content[k] for k in ("model", "blobs") if isinstance(content, dict) and k in content), content)
     if not isinstance(weights, dict):
         return None, {}
-    arrays = {k: np.asarray(v) for k, v in weights.items() if isinstance(v, np.ndarray) and not k.endswith("_momentum")}
+    arrays = {
+        k: np.asarray(v) for k, v in weights.items() if isinstance(v, np.ndarray) and not str(k).endswith("_momentum")
+    }
     return {k: torch.from_numpy(v.copy()) for k, v in arrays.items() if v.dtype.kind in "fiub"}, _told(content)
 
 

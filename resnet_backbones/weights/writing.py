@@ -44,20 +44,26 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
 
     detectron2 reads the last two as they are. Raises `UserError` for another suffix and where it cannot be written.
     """
+    check_suffix(path)
     if path.suffix == ".safetensors":
         return save_safetensors(path, checkpoint.state, checkpoint.metadata)
-    if path.suffix not in (".pth", ".pkl"):
-        raise UserError(f"{path} has no known suffix; choose .safetensors, .pth or .pkl.")
     more = {"metadata": checkpoint.metadata, "__author__": "resnet_backbones"}
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.state.items()}
     try:
         if path.suffix == ".pth":
             torch.save({"model": state, **more}, path)
         else:
-            path.write_bytes(write_pickle({name: tensor.numpy() for name, tensor in state.items()}, more))
-    except OSError as error:
+            arrays = {k: (t.float() if t.dtype == torch.bfloat16 else t).numpy() for k, t in state.items()}
+            path.write_bytes(write_pickle(arrays, more))
+    except (OSError, RuntimeError) as error:
         raise UserError(f"The weights file {path} cannot be written: {error}.") from error
     return None
+
+
+def check_suffix(path: Path) -> None:
+    """Raise `UserError` where `write_checkpoint` does not know the suffix of `path`."""
+    if path.suffix not in (".safetensors", ".pth", ".pkl"):
+        raise UserError(f"{path} has no known suffix; choose .safetensors, .pth or .pkl.")
 
 
 def _versions() -> dict[str, str]:
