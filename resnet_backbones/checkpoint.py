@@ -130,7 +130,11 @@ def restore(path: Path, model: nn.Module, optimizer, scaler, average) -> tuple[i
         if len(state["random"]) == distributed.world_size():
             _set_random_state(state["random"][distributed.rank()])
         else:
-            logger.warning("%s was written by %d ranks; random draws of the model differ", path, len(state["random"]))
+            logger.warning(
+                "%s was written by %d ranks and is gone on with by %d, from the same sample on; draws that are not "
+                "made from a sample's seed (dropout, stochastic depth, mixing) will differ",
+                *(path, len(state["random"]), distributed.world_size()),
+            )
     except Exception as error:
         raise UserError(
             f"{path} has the state of another model, optimiser, average or freeze_at: {reason(error)}"

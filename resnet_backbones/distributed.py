@@ -1,20 +1,29 @@
-"""What several processes share: rank, world size, reductions, gathering. Started by torchrun."""
+"""What several processes share: rank, world size, reductions, gathering. Started by torchrun, `launching` or Slurm."""
 
 import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
+PIECE = 1000  # results gathered at a time, which bounds the memory that their transport takes
+PATIENCE = 45.0  # seconds that a rank which lost another waits for torchrun to end it
+
 
 def init() -> torch.device:
-    """Join the process group if torchrun started this process, and give the device to work on."""
-    if "LOCAL_RANK" in os.environ and not dist.is_initialized():
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    """Join the process group if torchrun started this process, and give the device to work on.
+
+    Tensors on GPUs go by NCCL, those on the CPU by gloo, so that small agreements never wait for a GPU.
+    """
+    if launched() and not dist.is_initialized():
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    device = torch.device("cuda", local_rank())
     torch.cuda.set_device(device)
     return device
 
@@ -28,6 +37,11 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
+def local_rank() -> int:
+    """The rank on this machine."""
+    return int(os.environ.get("LOCAL_RANK", 0))
+
+
 def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
@@ -36,9 +50,29 @@ def is_main() -> bool:
     return rank() == 0
 
 
+def launched() -> bool:
+    """Whether torchrun, `launching` or Slurm's submission started this process as one of several."""
+    return "LOCAL_RANK" in os.environ
+
+
+def restarted() -> bool:
+    """Whether torchrun started these processes anew after it had lost some."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+
+
 def barrier() -> None:
     if world_size() > 1:
         dist.barrier()
+
+
+@contextmanager
+def first_on_each_machine() -> Iterator[None]:
+    """The first rank of each machine does what is inside before the others do it, who then find it done."""
+    if world_size() > 1 and local_rank() != 0:
+        total(torch.zeros(1))
+    yield
+    if world_size() > 1 and local_rank() == 0:
+        total(torch.zeros(1))
 
 
 def wrap(model: nn.Module, device: torch.device) -> nn.Module:
@@ -56,6 +90,15 @@ def gather(value: Any) -> list[Any]:
     values = [None] * world_size() if is_main() else None
     dist.gather_object(value, values)
     return values or []
+
+
+def gather_results(results: list[Any]) -> list[Any]:
+    """The picklable results of all ranks in one list on the main rank, piece by piece; empty on the others."""
+    if world_size() == 1:
+        return results
+    longest = largest([len(results)])[0]
+    pieces = [gather(results[k : k + PIECE]) for k in range(0, longest, PIECE)]
+    return [result for piece in pieces for part in piece for result in part]
 
 
 def broadcast(value: Any) -> Any:
@@ -77,9 +120,39 @@ def mean(values: dict[str, torch.Tensor]) -> dict[str, float]:
 
 def total(values: torch.Tensor) -> torch.Tensor:
     """The sum over ranks of a tensor on the CPU."""
+    if world_size() > 1:
+        values = values.clone()
+        dist.all_reduce(values)
+    return values
+
+
+def largest(values: Sequence[int]) -> list[int]:
+    """Each number's maximum over ranks."""
     if world_size() == 1:
-        return values
-    device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else "cpu"
-    values = values.to(device)
-    dist.all_reduce(values)
-    return values.cpu()
+        return list(values)
+    tensor = torch.tensor(values)
+    dist.all_reduce(tensor, dist.ReduceOp.MAX)
+    return tensor.tolist()
+
+
+def shares(counts: Sequence[int]) -> list[float]:
+    """For means over `counts` things of this rank, the factors that make their average over ranks the mean over all."""
+    if world_size() == 1:
+        return [1.0] * len(counts)
+    totals = total(torch.tensor(counts)).tolist()
+    return [world_size() * max(mine, 1) / max(all_, 1) for mine, all_ in zip(counts, totals, strict=True)]
+
+
+@contextmanager
+def lost_ranks_first() -> Iterator[None]:
+    """Let torchrun see a rank that died before those that only lost their connection to it.
+
+    These wait here for torchrun to end them, so that what it reports is the first cause.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if world_size() > 1 and ("Connection closed" in str(error) or "Connection reset" in str(error)):
+            print(f"rank {rank()}: another rank is gone ({str(error).splitlines()[0][:120]})", flush=True)
+            time.sleep(PATIENCE)
+        raise

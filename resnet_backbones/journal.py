@@ -39,7 +39,7 @@ def set_up_logging(log_file: Path | None) -> None:
 class Journal:
     """Progress of steps `start` … `max_iter`, recorded every `period` steps; only the main rank writes.
 
-    A resumed run appends to metrics.jsonl, a fresh one (`start` 0) begins it anew.
+    A resumed run goes on in metrics.jsonl behind the rows of the steps up to `start`, a fresh one begins it anew.
     """
 
     def __init__(self, output_dir: Path, start: int, max_iter: int, batch_size: int, period: int) -> None:
@@ -48,7 +48,9 @@ class Journal:
         self.active = distributed.is_main()
         if not self.active:
             return
-        self.file = open(output_dir / "metrics.jsonl", "a" if start else "w")  # noqa: SIM115, closed in close()
+        rows = _rows_until(output_dir / "metrics.jsonl", start)
+        self.file = open(output_dir / "metrics.jsonl", "w")  # noqa: SIM115, closed in close()
+        self.file.writelines(rows)
         self.board = SummaryWriter(str(output_dir / "tensorboard"), purge_step=start)
         self.bar = tqdm(initial=start, total=max_iter, unit="step", dynamic_ncols=True, disable=None)
         self.redirect = logging_redirect_tqdm([logging.getLogger("resnet_backbones")])
@@ -76,6 +78,8 @@ class Journal:
         """Write down the state after `step` finished steps: losses, averaged since the last record and over ranks,
         learning rate, images a second, the share of the time spent waiting for data, time left.
         """
+        if not self.count:
+            return  # all steps since the last record were left out
         losses = distributed.mean({name: value / self.count for name, value in self.sums.items()})
         waited, self.sums, self.count, self.waited = self.waited, {}, 0, 0.0
         if not self.active:
@@ -113,7 +117,10 @@ class Journal:
             if name != "step":
                 self.board.add_scalar(name, value, step)
 
-    def advance(self) -> None:
+    def advance(self, outputs: dict[str, Tensor] | None) -> None:
+        """After a step, which gave these figures, or None where it was left out."""
+        if outputs is not None:
+            self.add(outputs)
         if self.active:
             self.bar.update()
 
@@ -128,3 +135,18 @@ class Journal:
             self.bar.close()
             self.board.close()
             self.file.close()
+
+
+def _rows_until(path: Path, step: int) -> list[str]:
+    """The lines of an earlier run's metrics.jsonl up to `step`, whose figures a resumed run finds again."""
+    if not step or not path.is_file():
+        return []
+    rows = []
+    for line in path.read_text().splitlines(keepends=True):
+        try:
+            row = json.loads(line)
+        except ValueError:  # cut off
+            continue
+        if row["step"] < step or (row["step"] == step and "loss" in row):
+            rows.append(line)
+    return rows

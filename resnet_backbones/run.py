@@ -1,27 +1,57 @@
-"""How the training tools begin: their arguments, and a run's device, folder, log, seed and config."""
+"""How the training tools begin and end: their arguments, ranks, and a run's device, folder, log, seed and config."""
 
 import argparse
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from omegaconf import DictConfig
+from torch.distributed.elastic.multiprocessing.errors import record
 
 from . import distributed
 from .config import save_config
-from .errors import UserError
+from .data.workers import name_dead_workers
+from .errors import UserError, one_line_errors
 from .journal import set_up_logging
+from .launching import launch
 from .paths import output_folder
 from .training import set_seed
 
 
 def parse_arguments(description: str, argv: list[str] | None = None) -> argparse.Namespace:
-    """`config`, `eval_only`, `resume` and `overrides` of a command line."""
+    """`config`, `eval_only`, `resume`, `num_gpus`, `max_restarts` and `overrides` of a command line."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, help="a YAML file, or the name of one in configs/")
     parser.add_argument("--eval-only", action="store_true", help="score weights=FILE without training")
     parser.add_argument("--resume", action="store_true", help="go on from last.pt in output_dir")
+    parser.add_argument("--num-gpus", type=int, default=1, help="processes on this machine, one a GPU (or on the CPU)")
+    parser.add_argument("--max-restarts", type=int, default=0, help="how often lost processes are replaced, --num-gpus")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="config values, such as solver.lr=0.01")
     return parser.parse_intermixed_args(argv)
+
+
+def run_tool(description: str, job: Callable[[argparse.Namespace], None], argv: list[str] | None = None) -> None:
+    """Do `job` with the arguments of a command line, on as many ranks as it says.
+
+    A run that is interrupted leaves with status `interruption.INTERRUPTED`, a user's error with 2 and one line. Where
+    torchrun has replaced lost processes, the run goes on from its last checkpoint.
+    """
+    args = parse_arguments(description, argv)
+    args.resume = args.resume or (distributed.restarted() and not args.eval_only)
+    with one_line_errors():
+        if args.num_gpus < 1 or args.max_restarts < 0:
+            raise UserError("--num-gpus must be at least 1, --max-restarts at least 0.")
+        if args.num_gpus > 1 and not distributed.launched():
+            sys.exit(launch(args.num_gpus, args.max_restarts, [sys.argv[0], *(sys.argv[1:] if argv is None else argv)]))
+    # torchrun's report then holds the traceback of what went wrong in a rank.
+    (record(_do) if distributed.launched() else _do)(job, args)
+    distributed.shutdown()
+
+
+def _do(job: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> None:
+    with one_line_errors(), name_dead_workers(), distributed.lost_ranks_first():
+        job(args)
 
 
 def start(config: DictConfig, eval_only: bool) -> tuple[torch.device, Path]:

@@ -19,9 +19,16 @@ class DetectionTest:
     ("voc_2012_val/bbox/AP"), and so do the files that `save` leaves.
     """
 
-    def __init__(self, model: nn.Module, sets: list[Annotations], masks: bool, num_workers: int) -> None:
+    def __init__(
+        self, model: nn.Module, sets: list[Annotations], masks: bool, num_workers: int, max_unreadable: int = 0
+    ) -> None:
         self.model, self.sets, self.masks = model, sets, masks
-        self.loaders = [build_test_loader(DetectionDataset([s], train=False), num_workers=num_workers) for s in sets]
+        self.loaders = [
+            build_test_loader(
+                DetectionDataset([s], train=False), num_workers=num_workers, max_unreadable=max_unreadable
+            )
+            for s in sets
+        ]
         self.predictions: list[list[dict]] = [[] for _ in sets]
 
     def __call__(self) -> dict[str, float]:

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from . import distributed
 from .averaging import MovingAverage
 from .checkpoint import newest_whole, restore, save_checkpoint, training_state
-from .errors import UserError
+from .interruption import INTERRUPTED, Interruption
 from .journal import Journal
+from .nonfinite import NonFinite
 from .solver import build_optimizer, build_schedule
 
 logger = logging.getLogger(__name__)
@@ -47,8 +48,11 @@ def fit(
         resume: go on from `last.pt` in `output_dir`, or from the newest earlier one that is whole, if there is any.
 
     With `solver.ema_decay` the averaged weights are scored, kept in `best.pt` and final; `last.pt` has both. Leaves
-    `last.pt`, `best.pt`, `metrics.jsonl` and `tensorboard/` in `output_dir`. Raises `UserError` naming the step and the
-    images where the loss is not finite.
+    `last.pt`, `best.pt`, `metrics.jsonl` and `tensorboard/` in `output_dir`.
+
+    Steps whose loss or gradients are not finite are left out, up to `solver.max_nonfinite`; one more raises `UserError`
+    naming the step and the images. SIGTERM and SIGUSR1 let the step finish, are answered by a checkpoint, and raise
+    `SystemExit(INTERRUPTED)`.
     """
     device = next(model.parameters()).device
     optimizer, learning_rate = build_optimizer(model, solver), build_schedule(solver)
@@ -63,39 +67,50 @@ def fit(
         model.to(memory_format=torch.channels_last)
     model.train()
     parallel = distributed.wrap(model, device)
-    metrics: dict[str, float] = {}
+    nonfinite = NonFinite(model, solver.max_nonfinite, output_dir)
+    metadata, metrics = {"metadata": metadata or {}}, {}
 
-    with closing(Journal(output_dir, start, solver.max_iter, solver.batch_size, solver.log_period)) as journal:
+    with (
+        closing(Journal(output_dir, start, solver.max_iter, solver.batch_size, solver.log_period)) as journal,
+        Interruption() as interruption,
+    ):
         batches = journal.waiting(iter(build_loader(start=start)))
-        for step in range(start + 1, solver.max_iter + 1):
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step - 1)
-            journal.add(train_step(parallel, batches, optimizer, scaler, solver, step))
-            journal.advance()
-            if average is not None:
-                average.update(step)
-            if journal.due(step):
-                journal.record(step, learning_rate(step - 1))
-
+        for step in range(start, solver.max_iter + 1):
             final = step == solver.max_iter
-            if final or _due(step, evaluation_period):
-                with average.applied() if average is not None else nullcontext():
+            scored = final or _due(step, evaluation_period)
+            if step > start:
+                for group in optimizer.param_groups:
+                    group["lr"] = learning_rate(step - 1)
+                outputs = train_step(parallel, batches, optimizer, scaler, solver, step, nonfinite)
+                if average is not None:
+                    average.update(step)
+                journal.advance(outputs)
+                if journal.due(step):
+                    journal.record(step, learning_rate(step - 1))
+
+                interrupted = interruption.agreed()
+                if scored or interrupted or _due(step, solver.checkpoint_period):
+                    state = training_state(model, optimizer, scaler, average, step, best)
+                    if distributed.is_main():
+                        save_checkpoint(last, state | metadata, solver.keep_checkpoints)
+                    journal.pause()
+                if interrupted:
+                    logger.warning("interrupted: saved after step %d, to go on with --resume", step)
+                    raise SystemExit(INTERRUPTED)
+
+            if scored:  # after the checkpoint, so that nothing is lost if this is interrupted; resuming scores anew
+                with interruption.leaving_at_once(), average.applied() if average is not None else nullcontext():
                     metrics = evaluate()
                     journal.scalars(step, metrics)
                     if metrics[best_metric] > best:
                         best = metrics[best_metric]
                         if distributed.is_main():
                             content = {"model": model.state_dict(), "step": step, "metrics": metrics}
-                            save_checkpoint(output_dir / "best.pt", content | {"metadata": metadata or {}})
-                journal.pause()
-            if final or _due(step, solver.checkpoint_period):
-                state = training_state(model, optimizer, scaler, average, step, best)
-                if distributed.is_main():
-                    save_checkpoint(last, state | {"metadata": metadata or {}}, solver.keep_checkpoints)
+                            save_checkpoint(output_dir / "best.pt", content | metadata)
                 journal.pause()
     if average is not None:
         average.keep()
-    return metrics or evaluate()
+    return metrics
 
 
 def train_step(
@@ -105,26 +120,38 @@ def train_step(
     scaler: torch.amp.GradScaler,
     solver: DictConfig,
     step: int,
-) -> dict[str, Tensor]:
-    """One optimiser step over `solver.accumulate` batches; returns what the model gave for the last of them."""
+    nonfinite: NonFinite,
+) -> dict[str, Tensor] | None:
+    """One optimiser step over `solver.accumulate` batches; returns what the model gave for the last of them.
+
+    None where loss or gradients were not finite: then nothing has changed.
+    """
     device = next(parallel.parameters()).device
+    nonfinite.begin_step()
+    parts, finite = [], torch.tensor(True, device=device)
     for part in reversed(range(solver.accumulate)):
         images, targets = next(batches)
         images, targets = to_device(images, device), to_device(targets, device)
         with _no_sync(parallel) if part else nullcontext():
             with torch.autocast(device.type, AMP_DTYPES[solver.amp], enabled=solver.amp != "none"):
                 outputs = parallel(images, targets)
-            losses = {name: value for name, value in outputs.items() if name.startswith("loss")}
-            loss = sum(losses.values())
-            _check_finite(loss, losses, step, targets)
+            loss = sum(value for name, value in outputs.items() if name.startswith("loss"))
+            finite &= torch.isfinite(loss.detach())
             scaler.scale(loss / solver.accumulate).backward()
-    if solver.clip_norm is not None:
-        scaler.unscale_(optimizer)
-        nn.utils.clip_grad_norm_(parallel.parameters(), solver.clip_norm)
-    scaler.step(optimizer)
+        parts.append((images, targets, outputs))
+    trained = [p for p in parallel.parameters() if p.grad is not None]
+    scaler.unscale_(optimizer)
+    norm = nn.utils.get_total_norm([p.grad for p in trained])
+    if not scaler.is_enabled():  # else gradients that overflow are the scaler's, which skips them and scales less
+        finite &= torch.isfinite(norm)
+    left_out = nonfinite.leave_out(finite, step, parts)
+    if not left_out:
+        if solver.clip_norm is not None:
+            nn.utils.clip_grads_with_norm_(trained, solver.clip_norm, norm)
+        scaler.step(optimizer)
     scaler.update()
     optimizer.zero_grad(set_to_none=True)
-    return outputs
+    return None if left_out else outputs
 
 
 def set_seed(seed: int, deterministic: bool) -> None:
@@ -147,16 +174,8 @@ def to_device(value: Any, device: torch.device) -> Any:
 
 
 def _due(step: int, period: int) -> bool:
-    return period > 0 and step % period == 0
+    return period > 0 and step > 0 and step % period == 0
 
 
 def _no_sync(parallel: nn.Module) -> AbstractContextManager:
     return parallel.no_sync() if distributed.world_size() > 1 else nullcontext()
-
-
-def _check_finite(loss: Tensor, losses: dict[str, Tensor], step: int, targets: list[dict] | dict) -> None:
-    if not torch.isfinite(loss):
-        terms = ", ".join(f"{name} {value.item():.3g}" for name, value in losses.items())
-        files = targets["file_name"] if isinstance(targets, dict) else [target["file_name"] for target in targets]
-        shown = ", ".join(files[:8]) + (" …" if len(files) > 8 else "")
-        raise UserError(f"The loss is not finite at step {step} ({terms}), images {shown}. Lower solver.lr?")

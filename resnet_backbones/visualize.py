@@ -18,19 +18,18 @@ def save_samples(data: Annotations, predictions: list[dict], folder: Path, count
     of at least `min_score`, on the right the truth."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
-    for k in np.unique(np.linspace(0, len(data.images) - 1, count).astype(int)) if count else []:
-        image = data.images[k]
-        found = [p for p in predictions if p["image_id"] == image["id"] and p["score"] >= min_score]
-        picture = draw_comparison(data, image, sorted(found, key=lambda p: p["score"]))
-        paths.append(folder / f"{Path(image['file_name']).stem}.png")
+    for k in np.unique(np.linspace(0, len(data) - 1, count).astype(int)) if count else []:
+        found = [p for p in predictions if p["image_id"] == data.image_ids[k] and p["score"] >= min_score]
+        picture = draw_comparison(data, k, sorted(found, key=lambda p: p["score"]))
+        paths.append(folder / f"{Path(data.file_name(k)).stem}.png")
         picture.save(paths[-1])
     return paths
 
 
-def draw_comparison(data: Annotations, image: dict, found: list[dict]) -> Image.Image:
-    """One image twice, side by side: with the predictions `found` and with its true objects."""
-    pixels = read_image(data.image_root / image["file_name"], (image["width"], image["height"]))
-    true = data.objects[image["id"]]
+def draw_comparison(data: Annotations, k: int, found: list[dict]) -> Image.Image:
+    """Image k twice, side by side: with the predictions `found` and with its true objects."""
+    pixels = read_image(data.image_root / data.file_name(k), tuple(data.sizes[k].tolist()))
+    true = data.objects(k)
     left = draw_objects(pixels, data, found, f"predicted: {len(found)}")
     right = draw_objects(pixels, data, true, f"true: {len(true)}")
     gap = 8

@@ -233,8 +233,8 @@ def test_voc_pixels_count_from_one_and_difficult_is_ignored(tmp_path, caplog):
     assert dataset[0][1]["boxes"].tolist() == [[10, 8, 30, 28]]
     assert dataset[1][1]["boxes"].tolist() == [[1, 1, 3, 3]]
     assert dataset[1][1]["labels"].tolist() == [2]
-    assert [o["iscrowd"] for o in data.objects[1]] == [0, 1, 0]
-    assert data.objects[1][1]["bbox"] == [0, 0, 48, 40]
+    assert [o["iscrowd"] for o in data.objects(0)] == [0, 1, 0]
+    assert data.objects(0)[1]["bbox"] == [0, 0, 48, 40]
 
 
 def test_voc_class_order_can_be_given_and_unknown_classes_are_named(tmp_path):
@@ -282,7 +282,7 @@ def test_nan_voc_boxes_are_skipped_and_counted(tmp_path, caplog):
     with caplog.at_level("WARNING", "resnet_backbones"):
         data = read_voc(tmp_path)
     assert "skipped 1 boxes that are not finite" in caplog.text
-    assert len(data.objects[1]) == 1
+    assert len(data.objects(0)) == 1
 
 
 def test_a_missing_data_set_says_where_it_is_looked_for(tmp_path, monkeypatch):
@@ -331,7 +331,7 @@ def test_two_sets_are_drawn_from_as_one(tmp_path):
 def test_bccd_is_read_as_published(shared, caplog):
     with caplog.at_level("WARNING", "resnet_backbones"):
         data = read_voc(shared / "bccd", "trainval", classes=["RBC", "WBC", "Platelets"])
-    assert len(data.images) == 292
+    assert len(data) == 292
     assert "skipped 2 boxes of no area (first in JPEGImages/BloodImage_00338.jpg)" in caplog.text
 
 
@@ -339,13 +339,13 @@ def test_nuclei_polygons_and_rle_decode(shared):
     root = shared / "nuclei"
     spec = {"root": str(root / "images/val"), "annotations": str(root / "annotations/instances_val.json")}
     data = load_annotations("own", {"own": {"format": "coco", **spec}})
-    kinds = {type(o["segmentation"]) for objects in data.objects.values() for o in objects}
+    kinds = {type(o["segmentation"]) for o in data.as_coco()["annotations"]}
     assert kinds == {list, dict}
     dataset = DetectionDataset([data], train=True, masks=True, flip=0.0)
     for k in range(5):
         _, target = dataset[k]
         areas = target["masks"].flatten(1).sum(1)
-        true = [o["area"] for o in data.objects[target["image_id"]]]
+        true = [o["area"] for o in data.objects(k)]
         np.testing.assert_allclose(areas.tolist(), true, rtol=0.25, atol=20)
         assert target["labels"].unique().tolist() == [1]
 
@@ -375,7 +375,7 @@ def test_shapes_are_drawn_once(tmp_path, monkeypatch):
 
     monkeypatch.setattr(shapes, "SPLITS", {"val": (3, 2)})
     monkeypatch.setenv("RESNET_BACKBONES_DATASETS", str(tmp_path))
-    assert len(load_annotations("shapes_val").images) == 3
+    assert len(load_annotations("shapes_val")) == 3
     written = (tmp_path / "shapes/val/instances.json").stat().st_mtime_ns
     load_annotations("shapes_val")
     assert (tmp_path / "shapes/val/instances.json").stat().st_mtime_ns == written

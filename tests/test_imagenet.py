@@ -255,7 +255,7 @@ def test_shards_that_are_refused(tree, tmp_path, change, message):
 
 def batches(tree, count, **options):
     dataset = ClassificationDataset(load_images(str(tree), "train"), lambda image: image[:, :8, :8])
-    loader = build_train_loader(dataset, 4, num_workers=0, seed=3, **options)
+    loader = iter(build_train_loader(dataset, 4, num_workers=0, seed=3, **options))
     return [next(loader)[1]["file_name"] for _ in range(count)]
 
 
@@ -289,13 +289,13 @@ def test_an_unreadable_image_is_left_out_and_named(tree, caplog, damage):
     dataset = ClassificationDataset(load_images(str(tree), "train"), lambda image: image[:, :8, :8])
     assert isinstance(dataset[4], Unreadable)
     with caplog.at_level("WARNING", "resnet_backbones"):
-        loader = build_train_loader(dataset, 9, num_workers=0, seed=0, max_unreadable=1)
+        loader = iter(build_train_loader(dataset, 9, num_workers=0, seed=0, max_unreadable=1))
         images, targets = next(loader)
     assert images.shape == (8, 3, 8, 8)
     assert len(targets["labels"]) == len(targets["file_name"]) == 8
     assert f"Image {path} cannot be decoded" in caplog.text
     assert len(next(loader)[0]) == 8  # met again, counted once
-    none = build_train_loader(dataset, 9, num_workers=0, seed=0)
+    none = iter(build_train_loader(dataset, 9, num_workers=0, seed=0))
     with pytest.raises(UserError, match=r"bee/1.jpg cannot be decoded.*It is number 1; data.max_unreadable allows 0"):
         next(none)
 

@@ -252,11 +252,22 @@ def test_bad_commands_are_one_line(train, arguments, message):
     assert message in one_line_error(train(*arguments))
 
 
-def test_a_non_finite_loss_names_the_step_and_the_images(train, tmp_path):
-    message = one_line_error(train("solver.lr=1e9", "solver.warmup_iters=0", "solver.max_iter=20"))
-    assert "step 2" in message
+def test_non_finite_steps_are_left_out_up_to_a_limit_and_kept_for_inspection(train, tmp_path):
+    status, out, err = train("solver.lr=1e9", "solver.warmup_iters=0", "solver.max_iter=20", "solver.max_nonfinite=1")
+    message = one_line_error((status, out, err))
+    assert "The loss is not finite at step 2 (loss_classifier" in out
+    assert "Left out; 1 so far" in out
+    assert "at step 3" in message
     assert f"{tmp_path}/data/images/" in message
-    assert "loss_classifier" in message
+    assert "1 steps before it were left out (solver.max_nonfinite)" in message
+    kept = torch.load(tmp_path / "out/nonfinite-3-0.pt", weights_only=True)
+    (part,) = kept["parts"]
+    assert kept["step"] == 3
+    assert not all(torch.isfinite(value).all() for value in part["losses"].values())
+    assert [image.shape for image in part["images"]] == [(3, 40, 48)] * 2
+    assert part["targets"][0]["file_name"].startswith(f"{tmp_path}/data/images/")
+    rows = [json.loads(line) for line in (tmp_path / "out/metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1]
 
 
 def test_an_output_dir_that_cannot_be_written(train, tmp_path):

@@ -39,10 +39,10 @@ def ours(config: DictConfig, dataset: DetectionDataset) -> list[float]:
 
 def read_bare(dataset: DetectionDataset, indices: list[int]) -> tuple[list[torch.Tensor], list[dict]]:
     images, targets, data = [], [], dataset.sets[0]
-    for _, image in (dataset.records[i] for i in indices):
-        pixels = np.array(Image.open(data.image_root / image["file_name"]).convert("RGB"))
+    for i in indices:
+        pixels = np.array(Image.open(dataset.place(i)).convert("RGB"))
         images.append(torch.from_numpy(pixels).permute(2, 0, 1).float() / 255)
-        objects = [o for o in data.objects[image["id"]] if min(o["bbox"][2:]) > 0]
+        objects = [o for o in data.objects(dataset.images[i]) if min(o["bbox"][2:]) > 0]
         boxes = torch.tensor([o["bbox"] for o in objects])
         boxes[:, 2:] += boxes[:, :2]
         targets.append({"boxes": boxes, "labels": torch.tensor([o["category_id"] for o in objects])})

@@ -6,6 +6,7 @@ tools/pretrain.py --config imagenet_resnet50.yaml --eval-only weights=model.safe
 tools/pretrain.py --config imagenet_resnet50.yaml --eval-only weights=a.safetensors ensemble=[b.safetensors]
 """
 
+import argparse
 import logging
 import math
 from pathlib import Path
@@ -16,9 +17,8 @@ from resnet_backbones import distributed, pretraining
 from resnet_backbones.config import PretrainConfig, load_config
 from resnet_backbones.curves import draw_comparison, draw_curves
 from resnet_backbones.data.imagenet import load_images
-from resnet_backbones.errors import one_line_errors
 from resnet_backbones.report import metrics_table, write_json
-from resnet_backbones.run import parse_arguments, start
+from resnet_backbones.run import run_tool, start
 from resnet_backbones.solver import in_iterations
 from resnet_backbones.testing import ClassificationTest
 from resnet_backbones.training import fit, set_seed
@@ -82,17 +82,18 @@ def compare(config: DictConfig, resume: bool) -> None:
         draw_comparison(runs, Path(config.output_dir) / "comparison.png")
 
 
+def run(args: argparse.Namespace) -> None:
+    config = load_config(args.config, args.overrides, PretrainConfig)
+    if args.eval_only:
+        score(config)
+    elif config.compare:
+        compare(config, args.resume)
+    else:
+        train(config, args.resume)
+
+
 def main(argv: list[str] | None = None) -> None:
-    args = parse_arguments(__doc__, argv)
-    with one_line_errors():
-        config = load_config(args.config, args.overrides, PretrainConfig)
-        if args.eval_only:
-            score(config)
-        elif config.compare:
-            compare(config, args.resume)
-        else:
-            train(config, args.resume)
-    distributed.shutdown()
+    run_tool(__doc__, run, argv)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
     tools/train_net.py --config coco_faster_rcnn_R101.yaml [--resume] [key=value …]
     tools/train_net.py --config coco_faster_rcnn_R101.yaml --eval-only weights=output/best.pt
 
-Under torchrun the same command uses all its processes.
+With --num-gpus N, or under torchrun, the same command uses N processes, one a GPU.
 """
 
 import logging
@@ -16,9 +16,8 @@ from resnet_backbones import distributed
 from resnet_backbones.config import load_config
 from resnet_backbones.data import DetectionDataset, build_train_loader, check_same_classes, load_annotations
 from resnet_backbones.detectors import build_detector, describe
-from resnet_backbones.errors import one_line_errors
 from resnet_backbones.report import metrics_table, write_json
-from resnet_backbones.run import parse_arguments, start
+from resnet_backbones.run import run_tool, start
 from resnet_backbones.testing import DetectionTest
 from resnet_backbones.training import fit, set_seed
 
@@ -34,7 +33,7 @@ def run(config: DictConfig, eval_only: bool, resume: bool) -> None:
     for other in [*train_sets, *test_sets]:
         check_same_classes(test_sets[0], other)
     model = build_detector(config, len(test_sets[0].classes)).to(device)
-    test = DetectionTest(model, test_sets, masks, config.data.num_workers)
+    test = DetectionTest(model, test_sets, masks, config.data.num_workers, config.data.max_unreadable)
 
     if eval_only:
         metrics = test()
@@ -51,6 +50,7 @@ def run(config: DictConfig, eval_only: bool, resume: bool) -> None:
             seed=config.seed,
             accumulate=config.solver.accumulate,
             aspect_ratio_grouping=config.data.aspect_ratio_grouping,
+            max_unreadable=config.data.max_unreadable,
         )
         set_seed(config.seed + distributed.rank(), config.solver.deterministic)
         metadata, period = describe(model, test_sets[0].classes), config.evaluation.period
@@ -63,10 +63,7 @@ def run(config: DictConfig, eval_only: bool, resume: bool) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = parse_arguments(__doc__, argv)
-    with one_line_errors():
-        run(load_config(args.config, args.overrides), args.eval_only, args.resume)
-    distributed.shutdown()
+    run_tool(__doc__, lambda args: run(load_config(args.config, args.overrides), args.eval_only, args.resume), argv)
 
 
 if __name__ == "__main__":

@@ -58,10 +58,10 @@ def records(data: Annotations) -> list[dict]:
         )
 
     return [
-        {k: image[k] for k in ("height", "width")}
+        {key: image[key] for key in ("height", "width")}
         | {"file_name": str(data.image_root / image["file_name"]), "image_id": image["id"]}
-        | {"annotations": [annotation(o) for o in data.objects[image["id"]] if min(o["bbox"][2:]) > 0]}
-        for image in data.images
+        | {"annotations": [annotation(o) for o in data.objects(k) if min(o["bbox"][2:]) > 0]}
+        for k, image in enumerate(map(data.image, range(len(data))))
     ]
 
 

@@ -71,6 +71,7 @@ class DataConfig:
     num_workers: int = 4  # loader processes on each rank
     flip: float = 0.5  # probability of a horizontal flip in training
     keep_empty: bool = False  # train on images without objects, too
+    max_unreadable: int = 0  # so many images are named and left out; one more is an error
     aspect_ratio_grouping: bool = True  # batches of only wide or only tall images: less padding
 
 

@@ -30,7 +30,7 @@ RANGES = [
     (0, 1 - 1e-12, "solver.ema_decay loss.label_smoothing"),
     (0, 1024, "data.num_workers"),
     (1, 1024, "data.repeats"),
-    (0, LARGEST, "data.max_unreadable evaluation.precise_bn"),
+    (0, LARGEST, "data.max_unreadable evaluation.precise_bn solver.max_nonfinite"),
     (1, 65536, "augmentation.size augmentation.shorter_side preprocessing.size preprocessing.resize evaluation.scales"),
     (1e-6, 1, "augmentation.scale"),
     (0, 65536, "augmentation.padding"),

@@ -47,6 +47,7 @@ class SolverConfig:
     clip_norm: float | None = None  # largest gradient norm over all parameters
     ema_decay: float | None = None  # score and keep an exponential moving average of the weights; 0.999, say
     ema_period: int = 1  # iterations between its updates
+    max_nonfinite: int = 2  # steps left out because loss or gradients are not finite; one more ends the run
     amp: str = "none"  # none, bf16 or fp16
     channels_last: bool = False  # memory format of weights and images
     checkpoint_period: int = 5000  # iterations between writes of last.pt; 0: only at the end

@@ -1,90 +1,152 @@
-"""A detection data set in memory, whatever its file format: COCO's records, checked."""
+"""A detection data set in memory, whatever its file format: COCO's records, checked, as a handful of arrays."""
 
 import logging
-from collections import Counter
-from dataclasses import dataclass, field
+import os
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
+import numpy as np
+
 from ..errors import UserError
-from .masks import is_coordinate
+from .masks import LARGEST
+from .outlines import Outlines
+from .packed import Rows
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass
 class Annotations:
-    """Images and objects as COCO writes them.
+    """Images and objects in arrays, which loader workers share; objects are sorted by image.
 
-    `images` holds {"id", "file_name", "width", "height"} and `objects[image_id]` {"id", "image_id", "category_id",
-    "bbox": [x, y, w, h] in pixels from the image's left upper corner, "area", "iscrowd", and "segmentation" where
-    there are masks}. Objects of `iscrowd` 1 are not trained on and neither reward nor cost in evaluation.
-    `categories` are ordered: label k, from 1, is `categories[k - 1]`.
+    `categories` are ordered: label k, from 1, is `categories[k - 1]`. Objects of `crowds` 1 are not trained on and
+    neither reward nor cost in evaluation.
     """
 
     name: str
     format: str
     image_root: Path
     categories: list[dict]
-    images: list[dict]
-    objects: dict[int, list[dict]] = field(default_factory=dict)
+    image_ids: np.ndarray  # (I,)
+    sizes: np.ndarray  # (I, 2), width and height in pixels
+    file_names: Rows  # I, UTF-8
+    object_ids: np.ndarray  # (M,)
+    images_of: np.ndarray  # (M,), index of each object's image
+    labels: np.ndarray  # (M,), from 1
+    boxes: np.ndarray  # (M, 4), x, y, width, height in pixels from the image's left upper corner
+    areas: np.ndarray  # (M,)
+    crowds: np.ndarray  # (M,), 0 or 1
+    outlines: Outlines  # M
+
+    def __len__(self) -> int:
+        """The number of images."""
+        return len(self.image_ids)
 
     @property
     def classes(self) -> list[str]:
         return [category["name"] for category in self.categories]
 
+    @cached_property
+    def starts(self) -> np.ndarray:
+        """(I + 1,): the objects of image k are starts[k] … starts[k + 1] - 1."""
+        return np.searchsorted(self.images_of, np.arange(len(self) + 1))
+
+    @cached_property
+    def corners(self) -> np.ndarray:
+        """(M, 4): the boxes as x0, y0, x1, y1 inside their images."""
+        size = np.tile(self.sizes[self.images_of], 2)
+        ends = np.concatenate([self.boxes[:, :2], self.boxes[:, :2] + self.boxes[:, 2:]], axis=1)
+        return ends.clip(0, size)
+
+    @cached_property
+    def trainable(self) -> np.ndarray:
+        """(M,), bool: no crowds, and something of the box lies inside the image."""
+        return (self.crowds == 0) & self._has_area
+
+    @property
+    def _has_area(self) -> np.ndarray:
+        inside = (self.corners[:, 2:] > self.corners[:, :2]).all(1)
+        return (self.boxes[:, 2:] > 0).all(1) & inside
+
+    def file_name(self, k: int) -> str:
+        """Of image k, below `image_root`."""
+        return self.file_names[k].tobytes().decode()
+
+    def image(self, k: int) -> dict:
+        """Image k as COCO writes it."""
+        width, height = self.sizes[k].tolist()
+        return {"id": int(self.image_ids[k]), "file_name": self.file_name(k), "width": width, "height": height}
+
+    def object(self, j: int) -> dict:
+        """Object j as COCO writes it."""
+        record = {
+            "id": int(self.object_ids[j]),
+            "image_id": int(self.image_ids[self.images_of[j]]),
+            "category_id": self.categories[self.labels[j] - 1]["id"],
+            "bbox": self.boxes[j].tolist(),
+            "area": float(self.areas[j]),
+            "iscrowd": int(self.crowds[j]),
+        }
+        outline = self.outlines[j]
+        return record if outline is None else record | {"segmentation": outline}
+
+    def objects(self, k: int) -> list[dict]:
+        """The objects of image k."""
+        return [self.object(j) for j in range(self.starts[k], self.starts[k + 1])]
+
     def as_coco(self) -> dict:
         """The content of a COCO annotation file."""
         return {
             "info": {"description": self.name},
-            "images": self.images,
+            "images": [self.image(k) for k in range(len(self))],
             # Numbered anew: pycocotools takes an annotation of id 0 for "no match".
-            "annotations": [
-                {**o, "id": k} for k, o in enumerate((o for os in self.objects.values() for o in os), start=1)
-            ],
+            "annotations": [self.object(j) | {"id": j + 1} for j in range(len(self.labels))],
             "categories": self.categories,
         }
 
 
 def check_images_exist(data: Annotations) -> None:
     """Raise `UserError` that names the data set, the folder and the first image that is not there."""
-    present: dict[Path, set[str]] = {}
+    present: dict[str, set[str]] = {}
     missing = []
-    for image in data.images:
-        path = data.image_root / image["file_name"]
-        if path.parent not in present:  # one listing of a folder is far cheaper than a look at each file
-            present[path.parent] = {p.name for p in path.parent.iterdir()} if path.parent.is_dir() else set()
-        if path.name not in present[path.parent]:
-            missing.append(image["file_name"])
+    for k in range(len(data)):
+        name = data.file_name(k)
+        folder, _, file = name.rpartition("/")
+        if folder not in present:  # one listing of a folder is far cheaper than a look at each file
+            path = data.image_root / folder
+            present[folder] = set(os.listdir(path)) if os.path.isdir(path) else set()
+        if file not in present[folder]:
+            missing.append(name)
     if missing:
         raise UserError(
-            f"Data set {data.name}: {len(missing)} of {len(data.images)} images are missing from {data.image_root}, "
+            f"Data set {data.name}: {len(missing)} of {len(data)} images are missing from {data.image_root}, "
             f"first {missing[0]}."
         )
 
 
-def drop_unusable_boxes(data: Annotations) -> None:
-    """Drop the boxes that are not finite, and count in the log those that training will skip (`trainable_box`)."""
-    skipped: Counter[str] = Counter()
-    first = {}
-    sizes = {image["id"]: image for image in data.images}
-    for image_id, objects in data.objects.items():
-        image = sizes[image_id]
-        for o in objects:
-            if all(map(is_coordinate, o["bbox"])):
-                if trainable_box(o["bbox"], image["width"], image["height"]):
-                    continue
-                reason = "of no area" if min(o["bbox"][2:]) <= 0 else "outside the image"
-            else:
-                reason = "that are not finite"
-            skipped[reason] += 1
-            first.setdefault(reason, image["file_name"])
-        data.objects[image_id] = [o for o in objects if all(map(is_coordinate, o["bbox"]))]
-    for reason, count in skipped.items():
-        logger.warning("%s: skipped %d boxes %s (first in %s)", data.name, count, reason, first[reason])
+def warn_of_skipped(data: Annotations) -> None:
+    """Count in the log the boxes that training will skip, and the outlines that enclose nothing."""
+    flat = (data.boxes[:, 2:] <= 0).any(1)
+    outside = ~data._has_area & ~flat
+    for reason, skipped in (("of no area", flat), ("outside the image", outside)):
+        if skipped.any():
+            first = data.file_name(data.images_of[skipped.argmax()])
+            logger.warning("%s: skipped %d boxes %s (first in %s)", data.name, skipped.sum(), reason, first)
+    shapeless = data.outlines.shapeless()
+    if shapeless.any():
+        logger.warning(
+            "%s: %d objects have a segmentation without a polygon; masks skip them (first annotation %s)",
+            *(data.name, shapeless.sum(), data.object_ids[shapeless.argmax()]),
+        )
 
 
-def trainable_box(bbox: list[float], width: int, height: int) -> list[float] | None:
-    """[x, y, w, h] as [x0, y0, x1, y1] inside the image, or None where nothing of it is left."""
-    x, y, w, h = bbox
-    x0, y0, x1, y1 = max(x, 0), max(y, 0), min(x + w, width), min(y + h, height)
-    return [x0, y0, x1, y1] if w > 0 and h > 0 and x1 > x0 and y1 > y0 else None
+def finite_boxes(boxes: np.ndarray, name: str, file_names: list[str], images_of: np.ndarray) -> np.ndarray:
+    """(M,), bool: the boxes that are coordinates; the others are counted in the log."""
+    finite = (np.abs(boxes) < LARGEST).all(1)  # false for NaN, too
+    if not finite.all():
+        first = file_names[images_of[finite.argmin()]]
+        logger.warning(
+            "%s: skipped %d boxes that are not finite (first in %s)", name, len(finite) - finite.sum(), first
+        )
+    return finite

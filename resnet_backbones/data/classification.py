@@ -1,28 +1,21 @@
-"""The torch data set over labelled images, its loaders, and what happens to images that cannot be read."""
+"""The torch data set over labelled images, and its loaders."""
 
-import logging
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import Dataset
 
 from .. import distributed
 from ..errors import UserError
 from .imagenet import FileImages
 from .images import decode_image
 from .loader import data_loader, rank_batch_size
+from .reading import with_retries
 from .samplers import TrainSampler, evaluation_indices, seeded
 from .shards import ShardImages
-
-logger = logging.getLogger(__name__)
-
-
-class Unreadable(NamedTuple):
-    """Stands for an image that could not be read, with the reason."""
-
-    reason: str
+from .unreadable import ReadableBatches, Unreadable, split_unreadable
 
 
 class ClassificationDataset(Dataset):
@@ -40,7 +33,7 @@ class ClassificationDataset(Dataset):
     def __getitem__(self, item: int | tuple[int, int]) -> tuple[Tensor | list, int, str] | Unreadable:
         index, seed = item if isinstance(item, tuple) else (item, None)
         try:
-            content, label, name = self.images.read(index)
+            content, label, name = with_retries(partial(self.images.read, index))
         except OSError as error:  # gone, or no rights to it
             return Unreadable(f"Image {error.filename} cannot be read: {error.strerror}.")
         try:
@@ -49,6 +42,10 @@ class ClassificationDataset(Dataset):
             return Unreadable(str(error))
         with seeded(seed):
             return self.transform(image), label, name
+
+    def place(self, index: int) -> str:
+        """Where an item's image lies."""
+        return self.images.where(index)
 
 
 def build_train_loader(
@@ -61,7 +58,7 @@ def build_train_loader(
     repeats: int = 1,
     max_unreadable: int = 0,
     start: int = 0,
-) -> Iterator[tuple[Tensor, dict]]:
+) -> ReadableBatches:
     """Endless batches for this rank: images (N, 3, H, W) uint8, and `labels` (N,) and `file_name` of each.
 
     Args:
@@ -84,50 +81,21 @@ def build_train_loader(
         start * accumulate,
         order,
     )
-    loader = data_loader(dataset, num_workers, collate_train, batch_sampler=sampler)
-    return leave_out_unreadable(loader, max_unreadable)
+    return ReadableBatches(data_loader(dataset, num_workers, collate_train, batch_sampler=sampler), max_unreadable)
 
 
 def build_test_loader(
     dataset: ClassificationDataset, batch_size: int, *, num_workers: int, max_unreadable: int = 0
-) -> "ImageTestLoader":
+) -> ReadableBatches:
     """This rank's share of the images, each once: lists of their views, labels (N,) and places."""
     indices = evaluation_indices(len(dataset), distributed.rank(), distributed.world_size())
-    loader = data_loader(Subset(dataset, indices), num_workers, collate_test, batch_size=batch_size)
-    return ImageTestLoader(loader, max_unreadable)
-
-
-class ImageTestLoader(NamedTuple):
-    """A loader that can be gone through again and again, leaving out unreadable images."""
-
-    loader: DataLoader
-    max_unreadable: int
-
-    def __iter__(self) -> Iterator:
-        return leave_out_unreadable(self.loader, self.max_unreadable)
-
-    def __len__(self) -> int:
-        return len(self.loader)
-
-
-def leave_out_unreadable(loader: DataLoader, limit: int) -> Iterator[tuple]:
-    """The batches of `loader`; unreadable images are named in the log. Raises `UserError` past `limit` of them."""
-    known: set[str] = set()
-    for batch, unreadable in loader:
-        for reason in unreadable:
-            if reason in known:  # met again in a later epoch
-                continue
-            known.add(reason)
-            logger.warning("%s Left out; %d so far.", reason, len(known))
-            if len(known) > limit:
-                raise UserError(f"{reason} It is number {len(known)}; data.max_unreadable allows {limit}.")
-        if batch is not None:
-            yield batch
+    loader = data_loader(dataset, num_workers, collate_test, sampler=indices, batch_size=batch_size)
+    return ReadableBatches(loader, max_unreadable)
 
 
 def collate_train(samples: list) -> tuple[tuple[Tensor, dict] | None, list[str]]:
     """One batch of those that could be read, and why the others could not."""
-    read, unreadable = _split(samples)
+    read, unreadable = split_unreadable(samples)
     if not read:
         return None, unreadable
     images, labels, names = zip(*read, strict=True)
@@ -135,13 +103,8 @@ def collate_train(samples: list) -> tuple[tuple[Tensor, dict] | None, list[str]]
 
 
 def collate_test(samples: list) -> tuple[tuple[list, Tensor, list[str]] | None, list[str]]:
-    read, unreadable = _split(samples)
+    read, unreadable = split_unreadable(samples)
     if not read:
         return None, unreadable
     views, labels, names = zip(*read, strict=True)
     return (list(views), torch.tensor(labels), list(names)), unreadable
-
-
-def _split(samples: list) -> tuple[list, list[str]]:
-    unreadable = [sample.reason for sample in samples if isinstance(sample, Unreadable)]
-    return [sample for sample in samples if not isinstance(sample, Unreadable)], unreadable

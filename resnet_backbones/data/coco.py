@@ -1,15 +1,20 @@
 """COCO's annotation files: boxes, polygons, RLE, iscrowd and category ids of any numbering."""
 
+import gc
 import json
-import logging
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+import numpy as np
 
 from ..errors import UserError
 from ..paths import local_file
-from .annotations import Annotations, check_images_exist, drop_unusable_boxes
-from .masks import has_outline
+from .annotations import Annotations, check_images_exist, finite_boxes, warn_of_skipped
+from .outlines import pack_outlines
+from .packed import pack_strings
 
-logger = logging.getLogger(__name__)
+SIDE = 10**6  # pixels; no image file has more on a side
 
 
 def load_coco(name: str, root: Path, annotations: str) -> Annotations:
@@ -18,39 +23,52 @@ def load_coco(name: str, root: Path, annotations: str) -> Annotations:
     Raises `UserError` naming the file and the entry for JSON that is corrupt or lacks what detection needs, duplicate
     ids, references to nothing, and images that are not in `root`.
     """
-    content = read_json(annotations)
+    with _no_garbage():
+        data = parse_coco(name, root, read_json(annotations), annotations)
+    check_images_exist(data)
+    warn_of_skipped(data)
+    return data
+
+
+def parse_coco(name: str, root: Path, content: object, source: str) -> Annotations:
+    """The content of an instances file, checked; `source` is for messages."""
     if not isinstance(content, dict):
-        raise UserError(f"{annotations}: a COCO file is a mapping with images, annotations and categories.")
+        raise UserError(f"{source}: a COCO file is a mapping with images, annotations and categories.")
     for key in ("images", "annotations", "categories"):
         if not isinstance(content.get(key), list):
-            raise UserError(f"{annotations}: the list {key!r} is missing; is it a COCO instances file?")
-    images = [_checked_image(image, annotations) for image in content["images"]]
-    categories = sorted((_checked_category(c, annotations) for c in content["categories"]), key=lambda c: c["id"])
-    _check_unique("image", images, annotations)
-    _check_unique("category", categories, annotations)
-    _check_unique("annotation", content["annotations"], annotations)
+            raise UserError(f"{source}: the list {key!r} is missing; is it a COCO instances file?")
+    images, objects = content["images"], content["annotations"]
+    categories = content["categories"]
+    image_ids = _ids("image", images, source)
+    category_ids = _ids("category", categories, source)
+    object_ids = _ids("annotation", objects, source)
+    sizes, file_names = _image_columns(images, source)
+    for category in categories:
+        _check_key("category", category, "name", str, source)
+    order = np.argsort(category_ids, kind="stable")
 
-    objects: dict[int, list[dict]] = {image["id"]: [] for image in images}
-    category_ids = {category["id"] for category in categories}
-    for o in content["annotations"]:
-        o = _checked_object(o, annotations)
-        if o["image_id"] not in objects:
-            raise UserError(f"{annotations}: annotation {o['id']} is of image {o['image_id']}, which is not listed.")
-        if o["category_id"] not in category_ids:
-            raise UserError(
-                f"{annotations}: annotation {o['id']} is of category {o['category_id']}, which is not listed."
-            )
-        objects[o["image_id"]].append(o)
-    data = Annotations(name, "coco", Path(root), categories, images, objects)
-    check_images_exist(data)
-    drop_unusable_boxes(data)
-    shapeless = [o["id"] for os in objects.values() for o in os if "segmentation" in o and not has_outline(o)]
-    if shapeless:
-        logger.warning(
-            "%s: %d objects have a segmentation without a polygon; masks skip them (first annotation %s)",
-            *(name, len(shapeless), shapeless[0]),
-        )
-    return data
+    images_of = _references("image", image_ids, objects, source)
+    labels = np.argsort(order)[_references("category", category_ids, objects, source)] + 1
+    boxes = _boxes(objects, source)
+    crowds, areas = _crowds_and_areas(objects, boxes, source)
+    kept = finite_boxes(boxes, name, file_names, images_of)
+    kept = np.flatnonzero(kept)[np.argsort(images_of[kept], kind="stable")]
+    return Annotations(
+        name,
+        "coco",
+        Path(root),
+        [categories[k] for k in order],
+        image_ids,
+        sizes,
+        pack_strings(file_name.encode() for file_name in file_names),
+        object_ids[kept],
+        images_of[kept],
+        labels[kept],
+        boxes[kept],
+        areas[kept],
+        crowds[kept],
+        pack_outlines([objects[j].get("segmentation") for j in kept]),
+    )
 
 
 def read_json(path: str) -> object:
@@ -63,41 +81,115 @@ def read_json(path: str) -> object:
         raise UserError(f"{path} is not valid JSON: {error}") from error
 
 
-def _checked_image(image: dict, source: str) -> dict:
-    _check_keys("image", image, {"id": int, "file_name": str, "width": int, "height": int}, source)
-    if image["width"] < 1 or image["height"] < 1:
-        raise UserError(f"{source}: image {image['id']} is {image['width']} x {image['height']} pixels.")
-    if Path(image["file_name"]).is_absolute() or ".." in Path(image["file_name"]).parts:
-        raise UserError(f"{source}: image {image['id']} leaves the image folder: {image['file_name']}.")
-    return image
+@contextmanager
+def _no_garbage() -> Iterator[None]:
+    """Without Python's search for cycles, which would look through millions of new objects again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
-def _checked_category(category: dict, source: str) -> dict:
-    _check_keys("category", category, {"id": int, "name": str}, source)
-    return category
-
-
-def _checked_object(o: dict, source: str) -> dict:
-    _check_keys("annotation", o, {"id": int, "image_id": int, "category_id": int, "bbox": list}, source)
-    if len(o["bbox"]) != 4 or not all(isinstance(v, (int, float)) for v in o["bbox"]):
-        raise UserError(f"{source}: annotation {o['id']} has bbox {o['bbox']}, not four numbers [x, y, width, height].")
-    if o.get("iscrowd", 0) not in (0, 1) or not isinstance(o.get("area", 0), (int, float)):
-        raise UserError(
-            f"{source}: annotation {o['id']} has an iscrowd other than 0 and 1 or an area that is no number."
-        )
-    return {"iscrowd": 0, "area": max(o["bbox"][2], 0) * max(o["bbox"][3], 0), **o}
-
-
-def _check_keys(kind: str, entry: dict, types: dict[str, type], source: str) -> None:
-    for key, wanted in types.items():
-        if not isinstance(entry, dict) or not isinstance(entry.get(key), wanted):
-            raise UserError(f"{source}: {kind} {str(entry)[:80]} has no {key!r} of type {wanted.__name__}.")
-
-
-def _check_unique(kind: str, entries: list[dict], source: str) -> None:
-    seen = set()
+def _column(kind: str, entries: list[dict], key: str, wanted: type, source: str) -> list:
+    """`key` of every entry. Raises `UserError` naming the first entry without it or of another type."""
+    try:
+        values = [entry[key] for entry in entries]
+        if all(type(value) is wanted for value in values):
+            return values
+    except (TypeError, KeyError, IndexError):
+        pass
     for entry in entries:
-        _check_keys(kind, entry, {"id": int}, source)
-        if entry["id"] in seen:
-            raise UserError(f"{source}: two entries have the {kind} id {entry['id']}; ids must be unique.")
-        seen.add(entry["id"])
+        _check_key(kind, entry, key, wanted, source)
+    return [entry[key] for entry in entries]  # subclasses, as True is of int
+
+
+def _check_key(kind: str, entry: object, key: str, wanted: type, source: str) -> None:
+    if not isinstance(entry, dict) or not isinstance(entry.get(key), wanted):
+        raise UserError(f"{source}: {kind} {_shown(entry)} has no {key!r} of type {wanted.__name__}.")
+
+
+def _integers(kind: str, entries: list[dict], key: str, source: str) -> np.ndarray:
+    values = _column(kind, entries, key, int, source)
+    try:
+        return np.array(values, np.int64)
+    except OverflowError:
+        large = next(entry for entry in entries if not -(2**63) <= entry[key] < 2**63)
+        raise UserError(f"{source}: {kind} {_shown(large)} has a {key!r} of more than 64 bits.") from None
+
+
+def _ids(kind: str, entries: list[dict], source: str) -> np.ndarray:
+    ids = _integers(kind, entries, "id", source)
+    values, counts = np.unique(ids, return_counts=True)
+    if len(values) < len(ids):
+        raise UserError(f"{source}: two entries have the {kind} id {values[counts > 1][0]}; ids must be unique.")
+    return ids
+
+
+def _references(kind: str, ids: np.ndarray, objects: list[dict], source: str) -> np.ndarray:
+    """The index among `ids` of each object's `kind`_id. Raises `UserError` for one that is not among them."""
+    wanted = _integers("annotation", objects, f"{kind}_id", source)
+    order = np.argsort(ids, kind="stable")
+    places = np.searchsorted(ids[order], wanted).clip(max=max(len(ids) - 1, 0))
+    found = ids[order][places] == wanted if len(ids) else np.zeros(len(wanted), bool)
+    if not found.all():
+        j = found.argmin()
+        raise UserError(f"{source}: annotation {objects[j]['id']} is of {kind} {wanted[j]}, which is not listed.")
+    return order[places]
+
+
+def _image_columns(images: list[dict], source: str) -> tuple[np.ndarray, list[str]]:
+    """Sizes (I, 2) and file names."""
+    width, height = (_column("image", images, key, int, source) for key in ("width", "height"))
+    file_names = _column("image", images, "file_name", str, source)
+    for image, w, h, name in zip(images, width, height, file_names, strict=True):
+        if not (0 < w <= SIDE and 0 < h <= SIDE):
+            raise UserError(f"{source}: image {image['id']} is {w} x {h} pixels.")
+        if not name or "\0" in name or not name.isprintable():
+            raise UserError(f"{source}: image {image['id']} has the unusable file_name {name!r}.")
+        if ".." in name or name.startswith(("/", "\\")) or ":" in name:
+            path, windows = PurePosixPath(name), PureWindowsPath(name)
+            if path.is_absolute() or windows.drive or ".." in (*path.parts, *windows.parts):
+                raise UserError(f"{source}: image {image['id']} leaves the image folder: {name}.")
+    return np.array([width, height], np.int64).T.reshape(-1, 2), file_names
+
+
+def _boxes(objects: list[dict], source: str) -> np.ndarray:
+    """(M, 4), float64. Raises `UserError` naming the first bbox that is not four numbers."""
+    given = _column("annotation", objects, "bbox", list, source)
+    try:
+        boxes = np.array(given) if given else np.zeros((0, 4))
+        if boxes.dtype.kind in "if" and boxes.shape == (len(objects), 4):
+            return boxes.astype(np.float64)
+    except ValueError:
+        pass  # of unequal lengths
+    for o, box in zip(objects, given, strict=True):
+        if len(box) != 4 or not all(isinstance(v, (int, float)) for v in box):
+            raise UserError(f"{source}: annotation {o['id']} has bbox {box}, not four numbers [x, y, width, height].")
+    return np.array([[_float(v) for v in box] for box in given])
+
+
+def _crowds_and_areas(objects: list[dict], boxes: np.ndarray, source: str) -> tuple[np.ndarray, np.ndarray]:
+    crowds = [o.get("iscrowd", 0) for o in objects]
+    products = boxes[:, 2:].clip(0).prod(1).tolist()
+    areas = [o.get("area", product) for o, product in zip(objects, products, strict=True)]
+    for o, crowd, area in zip(objects, crowds, areas, strict=True):
+        if crowd not in (0, 1) or not isinstance(area, (int, float)):
+            raise UserError(
+                f"{source}: annotation {o['id']} has an iscrowd other than 0 and 1 or an area that is no number."
+            )
+    return np.array(crowds, np.int8), np.array([_float(area) for area in areas], np.float64)
+
+
+def _float(value: float) -> float:
+    """`value` with integers that no float can hold made infinite."""
+    try:
+        return float(value)
+    except OverflowError:
+        return float("inf")
+
+
+def _shown(entry: object) -> str:
+    return " ".join(str(entry)[:80].split())

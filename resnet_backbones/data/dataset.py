@@ -1,6 +1,7 @@
 """The torch data set over `Annotations`: an image and its target at native size."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -9,19 +10,21 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
 from ..errors import UserError
-from .annotations import Annotations, trainable_box
+from .annotations import Annotations
 from .images import read_image
 from .masks import decode_mask
 from .samplers import seeded
 from .transforms import build_transforms
+from .unreadable import Unreadable
 
 
 class DetectionDataset(Dataset):
     """Images (3, H, W), uint8 RGB, with targets for training, from one or several sets of the same classes.
 
-    Item `index`, or `(index, seed)` to fix its random augmentation, is an image and a dict of `image_id`,
-    `file_name` and in training `boxes` (M, 4) float xyxy in pixels, `labels` (M,) in 1 … K, and `masks` (M, H, W)
-    uint8 where asked for. Crowds and boxes without area are left out of targets.
+    Item `index` is an image and a dict of `image_id`, `file_name` and in training `boxes` (M, 4) float xyxy in pixels,
+    `labels` (M,) in 1 … K, and `masks` (M, H, W) uint8 where asked for. Crowds and boxes without area are left out of
+    targets. Item `(index, seed)` fixes the random augmentation, and passes `seed` on for what the detector draws. An
+    image that cannot be read gives `Unreadable` instead.
 
     Args:
         sets: what to draw from.
@@ -44,82 +47,84 @@ class DetectionDataset(Dataset):
         for other in sets[1:]:
             check_same_classes(sets[0], other)
         self.sets, self.classes, self.train, self.masks = list(sets), sets[0].classes, train, masks
-        self.label_of = [{c["id"]: k for k, c in enumerate(data.categories, 1)} for data in sets]
         self.transforms = build_transforms(train, flip)
-        self.records = [
-            (s, image)
-            for s, data in enumerate(sets)
-            for image in data.images
-            if not train or keep_empty or _trainable(data, image)
+        chosen = [
+            np.unique(data.images_of[data.trainable]) if train and not keep_empty else np.arange(len(data))
+            for data in sets
         ]
-        if not self.records:
+        self.sets_of = np.repeat(np.arange(len(sets)), [len(images) for images in chosen])  # of each item
+        self.images = np.concatenate(chosen)
+        if not len(self.images):
             raise UserError(
                 f"Data set {', '.join(data.name for data in sets)} has no image"
                 f"{' with an object; data.keep_empty=true would keep the others' if train else ''}."
             )
 
     def __len__(self) -> int:
-        return len(self.records)
+        return len(self.images)
 
-    def __getitem__(self, item: int | tuple[int, int]) -> tuple[Tensor, dict]:
+    def __getitem__(self, item: int | tuple[int, int]) -> tuple[Tensor, dict] | Unreadable:
         index, seed = item if isinstance(item, tuple) else (item, None)
-        s, record = self.records[index]
-        data = self.sets[s]
-        path = data.image_root / record["file_name"]
-        pixels = read_image(path, (record["width"], record["height"]))
+        data, k = self._find(index)
+        try:
+            pixels = read_image(Path(self.place(index)), tuple(data.sizes[k].tolist()))
+        except UserError as error:
+            return Unreadable(str(error))
         image = tv_tensors.Image(torch.from_numpy(pixels.copy()).permute(2, 0, 1))
-        target = {"image_id": record["id"], "file_name": str(path)}
+        target = {"image_id": int(data.image_ids[k]), "file_name": self.place(index)}
         if not self.train:
             return image.as_subclass(Tensor), target
 
-        target |= self._objects(s, record)
+        target |= self._objects(data, k)
         with seeded(seed):
             image, target = self.transforms(image, target)
+        if seed is not None:
+            target["seed"] = seed
         return image.as_subclass(Tensor).contiguous(), {
             key: value.as_subclass(Tensor) if isinstance(value, Tensor) else value for key, value in target.items()
         }
 
-    def _objects(self, s: int, record: dict) -> dict[str, Tensor]:
-        data, (width, height) = self.sets[s], (record["width"], record["height"])
-        boxes, labels, masks = [], [], []
-        for o in _trainable(data, record):
-            if self.masks:
-                mask = self._mask(data, o, record)
-                if mask is None:
-                    continue
-                masks.append(mask)
-            boxes.append(trainable_box(o["bbox"], width, height))
-            labels.append(self.label_of[s][o["category_id"]])
-        target = {
-            "boxes": tv_tensors.BoundingBoxes(
-                torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
-                format="XYXY",
-                canvas_size=(height, width),
-            ),
-            "labels": torch.tensor(labels, dtype=torch.int64),
-        }
-        if self.masks:
-            stacked = np.stack(masks) if masks else np.zeros((0, height, width), np.uint8)
-            target["masks"] = tv_tensors.Mask(torch.from_numpy(stacked))
-        return target
-
-    def _mask(self, data: Annotations, o: dict, record: dict) -> np.ndarray | None:
-        if "segmentation" not in o:
-            raise UserError(
-                f"Data set {data.name}: annotation {o['id']} of {record['file_name']} has no segmentation, which "
-                "mask_rcnn needs; choose detector.name=faster_rcnn."
-            )
-        try:
-            return decode_mask(o, record["height"], record["width"])
-        except Exception as error:
-            raise UserError(
-                f"Data set {data.name}: annotation {o['id']} of {record['file_name']} has no usable mask: {error}."
-            ) from error
+    def place(self, index: int) -> str:
+        """The path of an item's image."""
+        data, k = self._find(index)
+        return str(data.image_root / data.file_name(k))
 
     def is_wide(self, index: int) -> bool:
         """Whether the image is wider than tall, known without reading it."""
-        _, record = self.records[index]
-        return record["width"] > record["height"]
+        data, k = self._find(index)
+        width, height = data.sizes[k]
+        return bool(width > height)
+
+    def _find(self, index: int) -> tuple[Annotations, int]:
+        return self.sets[self.sets_of[index]], int(self.images[index])
+
+    def _objects(self, data: Annotations, k: int) -> dict[str, Tensor]:
+        width, height = data.sizes[k].tolist()
+        chosen = np.flatnonzero(data.trainable[data.starts[k] : data.starts[k + 1]]) + data.starts[k]
+        target = {}
+        if self.masks:
+            masks = {j: mask for j in chosen if (mask := self._mask(data, j, height, width)) is not None}
+            chosen = np.array(list(masks), np.int64)
+            stacked = np.stack(list(masks.values())) if masks else np.zeros((0, height, width), np.uint8)
+            target["masks"] = tv_tensors.Mask(torch.from_numpy(stacked))
+        boxes = torch.from_numpy(data.corners[chosen].astype(np.float32))
+        target["boxes"] = tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=(height, width))
+        target["labels"] = torch.from_numpy(data.labels[chosen].astype(np.int64))
+        return target
+
+    def _mask(self, data: Annotations, j: int, height: int, width: int) -> np.ndarray | None:
+        o, file_name = data.object(j), data.file_name(data.images_of[j])
+        if "segmentation" not in o:
+            raise UserError(
+                f"Data set {data.name}: annotation {o['id']} of {file_name} has no segmentation, which "
+                "mask_rcnn needs; choose detector.name=faster_rcnn."
+            )
+        try:
+            return decode_mask(o, height, width)
+        except Exception as error:
+            raise UserError(
+                f"Data set {data.name}: annotation {o['id']} of {file_name} has no usable mask: {error}."
+            ) from error
 
 
 def check_same_classes(one: Annotations, other: Annotations) -> None:
@@ -129,8 +134,3 @@ def check_same_classes(one: Annotations, other: Annotations) -> None:
             f"Data sets {one.name} and {other.name} have different classes: {', '.join(one.classes)} and "
             f"{', '.join(other.classes)}; give both the same `classes`."
         )
-
-
-def _trainable(data: Annotations, record: dict) -> list[dict]:
-    size = record["width"], record["height"]
-    return [o for o in data.objects[record["id"]] if not o["iscrowd"] and trainable_box(o["bbox"], *size)]

@@ -31,6 +31,9 @@ class FileImages:
         name = os.fsdecode(self.names[index])
         return self.tree.read(name), int(self.labels[index]), self.tree.where(name)
 
+    def where(self, index: int) -> str:
+        return self.tree.where(os.fsdecode(self.names[index]))
+
     def order(self, generator: torch.Generator) -> Tensor:
         """The indices of one epoch in random order."""
         return torch.randperm(len(self), generator=generator)

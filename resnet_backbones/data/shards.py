@@ -64,7 +64,11 @@ class ShardImages:
         if sample >= len(samples):
             raise UserError(f"{self.urls[k]} holds {len(samples)} samples, fewer than index.json beside it says.")
         offset, size, label = map(int, samples[sample])
-        return read_at(path, offset, size), label, f"{self.urls[k]}:{sample}"
+        return read_at(path, offset, size), label, self.where(index)
+
+    def where(self, index: int) -> str:
+        k = int(np.searchsorted(self.starts, index, side="right")) - 1
+        return f"{self.urls[k]}:{index - int(self.starts[k])}"
 
     def order(self, generator: torch.Generator) -> Tensor:
         """The indices of one epoch in random order, a pool of shards after the other."""

@@ -4,9 +4,13 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from ..errors import UserError, unknown
-from .annotations import Annotations, check_images_exist, drop_unusable_boxes
+from .annotations import Annotations, check_images_exist, finite_boxes, warn_of_skipped
 from .images import image_size
+from .outlines import pack_outlines
+from .packed import pack_strings
 
 VOC_CLASSES = [
     "aeroplane",
@@ -55,33 +59,42 @@ def load_voc(name: str, root: Path, split: str, classes: Sequence[str] | None = 
     if len(set(classes)) < len(classes):
         raise UserError(f"Data set {name}: classes lists a name twice: {', '.join(classes)}.")
 
-    data = Annotations(name, "voc", root, [{"id": k, "name": c} for k, c in enumerate(classes, 1)], [])
-    object_id = 0
-    for image_id, image_name in enumerate(names, 1):
+    label_of = {class_name: label for label, class_name in enumerate(classes, 1)}
+    file_names, sizes, images_of, labels, boxes, crowds = [], [], [], [], [], []
+    for k, image_name in enumerate(names):
         xml = root / "Annotations" / f"{image_name}.xml"
         tree = _parse(xml)
-        file_name = _image_file(root, image_name)
-        width, height = _size(tree, root / file_name)
-        data.images.append({"id": image_id, "file_name": file_name, "width": width, "height": height})
-        data.objects[image_id] = []
+        file_names.append(_image_file(root, image_name))
+        sizes.append(_size(tree, root / file_names[k]))
         for element in tree.iter("object"):
-            object_id += 1
             class_name = _class_name(element, xml)
-            if class_name not in classes:
+            if class_name not in label_of:
                 raise UserError(f"{xml}: " + unknown("class", class_name, classes))
-            x, y, w, h = _box(element, xml)
-            data.objects[image_id].append(
-                {
-                    "id": object_id,
-                    "image_id": image_id,
-                    "category_id": list(classes).index(class_name) + 1,
-                    "bbox": [x, y, w, h],
-                    "area": w * h,
-                    "iscrowd": int((element.findtext("difficult") or "0").strip() == "1"),
-                }
-            )
+            images_of.append(k)
+            labels.append(label_of[class_name])
+            boxes.append(_box(element, xml))
+            crowds.append((element.findtext("difficult") or "0").strip() == "1")
+    boxes = np.array(boxes, np.float64).reshape(-1, 4)
+    images_of = np.array(images_of, np.int64)
+    kept = np.flatnonzero(finite_boxes(boxes, name, file_names, images_of))
+    data = Annotations(
+        name,
+        "voc",
+        root,
+        [{"id": label, "name": class_name} for class_name, label in label_of.items()],
+        np.arange(1, len(names) + 1),
+        np.array(sizes, np.int64).reshape(-1, 2),
+        pack_strings(file_name.encode() for file_name in file_names),
+        kept + 1,
+        images_of[kept],
+        np.array(labels, np.int64)[kept],
+        boxes[kept],
+        boxes[kept, 2:].prod(1),
+        np.array(crowds, np.int8)[kept],
+        pack_outlines([None] * len(kept)),
+    )
     check_images_exist(data)
-    drop_unusable_boxes(data)
+    warn_of_skipped(data)
     return data
 
 

@@ -9,8 +9,10 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torchvision.models.detection import FCOS, RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.fcos import FCOSHead
 from torchvision.models.detection.retinanet import RetinaNetHead
 
+from .. import distributed
 from ..preprocessing import detector_preprocessing
 from .features import check_dense_levels
 from .transform import ImageTransform
@@ -35,7 +37,20 @@ class RetinaNetFromOne(LabelsFromOne, RetinaNet):
 
 
 class FCOSFromOne(LabelsFromOne, FCOS):
-    pass
+    """Its losses are means over the batch's foreground; averaged over ranks they are those over all ranks'."""
+
+    def compute_loss(self, targets: list[dict], head_outputs: dict, anchors: list, num_anchors_per_level: list) -> dict:
+        losses = super().compute_loss(targets, head_outputs, anchors, num_anchors_per_level)
+        (share,) = distributed.shares([self.head.foreground])
+        return {name: loss * share for name, loss in losses.items()}
+
+
+class CountingFCOSHead(FCOSHead):
+    """torchvision's, which remembers how many positions of the last batch were an object's."""
+
+    def compute_loss(self, targets: list[dict], head_outputs: dict, anchors: list, matched_idxs: list) -> dict:
+        self.foreground = sum(int((matched >= 0).sum()) for matched in matched_idxs)
+        return super().compute_loss(targets, head_outputs, anchors, matched_idxs)
 
 
 def retinanet(
@@ -108,9 +123,12 @@ def fcos(
     Raises `UserError` where the backbone gives other than p3 … p7.
     """
     check_dense_levels(backbone)
+    anchors = AnchorGenerator(((8,), (16,), (32,), (64,), (128,)), ((1.0,),) * 5)  # FCOS's own: one box a position
     model = FCOSFromOne(
         backbone,
         num_classes,
+        anchor_generator=anchors,
+        head=CountingFCOSHead(backbone.out_channels, anchors.num_anchors_per_location()[0], num_classes),
         center_sampling_radius=center_sampling_radius,
         score_thresh=box_score_thresh,
         nms_thresh=box_nms_thresh,

@@ -27,11 +27,12 @@ from detectron2.modeling.box_regression import Box2BoxTransform, Box2BoxTransfor
 from detectron2.modeling.matcher import Matcher
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.modeling.proposal_generator.rpn import RPN, StandardRPNHead
-from detectron2.structures import BitMasks, Boxes, Instances
+from detectron2.structures import BitMasks, Boxes, ImageList, Instances
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from .. import backbones
+from .. import backbones, distributed
 from ..errors import UserError
 from ..fpn import FPN
 from ..layers import split_last_stage
@@ -39,6 +40,7 @@ from ..naming import hide_child
 from ..preprocessing import Preprocessing, detector_preprocessing
 from . import torchvision
 from .detectron2_config import FORMS, build_from
+from .detectron2_sampling import SeededAnchors, SeededRoIs, ShardedLosses
 from .features import DENSE_LEVELS, check_dense_levels, head_features
 from .transform import ImageTransform
 from .twins import same_arguments
@@ -111,6 +113,7 @@ class OurConvention:
 
     def forward(self, images: list[Tensor], targets: list[dict] | None = None) -> dict[str, Tensor] | list[dict]:
         targets = targets if targets is not None else [None] * len(images)
+        self.seeds = [(target or {}).get("seed") for target in targets]
         inputs = [self._input(image, target) for image, target in zip(images, targets, strict=True)]
         if self.training:
             with EventStorage():  # which detectron2's losses write to
@@ -128,6 +131,15 @@ class OurConvention:
                 item["instances"].gt_masks = BitMasks(target["masks"].bool())
         return item
 
+    def preprocess_image(self, batched_inputs: list[dict]) -> ImageList:
+        """In training padded to the size of the whole batch over all ranks, as in `ImageTransform`."""
+        images = super().preprocess_image(batched_inputs)
+        if not self.training:
+            return images
+        height, width = images.tensor.shape[-2:]
+        bottom, right = distributed.largest([height, width])
+        return ImageList(F.pad(images.tensor, (0, right - width, 0, bottom - height)), images.image_sizes)
+
     @staticmethod
     def _output(found: Instances) -> dict[str, Tensor]:
         output = {"boxes": found.pred_boxes.tensor, "labels": found.pred_classes + 1, "scores": found.scores}
@@ -136,7 +148,19 @@ class OurConvention:
         return output
 
 
-class OurGeneralizedRCNN(OurConvention, GeneralizedRCNN):
+class OurGeneralizedRCNN(OurConvention, ShardedLosses, GeneralizedRCNN):
+    pass
+
+
+class SeededRPN(SeededAnchors, RPN):
+    pass
+
+
+class SeededROIHeads(SeededRoIs, roi_heads.StandardROIHeads):
+    pass
+
+
+class SeededRes5ROIHeads(SeededRoIs, roi_heads.Res5ROIHeads):
     pass
 
 
@@ -161,7 +185,7 @@ def faster_rcnn(a: SimpleNamespace) -> nn.Module:
     shapes, roi_levels, res5, res5_channels = head_features(a.backbone, a.anchor_sizes, a.box_head)
     channels = shapes[roi_levels[0]].channels
     anchors = _anchors(a.anchor_sizes, a.aspect_ratios, shapes)
-    rpn = RPN(
+    rpn = SeededRPN(
         in_features=list(shapes),
         head=StandardRPNHead(in_channels=channels, num_anchors=anchors.num_anchors[0]),
         anchor_generator=anchors,
@@ -189,12 +213,12 @@ def faster_rcnn(a: SimpleNamespace) -> nn.Module:
     }
     pooler = _pooler(a.box_pool_size, shapes, roi_levels)
     if res5 is not None:
-        heads = roi_heads.Res5ROIHeads(
+        heads = SeededRes5ROIHeads(
             in_features=roi_levels, pooler=pooler, res5=res5, box_predictor=predictor, **sampling
         )
     else:
         pooled = ShapeSpec(channels=channels, height=a.box_pool_size, width=a.box_pool_size)
-        heads = roi_heads.StandardROIHeads(
+        heads = SeededROIHeads(
             box_in_features=roi_levels,
             box_pooler=pooler,
             box_head=roi_heads.FastRCNNConvFCHead(pooled, conv_dims=[], fc_dims=[a.box_head_width, a.box_head_width]),

@@ -20,7 +20,9 @@ from torchvision.ops import MultiScaleRoIAlign
 
 from ..preprocessing import detector_preprocessing
 from .dense import fcos, retinanet
+from .draws import ANCHORS, ROIS
 from .features import head_features
+from .sampling import SeededSampler, ShardedRCNN
 from .transform import ImageTransform
 
 __all__ = ["faster_rcnn", "fcos", "mask_rcnn", "retinanet"]
@@ -121,7 +123,9 @@ def faster_rcnn(
     )
     init_heads(roi_heads)
     transform = ImageTransform(min_size, max_size, detector_preprocessing(backbone, image_mean, image_std))
-    return GeneralizedRCNN(backbone, rpn, roi_heads, transform)
+    rpn.fg_bg_sampler = SeededSampler(rpn_batch_size_per_image, rpn_positive_fraction, transform, ANCHORS)
+    roi_heads.fg_bg_sampler = SeededSampler(box_batch_size_per_image, box_positive_fraction, transform, ROIS)
+    return ShardedRCNN(backbone, rpn, roi_heads, transform)
 
 
 def mask_rcnn(

@@ -1,12 +1,16 @@
-"""The way of an image into torchvision's detectors: normalised and resized, on the model's device."""
+"""The way of an image into a detector: normalised and resized, on the model's device."""
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
 
+from .. import distributed
 from ..preprocessing import Normalize, Preprocessing
+from .draws import RESIZE, drawing_from
 
 
 class ImageTransform(GeneralizedRCNNTransform):
@@ -15,13 +19,18 @@ class ImageTransform(GeneralizedRCNNTransform):
     def __init__(self, min_size: Sequence[int], max_size: int, preprocessing: Preprocessing) -> None:
         super().__init__(list(min_size), max_size, *preprocessing.as_rgb())
         self.preprocessing, self.normalizer = preprocessing, Normalize(preprocessing)
+        self.seeds: list[int | None] = []  # of the batch's images, for whatever is drawn for each
+
+    def forward(self, images: list[Tensor], targets: list[dict] | None = None) -> tuple[ImageList, list[dict] | None]:
+        self.seeds = [target.get("seed") for target in targets] if targets is not None else [None] * len(images)
+        return super().forward(images, targets)
 
     def normalize(self, image: Tensor) -> Tensor:
         return self.normalizer(image)
 
     def resize(self, image: Tensor, target: dict | None = None) -> tuple[Tensor, dict | None]:
         height, width = image.shape[-2:]
-        min_size = self.torch_choice(self.min_size) if self.training else self.min_size[-1]
+        min_size = self._drawn_size(target) if self.training else self.min_size[-1]
         scale = min(min_size / min(height, width), self.max_size / max(height, width))
         size = (max(1, int(height * scale)), max(1, int(width * scale)))
         image = F.interpolate(image[None], size=size, mode="bilinear", align_corners=False)[0]
@@ -30,3 +39,16 @@ class ImageTransform(GeneralizedRCNNTransform):
             if "masks" in target:
                 target["masks"] = F.interpolate(target["masks"][:, None], size=size, mode="nearest")[:, 0]
         return image, target
+
+    def max_by_axis(self, shapes: list[list[int]]) -> list[int]:
+        """The size that a batch is padded to: in training that of the whole batch over all ranks.
+
+        Padding shows in what a network computes near it. It costs no time, for the rank of the largest image sets the
+        pace of all.
+        """
+        largest = super().max_by_axis(shapes)
+        return distributed.largest(largest) if self.training else largest
+
+    def _drawn_size(self, target: dict | None) -> int:
+        with drawing_from((target or {}).get("seed"), RESIZE, torch.device("cpu")):
+            return self.torch_choice(self.min_size)

@@ -22,11 +22,11 @@ def evaluate(
     Boxes always give the "bbox/…" figures, with `masks` also "segm/…", VOC data also "voc/…". Every rank takes
     part with its share of `loader`; the main rank scores, and all get its figures (predictions stay on the main).
     """
-    parts = distributed.gather(predict(model, loader, [c["id"] for c in data.categories]))
+    found = distributed.gather_results(predict(model, loader, [c["id"] for c in data.categories]))
     metrics, predictions = {}, []
     if distributed.is_main():
-        order = {image["id"]: k for k, image in enumerate(data.images)}
-        predictions = sorted((p for part in parts for p in part), key=lambda p: order[p["image_id"]])
+        order = {image_id: k for k, image_id in enumerate(data.image_ids.tolist())}
+        predictions = sorted(found, key=lambda p: order[p["image_id"]])
         metrics = score(predictions, data, masks)
     return distributed.broadcast(metrics), predictions
 
