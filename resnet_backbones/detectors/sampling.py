@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
+from torchvision.models.detection.roi_heads import RoIHeads
 
 from .. import distributed
 from .transform import ImageTransform
@@ -17,8 +18,9 @@ from .transform import ImageTransform
 class SeededSampler(BalancedPositiveNegativeSampler):
     """At most `batch_size_per_image` candidates of each image, at most `positive_fraction` of them positive.
 
-    Each candidate draws a priority, so that one candidate more or less does not change which others are taken. Without
-    seeds, it is torchvision's sampler.
+    Each candidate draws a priority of its own, anchors by their place and RoIs by their box, so that one candidate more
+    or less does not change which others are taken: proposals of nearly the same score change places with the last bit
+    of a rank's arithmetic. Without seeds, it is torchvision's sampler.
 
     Args:
         transform: knows the seeds of the batch.
@@ -28,17 +30,21 @@ class SeededSampler(BalancedPositiveNegativeSampler):
     def __init__(self, batch_size_per_image: int, positive_fraction: float, transform: ImageTransform, stream: int):
         super().__init__(batch_size_per_image, positive_fraction)
         self.transform, self.stream = transform, stream
+        self.boxes: list[Tensor] | None = None  # the candidates, where they are RoIs
         self.positives = self.samples = 0  # of the last batch
 
     def __call__(self, matched_idxs: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """From labels (A,), 1 and up positive, 0 negative, below unused, to masks (A,) of those taken."""
         positives, negatives = [], []
-        for labels, seed in zip(matched_idxs, self.transform.seeds, strict=True):
+        for k, (labels, seed) in enumerate(zip(matched_idxs, self.transform.seeds, strict=True)):
             if seed is None:
                 (positive,), (negative,) = super().__call__([labels])
             else:
                 draws = torch.Generator(labels.device).manual_seed(seed + self.stream)
-                priorities = torch.rand(len(labels), device=labels.device, generator=draws)
+                if self.boxes is None:
+                    priorities = torch.rand(len(labels), device=labels.device, generator=draws)
+                else:
+                    priorities = _hashes(self.boxes[k], draws)
                 positive = _take(labels >= 1, priorities, int(self.batch_size_per_image * self.positive_fraction))
                 negative = _take(labels == 0, priorities, self.batch_size_per_image - int(positive.sum()))
             positives.append(positive)
@@ -46,6 +52,12 @@ class SeededSampler(BalancedPositiveNegativeSampler):
         self.positives = sum(int(mask.sum()) for mask in positives)
         self.samples = self.positives + sum(int(mask.sum()) for mask in negatives)
         return positives, negatives
+
+
+def _hashes(boxes: Tensor, draws: torch.Generator) -> Tensor:
+    """A random number (M,) for each box by its whole pixels: the high bits of a product hash modulo 2^64."""
+    factors = torch.randint(2**62, (4,), device=boxes.device, generator=draws) * 2 + 1
+    return (boxes.round().long() * factors).sum(1)
 
 
 def _take(candidates: Tensor, priorities: Tensor, count: int) -> Tensor:
@@ -56,6 +68,14 @@ def _take(candidates: Tensor, priorities: Tensor, count: int) -> Tensor:
     taken = torch.zeros_like(candidates)
     taken[places[priorities[places].topk(count).indices]] = True
     return taken
+
+
+class SeededRoIHeads(RoIHeads):
+    """torchvision's, whose sampler is shown the proposals."""
+
+    def assign_targets_to_proposals(self, proposals: list[Tensor], *targets: list[Tensor]) -> tuple:
+        self.fg_bg_sampler.boxes = proposals
+        return super().assign_targets_to_proposals(proposals, *targets)
 
 
 class ShardedRCNN(GeneralizedRCNN):

@@ -22,7 +22,7 @@ from ..preprocessing import detector_preprocessing
 from .dense import fcos, retinanet
 from .draws import ANCHORS, ROIS
 from .features import head_features
-from .sampling import SeededSampler, ShardedRCNN
+from .sampling import SeededRoIHeads, SeededSampler, ShardedRCNN
 from .transform import ImageTransform
 
 __all__ = ["faster_rcnn", "fcos", "mask_rcnn", "retinanet"]
@@ -108,7 +108,7 @@ def faster_rcnn(
         rpn_nms_thresh,
         score_thresh=rpn_score_thresh,
     )
-    roi_heads = RoIHeads(
+    roi_heads = SeededRoIHeads(
         MultiScaleRoIAlign(roi_levels, output_size=box_pool_size, sampling_ratio=2),
         head,
         FastRCNNPredictor(head_width, num_classes + 1),
