@@ -5,8 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import UserError, unknown
+from ..paths import read_whole, stays_below
 from .annotations import Annotations, check_images_exist, drop_unusable_boxes
 from .images import image_size
+from .xml import LARGEST, parse_xml
 
 VOC_CLASSES = [
     "aeroplane",
@@ -47,6 +49,9 @@ def load_voc(name: str, root: Path, split: str, classes: Sequence[str] | None = 
         splits = sorted(p.stem for p in listing.parent.glob("*.txt"))
         raise UserError(f"Data set {name}: {listing} does not exist. Splits there: {', '.join(splits) or 'none'}.")
     names = [line.split()[0] for line in listing.read_text(errors="replace").splitlines() if line.strip()]
+    strange = next((n for n in names if not stays_below(n)), None)
+    if strange is not None:
+        raise UserError(f"{listing}: image {strange[:80]!r} leaves the data set's folder; name it without its path.")
     repeated = {n for n in names if names.count(n) > 1} if len(set(names)) < len(names) else set()
     if repeated:
         raise UserError(f"{listing}: image {min(repeated)} is listed twice; ids must be unique.")
@@ -99,10 +104,10 @@ def _class_name(element: ElementTree.Element, xml: Path) -> str:
 
 def _parse(xml: Path) -> ElementTree.Element:
     try:
-        return ElementTree.parse(xml).getroot()
+        return parse_xml(read_whole(xml, LARGEST))
     except OSError as error:
         raise UserError(f"{xml} cannot be read: {error.strerror}.") from error
-    except (ElementTree.ParseError, LookupError, ValueError) as error:
+    except ValueError as error:
         raise UserError(f"{xml} is not valid XML: {error}.") from error
 
 

@@ -1,7 +1,7 @@
-"""Pickles of arrays in plain containers, as Caffe2 and detectron2 publish weights, read without running what is in them.
+"""Pickles of numpy arrays, as Caffe2 and detectron2 publish weights, read without running what is in them.
 
-A pickle is a program that names functions, calls them and sets attributes. Here it can only name the entries of a table,
-which check what they are given before they allocate anything.
+A pickle is a program that names functions, calls them and sets attributes. Here it can only name the entries of a
+table, which check what they are given before they allocate anything.
 """
 
 import io

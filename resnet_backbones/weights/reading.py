@@ -41,8 +41,8 @@ def read_checkpoint(source: str) -> Checkpoint:
     """The weights at `source`: a `.safetensors` or torch file, an URL of one, `torchvision://NAME/WEIGHTS` or
     `timm://NAME.TAG`, the last two with their libraries' preprocessing and class names.
 
-    Torch files are read without running what is in them and may hold the state_dict under "model" or "state_dict", and beside it
-    "metadata". Raises `UserError` where there is no such file or it is no checkpoint.
+    Torch files are read without running what is in them and may hold the state_dict under "model" or "state_dict", and
+    beside it "metadata". Raises `UserError` where there is no such file or it is no checkpoint.
     """
     if source.startswith("torchvision://"):
         return _torchvision_checkpoint(source)
