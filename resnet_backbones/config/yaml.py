@@ -7,7 +7,7 @@ import yaml
 
 from ..nesting import expanded_size
 
-LARGEST, LONGEST = 2**20, 10_000  # bytes of a file, characters of a value
+LARGEST, LONGEST, LONGEST_NUMBER = 2**20, 10_000, 40  # characters of a file, of a value and of an integer
 MOST_VALUES = 50_000  # with every alias written out
 MOST_REFERENCES = 12  # ${key}; each may double what the next stands for
 
@@ -29,7 +29,11 @@ def check_yaml(text: str) -> None:
     if expanded_size(root, _children) > MOST_VALUES:
         raise ValueError(f"it unfolds to more than {MOST_VALUES} values")
     # Not deduplicated: every node of `values` is written in the file, and so there are few.
-    check_references(node.value for node in _scalars(root))
+    scalars = _scalars(root)
+    for node in scalars:
+        if node.tag == "tag:yaml.org,2002:int" and len(node.value) > LONGEST_NUMBER:
+            raise ValueError(f"a number has {len(node.value)} digits: {node.value[:LONGEST_NUMBER]} …")
+    check_references(node.value for node in scalars)
 
 
 def check_references(values: Iterable[str]) -> None:

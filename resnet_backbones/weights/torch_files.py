@@ -5,6 +5,7 @@ terabyte. Here a storage is as large as its bytes in the file, and a tensor lies
 """
 
 import io
+import mmap
 import os
 import pickle
 import struct
@@ -38,7 +39,11 @@ def read_torch(path: Path) -> Any:
     with open(path, "rb") as file:
         is_zip = file.read(4) == b"PK\x03\x04"
         file.seek(0)
-        return _read_zip(file) if is_zip else _read_legacy(file)
+        if is_zip:
+            return _read_zip(file)
+        # Unlike a file, it makes no room for a read before it knows that so much is there.
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+            return _read_legacy(mapped, os.fstat(file.fileno()).st_size)
 
 
 def check_zip(archive: zipfile.ZipFile) -> None:
@@ -150,14 +155,14 @@ def _member(archive: zipfile.ZipFile, name: str) -> bytes:
         raise ValueError(f"{name} in it does not have its checksum") from error
 
 
-def _read_legacy(file: io.IOBase) -> Any:
+def _read_legacy(file: mmap.mmap, size: int) -> Any:
     head = [Reader(file, {}).read_all() for _ in range(2)]
     if head != [LEGACY_MAGIC, LEGACY_VERSION]:
         raise pickle.UnpicklingError("it does not begin like one")
     system = Reader(file, {}).read_all()
     if not isinstance(system, dict) or not system.get("little_endian", True):
         raise ValueError("it is of a big-endian machine")
-    reader = _LegacyReader(file, os.fstat(file.fileno()).st_size)
+    reader = _LegacyReader(file, size)
     content = reader.read_all()
     keys = Reader(file, {}).read_all()
     if not isinstance(keys, list) or sorted(map(str, keys)) != sorted(reader.held):
@@ -165,6 +170,8 @@ def _read_legacy(file: io.IOBase) -> Any:
     for key in keys:
         buffer, itemsize = reader.held[str(key)]
         (count,) = struct.unpack("<q", file.read(8))
-        if count * itemsize != len(buffer) or file.readinto(buffer) != len(buffer):
+        data = file.read(len(buffer))
+        if count * itemsize != len(buffer) or len(data) != len(buffer):
             raise ValueError("it ends before its last storage does")
+        buffer[:] = data
     return content
