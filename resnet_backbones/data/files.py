@@ -83,7 +83,7 @@ def scan_tar(path: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, set[str]]:
         length = os.path.getsize(path)
         with tarfile.open(path, "r:") as tar:
             while (member := tar.next()) is not None:
-                if tar.offset <= end:  # a member of negative size, which would be read again and again
+                if tar.offset <= end or member.size < 0:  # it could be read again and again
                     raise tarfile.ReadError(f"member {member.name[:80]} has no size")
                 end = tar.offset
                 name = member.name.removeprefix("./")

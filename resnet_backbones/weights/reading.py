@@ -87,8 +87,9 @@ def _check_metadata(metadata: dict[str, Any], source: str) -> None:
         architecture = metadata.get("architecture", {})
         if not isinstance(architecture.get("name", ""), str) or not isinstance(architecture.get("options", {}), dict):
             raise ValueError(f"architecture is {architecture}")
-        list(metadata.get("classes") or [])
-    except (AttributeError, TypeError, ValueError) as error:
+        if not all(isinstance(name, str) for name in metadata.get("classes") or []):
+            raise ValueError("its classes are no names")
+    except (AttributeError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise UserError(f"The metadata of the weights file {source} is damaged: {reason(error)}") from error
 
 
@@ -120,7 +121,11 @@ def _read_pickle(path: Path) -> tuple[Any, dict[str, Any]]:
     arrays = {
         k: np.asarray(v) for k, v in weights.items() if isinstance(v, np.ndarray) and not str(k).endswith("_momentum")
     }
-    return {k: torch.from_numpy(v.copy()) for k, v in arrays.items() if v.dtype.kind in "fiub"}, _told(content)
+    try:
+        native = {k: v.astype(v.dtype.newbyteorder("=")) for k, v in arrays.items() if v.dtype.kind in "fiub"}
+        return {k: torch.from_numpy(v) for k, v in native.items()}, _told(content)
+    except TypeError as error:  # numbers that torch does not have, of 128 bits
+        raise UserError(f"The weights file {path} holds arrays that are no tensors: {reason(error)}") from error
 
 
 def _told(content: Any) -> dict[str, Any]:
