@@ -5,7 +5,11 @@ BIN := .venv/bin
 # An environment with detectron2, for test-detectron2; the README says how to make one.
 DETECTRON2_PYTHON ?= python3
 
-.PHONY: install quickstart test test-slow test-detectron2 lint clean
+# Inputs of each of the seven families that `make fuzz` draws, and what it draws them from.
+FUZZ_EXAMPLES ?= 600
+FUZZ_SEED ?= $(shell date +%s)
+
+.PHONY: install quickstart test test-slow fuzz test-detectron2 lint clean
 
 install: .venv/.installed
 
@@ -22,6 +26,10 @@ test: install lint
 
 test-slow: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow
+
+fuzz: install
+	FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --hypothesis-seed=$(FUZZ_SEED) \
+	  tests/test_fuzz_annotations.py tests/test_fuzz_files.py
 
 test-detectron2:
 	OMP_NUM_THREADS=1 $(DETECTRON2_PYTHON) -c "import detectron2" && \

@@ -31,5 +31,5 @@ setup(
         "tensorboard",
         "tqdm",
     ],
-    extras_require={"dev": ["pytest", "pytest-xdist", "ruff", "timm"]},
+    extras_require={"dev": ["hypothesis", "pytest", "pytest-xdist", "ruff", "timm"]},
 )

@@ -5,9 +5,21 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+LONGEST = 10_000  # characters of a message; lists of every valid name fit
+
 
 class UserError(ValueError):
-    """Something in the user's files, config or command; the tools print it as one line, without a traceback."""
+    """Something in the user's files, config or command; the tools print it as one line, without a traceback.
+
+    One line it is whatever names and values from files are in it. An error from a loader worker arrives with the
+    worker's traceback as its text; its last line is the message.
+    """
+
+    def __init__(self, message: str) -> None:
+        if message.startswith("Caught UserError"):
+            message = message.strip().splitlines()[-1].removeprefix(f"{__name__}.UserError: ")
+        message = "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(message.splitlines()))
+        super().__init__(message if len(message) <= LONGEST else f"{message[:LONGEST]} …")
 
 
 def unknown(kind: str, name: str, valid: Iterable[str]) -> str:
@@ -25,15 +37,11 @@ def reason(error: BaseException) -> str:
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """End the program with a single line on stderr and status 2 where a `UserError` or a file's `OSError` reaches it.
-
-    An error from a loader worker arrives with the worker's traceback as its text; its last line is the message.
-    """
+    """End the program with one line on stderr and status 2 where a `UserError` or a file's `OSError` reaches it."""
     try:
         yield
     except UserError as error:
-        message = str(error).strip().splitlines()[-1].removeprefix(f"{__name__}.UserError: ")
-        print(f"error: {message}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
         if error.filename is None:

@@ -1,7 +1,9 @@
 """Every path a user gives may be local or a URL: iopath fetches the remote ones into its cache."""
 
+import errno
+import os
 import tempfile
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from iopath.common.file_io import HTTPURLHandler, PathManager
 
@@ -17,10 +19,34 @@ def local_file(path: str, what: str) -> Path:
         local = Path(PATHS.get_local_path(str(path))).expanduser()
     except Exception as error:
         raise UserError(f"The {what} {path} cannot be fetched: {reason(error)}") from error
-    if not local.is_file():
-        fault = "is no file but a folder or device" if local.exists() else "does not exist"
+    try:
+        found, exists = local.is_file(), local.exists()
+    except (OSError, ValueError):  # no name that a file can have
+        found = exists = False
+    if not found:
+        fault = "is no file but a folder or device" if exists else "does not exist"
         raise UserError(f"The {what} {path} {fault} (looked for {local.absolute()}).")
     return local
+
+
+def stays_below(name: str) -> bool:
+    """Whether `name`, from a list or an annotation, can be that of a file below the folder that it is looked for in."""
+    path = PurePosixPath(name)
+    parts = name.replace("\\", "/").split("/")
+    possible = name.strip() != "" and "\0" not in name and max(len(os.fsencode(p)) for p in parts) <= 255
+    return possible and not path.is_absolute() and ".." not in parts and len(os.fsencode(name)) < 4096
+
+
+def read_whole(path: Path, largest: int) -> bytes:
+    """A file's content. Raises `OSError` for what is no file or cannot be read, `ValueError` for one above `largest`
+    bytes."""
+    if path.exists() and not path.is_file():  # opening a pipe would wait for ever
+        raise OSError(errno.EINVAL, "it is no file", str(path))
+    with open(path, "rb") as file:
+        content = file.read(largest + 1)
+    if len(content) > largest:
+        raise ValueError(f"it is larger than {largest >> 20} MiB")
+    return content
 
 
 def output_folder(path: str) -> Path:

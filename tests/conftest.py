@@ -47,6 +47,17 @@ REPRESENTATIVES = [
 ]  # fmt: skip
 
 
+def pytest_terminal_summary(terminalreporter, config):
+    """What the fuzzed inputs of each family came to."""
+    reports = [report for group in terminalreporter.stats.values() for report in group if hasattr(report, "when")]
+    rows = [value for r in reports if r.when == "call" for name, value in r.user_properties if name == "fuzz"]
+    if rows:
+        terminalreporter.section(f"fuzzed inputs, seed {config.getoption('hypothesis_seed') or 'derandomised'}")
+        rows.append(("all", sum(row[1] for row in rows), sum(row[2] for row in rows)))
+        for family, accepted, refused in rows:
+            terminalreporter.write_line(f"{family:18} {accepted + refused:6}: {accepted} accepted, {refused} refused")
+
+
 @pytest.fixture(autouse=True)
 def _few_threads_and_fixed_seed():
     torch.manual_seed(0)

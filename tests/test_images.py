@@ -7,7 +7,7 @@ import pytest
 from conftest import draw
 from PIL import Image
 
-from resnet_backbones.data.images import image_size, read_image
+from resnet_backbones.data.images import decode_image, image_size, read_image
 from resnet_backbones.errors import UserError
 
 
@@ -69,3 +69,24 @@ def test_another_size_than_annotated_is_named(tmp_path):
     path = save(tmp_path / "a.png", draw(48, 40))
     with pytest.raises(UserError, match=r"a\.png is 48 x 40 pixels, but its annotation says 64 x 40"):
         read_image(path, (64, 40))
+
+
+def test_a_bomb_is_refused_by_its_header(tmp_path):
+    from test_fuzz_annotations import png_of
+
+    path = tmp_path / "bomb.png"
+    path.write_bytes(png_of(13000, 13000))
+    with pytest.raises(UserError, match=r"bomb.png is 13000 x 13000 pixels, more than the 134217728 that are decoded"):
+        read_image(path)
+    path.write_bytes(png_of(9000, 9000))  # without the pixels: decoding it would fail another way
+    with pytest.raises(UserError, match=r"bomb.png is 9000 x 9000 pixels, but its annotation says 48 x 40"):
+        read_image(path, (48, 40))
+
+
+def test_what_would_run_a_program_is_no_image(tmp_path):
+    picture = tmp_path / "a.jpg"
+    draw().save(picture, format="EPS")
+    with pytest.raises(UserError, match=r"a.jpg cannot be decoded: it is no image"):
+        read_image(picture)
+    with pytest.raises(UserError, match=r"a.jpg cannot be decoded: it is no image"):
+        decode_image(picture.read_bytes(), "a.jpg")

@@ -103,6 +103,15 @@ def _check_detection(config: dict, require: Callable[[bool, str, Any, str], None
 def _check_pretraining(config: dict, require: Callable[[bool, str, Any, str], None]) -> None:
     data, augmentation, preprocessing = config["data"], config["augmentation"], config["preprocessing"]
     solver, evaluation = config["solver"], config["evaluation"]
+    for key, value in [
+        ("augmentation.shorter_side", augmentation["shorter_side"]),
+        ("augmentation.scale", augmentation["scale"]),
+        ("evaluation.scales", evaluation["scales"]),
+        ("solver.step_epochs", solver["step_epochs"]),
+    ]:
+        require(_is_list_of((int, float), value), key, value, "a list of numbers")
+    for key in ("compare", "ensemble"):
+        require(_is_list_of(str, config[key]), key, config[key], "a list of names")
     for key in ("image_mean", "image_std"):
         given = preprocessing[key]
         require(given is None or _is_rgb(given), f"preprocessing.{key}", given, RGB)

@@ -1,5 +1,6 @@
 """Files of a folder, or of a tar of it that is read in place. Both are trees with the same four functions."""
 
+import errno
 import os
 import tarfile
 from functools import lru_cache
@@ -11,6 +12,7 @@ from ..errors import UserError, reason
 from ..paths import local_file
 
 BLOCK = 10000  # members of a tar after which tarfile's own list of them is emptied
+LONGEST = 4096  # bytes of a member's name; all names are held in rows of one length
 
 
 class FolderTree:
@@ -35,7 +37,10 @@ class FolderTree:
         return str(self.root / name)
 
     def read(self, name: str) -> bytes:
-        return (self.root / name).read_bytes()
+        path = self.root / name
+        if path.exists() and not path.is_file():  # opening a pipe would wait for ever
+            raise OSError(errno.EINVAL, "it is no file", str(path))
+        return path.read_bytes()
 
 
 class TarTree:
@@ -75,26 +80,33 @@ def scan_tar(path: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, set[str]]:
     """
     files, folders, places, end = [], set(), {}, 0
     try:
+        length = os.path.getsize(path)
         with tarfile.open(path, "r:") as tar:
             while (member := tar.next()) is not None:
+                if tar.offset <= end or member.size < 0:  # it could be read again and again
+                    raise tarfile.ReadError(f"member {member.name[:80]} has no size")
+                end = tar.offset
                 name = member.name.removeprefix("./")
                 if member.islnk():  # a second name of a file before it
                     where = places.get(member.linkname.removeprefix("./"))
-                elif member.isfile():
+                elif member.isfile() and not member.issparse():
                     where = places[name] = member.offset_data, member.size
                 else:
                     where = None
                 if where is not None:
+                    if sum(where) > length:
+                        raise tarfile.ReadError("unexpected end of data")
+                    if len(os.fsencode(name)) > LONGEST:
+                        raise tarfile.ReadError(f"the name of member {name[:80]} … is too long")
                     files.append((os.fsencode(name), *where))
                     folders.add(name.rpartition("/")[0])
                 elif member.isdir():
                     folders.add(name)
                 if len(tar.members) > BLOCK:
                     tar.members.clear()
-                end = tar.offset
         if len(read_at(path, end, 512, whole=False)) < 512:  # a tar ends in blocks of zeros
             raise tarfile.ReadError("unexpected end of data")
-    except (tarfile.TarError, OSError, EOFError) as error:
+    except Exception as error:  # whatever tarfile makes of damaged headers
         raise UserError(
             f"{path} is not a whole, uncompressed tar ({reason(error)}). A compressed one cannot be read in place: "
             "unpack it."

@@ -2,10 +2,10 @@
 
 import csv
 from pathlib import PurePosixPath
-from xml.etree import ElementTree
 
 from ..errors import UserError
 from .files import FolderTree, TarTree
+from .xml import parse_xml
 
 IMAGES, ANNOTATIONS, SOLUTION = "Data/CLS-LOC", "Annotations/CLS-LOC", "LOC_val_solution.csv"
 
@@ -21,21 +21,23 @@ def ilsvrc_folder(tree: FolderTree | TarTree, split: str) -> str | None:
 def ilsvrc_answers(tree: FolderTree | TarTree, folder: str, names: list[str]) -> list[str]:
     """The synset of each flat image, from `LOC_val_solution.csv` or else from its XML in `Annotations`.
 
-    Raises `UserError` where neither knows it.
+    Raises `UserError` where neither knows it and where the table is damaged.
     """
     try:
         rows = csv.reader(tree.read(SOLUTION).decode().splitlines())
         answers = {row[0]: row[1].split()[0] for row in rows if len(row) == 2 and row[1].strip()}
-    except (OSError, LookupError):
+    except OSError:
         answers = {}
+    except (ValueError, csv.Error) as error:
+        raise UserError(f"{tree.where(SOLUTION)} is no table of images and synsets: {error}.") from error
     return [answers.get(PurePosixPath(name).stem) or _annotated(tree, folder, name) for name in names]
 
 
 def _annotated(tree: FolderTree | TarTree, folder: str, name: str) -> str:
     path = PurePosixPath(folder.replace(IMAGES, ANNOTATIONS), f"{PurePosixPath(name).stem}.xml")
     try:
-        synset = ElementTree.fromstring(tree.read(str(path))).findtext("object/name")
-    except (OSError, LookupError, ElementTree.ParseError):
+        synset = parse_xml(tree.read(str(path))).findtext("object/name")
+    except (OSError, ValueError):
         synset = None
     if not synset:
         raise UserError(

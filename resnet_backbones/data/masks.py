@@ -3,7 +3,11 @@
 import numpy as np
 from pycocotools import mask as rle
 
-LARGEST = 1e9  # pixels; what lies beyond is no coordinate
+from .images import LARGEST as LARGEST_IMAGE
+
+LARGEST = 1e8  # pixels; what lies beyond is no coordinate, and five times it still an int of pycocotools
+LONGEST = 4_000_000  # pixels around all polygons of an object; pycocotools makes 80 bytes of each
+LARGEST_RLE = 2**32  # pixels; it counts them in uint32
 
 
 def decode_mask(o: dict, height: int, width: int) -> np.ndarray | None:
@@ -12,6 +16,8 @@ def decode_mask(o: dict, height: int, width: int) -> np.ndarray | None:
     Raises `ValueError` where the segmentation does not fit the image.
     """
     segmentation = o.get("segmentation")
+    if not 0 < height * width <= LARGEST_IMAGE:
+        raise ValueError(f"its image is {width} x {height} pixels")
     if isinstance(segmentation, dict):
         check_rle(segmentation)
         if list(segmentation["size"]) != [height, width]:
@@ -20,9 +26,11 @@ def decode_mask(o: dict, height: int, width: int) -> np.ndarray | None:
             segmentation = rle.frPyObjects(segmentation, height, width)
         mask = rle.decode(segmentation)
     else:
-        polygons = [p for p in segmentation or [] if is_polygon(p)]
+        polygons = [p for p in _listed(segmentation) if is_polygon(p)]
         if not polygons:
             return None
+        if perimeter(polygons) > LONGEST:
+            raise ValueError(f"its polygons are longer than {LONGEST} pixels")
         mask = rle.decode(rle.merge(rle.frPyObjects(polygons, height, width)))
     return mask if mask.any() else None
 
@@ -30,14 +38,35 @@ def decode_mask(o: dict, height: int, width: int) -> np.ndarray | None:
 def has_outline(o: dict) -> bool:
     """Whether an annotation has a segmentation that encloses anything: an RLE, or a polygon of three corners."""
     segmentation = o.get("segmentation")
-    return isinstance(segmentation, dict) or any(is_polygon(p) for p in segmentation or [])
+    return isinstance(segmentation, dict) or any(is_polygon(p) for p in _listed(segmentation))
 
 
 def is_polygon(points: object) -> bool:
     """Whether it is x, y, x, y … of three corners or more; pycocotools would take four numbers for a box."""
-    return (
-        isinstance(points, list) and len(points) >= 6 and len(points) % 2 == 0 and all(is_coordinate(v) for v in points)
-    )
+    return isinstance(points, list) and len(points) >= 6 and len(points) % 2 == 0 and are_coordinates(points)
+
+
+def are_coordinates(values: list) -> bool:
+    """`is_coordinate` of all of them, for the million polygons of a data set."""
+    try:
+        array = np.asarray(values)
+    except (ValueError, OverflowError):  # lists among them
+        return False
+    if array.ndim != 1 or array.dtype.kind not in "iuf":
+        return False
+    return bool((np.abs(array.astype(float)) < LARGEST).all())
+
+
+def perimeter(polygons: list[list[float]]) -> float:
+    """Pixels along polygons as pycocotools walks them, the longer of x and y on each edge; a box is four numbers."""
+    total = 0.0
+    for points in polygons:
+        if len(points) == 4:  # x, y, width, height
+            total += 2 * (abs(points[2]) + abs(points[3]))
+        else:
+            corners = np.asarray(points[: len(points) // 2 * 2], float).reshape(-1, 2)
+            total += np.abs(corners - np.roll(corners, 1, axis=0)).max(axis=1).sum()
+    return total
 
 
 def is_coordinate(value: object) -> bool:
@@ -45,11 +74,17 @@ def is_coordinate(value: object) -> bool:
     return isinstance(value, (int, float)) and abs(value) < LARGEST
 
 
+def _listed(segmentation: object) -> list:
+    return segmentation if isinstance(segmentation, list) else []
+
+
 def check_rle(segmentation: dict) -> None:
     """Raise `ValueError` unless the runs of an RLE, a list or a compressed string, fill its size exactly."""
     size, counts = segmentation.get("size"), segmentation.get("counts")
     if not isinstance(size, (list, tuple)) or len(size) != 2 or not all(isinstance(v, int) and v > 0 for v in size):
-        raise ValueError(f"its RLE has size {size}, not [height, width]")
+        raise ValueError(f"its RLE has size {str(size)[:80]}, not [height, width]")
+    if max(size) >= LARGEST_RLE or size[0] * size[1] >= LARGEST_RLE:
+        raise ValueError(f"its RLE is of more than {LARGEST_RLE} pixels")
     if isinstance(counts, bytes):
         counts = counts.decode("latin-1")
     if not counts or not isinstance(counts, (list, str)):

@@ -6,7 +6,9 @@ and workers, a stopped run goes on at the exact sample, and nothing waits in a s
 """
 
 import json
+import math
 import os
+import re
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import PurePosixPath
@@ -16,11 +18,12 @@ import torch
 from braceexpand import braceexpand
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import UserError, reason
 from ..paths import local_file
 from .files import read_at, scan_tar
 
 POOL = 8  # shards drawn from at a time
+MOST_SHARDS, LONGEST = 10**6, 4096  # of a pattern, and its characters
 IMAGES = ("jpg", "jpeg", "png", "webp")
 
 
@@ -41,10 +44,7 @@ class ShardImages:
     """
 
     def __init__(self, pattern: str, classes: Sequence[str] | None = None) -> None:
-        try:
-            self.urls = list(braceexpand(pattern))
-        except ValueError as error:
-            raise UserError(f"{pattern} is no pattern like train-{{000000..000009}}.tar: {error}.") from error
+        self.urls = _expanded(pattern)
         folder = pattern.rpartition("/")[0]
         self.own_classes = _class_names(folder, pattern)
         self.classes = list(classes) if classes is not None else self.own_classes
@@ -101,7 +101,8 @@ class ShardImages:
                 images[key] = offset, size
             elif kind == "cls":
                 labels[key] = self._label(
-                    read_at(path, int(offset), int(size)).decode(errors="replace").strip(), f"{url}:{key}.cls"
+                    read_at(path, int(offset), min(int(size), LONGEST)).decode(errors="replace").strip(),
+                    f"{url}:{key}.cls",
                 )
         odd = sorted(set(images) ^ set(labels))
         if odd or not images:
@@ -110,11 +111,37 @@ class ShardImages:
         return np.array([(*images[key], labels[key]) for key in images], np.int64)
 
     def _label(self, text: str, where: str) -> int:
-        known = text.isdecimal() and int(text) < len(self.own_classes)
+        known = text.isdecimal() and len(text) < 19 and int(text) < len(self.own_classes)
         name = self.own_classes[int(text)] if known else text
         if name not in self.label_of or (text.isdecimal() and not known):
-            raise UserError(f"{where} says {text!r}, which is none of the {len(self.classes)} classes.")
+            raise UserError(f"{where} says {text[:80]!r}, which is none of the {len(self.classes)} classes.")
         return self.label_of[name]
+
+
+def _expanded(pattern: str) -> list[str]:
+    """The shards that `pattern` names. Raises `UserError` where it is no pattern or names too many."""
+    try:
+        if len(pattern) > LONGEST or _most(pattern) > MOST_SHARDS:
+            raise ValueError(f"it names more than {MOST_SHARDS} shards")
+        return list(braceexpand(pattern))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{pattern[:200]} is no pattern like train-{{000000..000009}}.tar: {reason(error)}.") from error
+
+
+def _most(pattern: str) -> int:
+    """At most so many names a pattern has; counted before braceexpand writes out every part of it."""
+    ranges = re.findall(r"{(-?\d+)\.\.(-?\d+)", pattern)
+    count = math.prod(abs(int(last) - int(first)) + 1 for first, last in ranges)
+    count *= 52 ** len(re.findall(r"{[A-Za-z]\.\.[A-Za-z]", pattern))
+    choices = []
+    for character in pattern:
+        if character == "{":
+            choices.append(1)
+        elif character == "," and choices:
+            choices[-1] += 1
+        elif character == "}" and choices:
+            count *= choices.pop()
+    return count
 
 
 def _class_names(folder: str, pattern: str) -> list[str]:
@@ -132,10 +159,12 @@ def _counts(folder: str) -> dict[str, int]:
     try:
         index = json.loads(local_file(f"{folder}/index.json" if folder else "index.json", "shard index").read_text())
         counts = {PurePosixPath(shard["url"]).name: int(shard["nsamples"]) for shard in index["shardlist"]}
-        if not all(0 < count < 2**31 for count in counts.values()):
-            raise ValueError("a shard has a sample or more, and not billions")
+        if not all(0 < count <= 10**6 for count in counts.values()):
+            raise ValueError("a shard has a sample or more, and not millions")
         return counts
     except UserError:
         return {}
-    except (ValueError, LookupError, TypeError) as error:
-        raise UserError(f"{folder}/index.json is damaged ({error!r}); write it with widsindex or remove it.") from error
+    except (ValueError, LookupError, TypeError, RecursionError, OverflowError, OSError) as error:
+        raise UserError(
+            f"{folder}/index.json is damaged ({reason(error)}); write it with widsindex or remove it."
+        ) from error

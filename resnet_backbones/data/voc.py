@@ -7,10 +7,12 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import UserError, unknown
+from ..paths import read_whole, stays_below
 from .annotations import Annotations, check_images_exist, finite_boxes, warn_of_skipped
 from .images import image_size
 from .outlines import pack_outlines
 from .packed import pack_strings
+from .xml import LARGEST, parse_xml
 
 VOC_CLASSES = [
     "aeroplane",
@@ -51,6 +53,9 @@ def load_voc(name: str, root: Path, split: str, classes: Sequence[str] | None = 
         splits = sorted(p.stem for p in listing.parent.glob("*.txt"))
         raise UserError(f"Data set {name}: {listing} does not exist. Splits there: {', '.join(splits) or 'none'}.")
     names = [line.split()[0] for line in listing.read_text(errors="replace").splitlines() if line.strip()]
+    strange = next((n for n in names if not stays_below(n)), None)
+    if strange is not None:
+        raise UserError(f"{listing}: image {strange[:80]!r} leaves the data set's folder; name it without its path.")
     repeated = {n for n in names if names.count(n) > 1} if len(set(names)) < len(names) else set()
     if repeated:
         raise UserError(f"{listing}: image {min(repeated)} is listed twice; ids must be unique.")
@@ -112,10 +117,10 @@ def _class_name(element: ElementTree.Element, xml: Path) -> str:
 
 def _parse(xml: Path) -> ElementTree.Element:
     try:
-        return ElementTree.parse(xml).getroot()
+        return parse_xml(read_whole(xml, LARGEST))
     except OSError as error:
         raise UserError(f"{xml} cannot be read: {error.strerror}.") from error
-    except (ElementTree.ParseError, LookupError, ValueError) as error:
+    except ValueError as error:
         raise UserError(f"{xml} is not valid XML: {error}.") from error
 
 

@@ -2,17 +2,17 @@
 
 import contextlib
 import io
-import math
 
 import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from ..data.masks import check_rle, is_coordinate
+from ..data.masks import LARGEST_RLE, LONGEST, are_coordinates, check_rle, perimeter
 from ..errors import UserError, reason, unknown
 
 FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 IOU_TYPES = ("bbox", "segm")
+LARGEST_ID, LARGEST_NUMBER = 2**63, 1e300  # what numpy's integers hold; below the largest float
 
 
 def coco_metrics(ground_truth: dict, predictions: list[dict], iou_type: str) -> dict[str, float]:
@@ -41,9 +41,9 @@ def evaluate_coco(ground_truth: dict, predictions: list[dict], iou_type: str) ->
             reference.createIndex()
             evaluation = COCOeval(reference, _results(reference, predictions), iou_type)
             evaluation.evaluate()
+            evaluation.accumulate()
         except Exception as error:  # pycocotools trips over what it is given in many ways, and names none of them
             raise UserError(f"pycocotools cannot score these {iou_type} predictions: {reason(error)}") from error
-        evaluation.accumulate()
     with contextlib.redirect_stdout(io.StringIO()) as summary:
         evaluation.summarize()
     metrics = {f"{iou_type}/{name}": _percent(value) for name, value in zip(FIGURES, evaluation.stats, strict=True)}
@@ -65,25 +65,57 @@ def check_ground_truth(ground_truth: dict, iou_type: str) -> None:
         for entry in ground_truth[kind]:
             for key in keys:
                 if not isinstance(entry, dict) or key not in entry or not _usable(key, entry[key]):
-                    raise UserError(f"The ground truth's {kind} hold an entry without {key!r}: {str(entry)[:80]}.")
+                    raise UserError(f"The ground truth's {kind} hold an entry without {key!r}: {shown(entry)}.")
+    if iou_type == "segm":
+        _check_image_sizes(ground_truth)
 
 
 def _usable(key: str, value: object) -> bool:
     if key == "bbox":
-        return isinstance(value, list) and len(value) == 4 and all(map(is_coordinate, value))
+        return isinstance(value, list) and len(value) == 4 and are_coordinates(value)
     if key == "segmentation":
         return _is_outline(value)
-    return isinstance(value, str) if key == "name" else isinstance(value, (int, float)) and math.isfinite(value)
+    if key == "name":
+        return isinstance(value, str)
+    if key in ("id", "image_id", "category_id"):
+        return _is_whole(value) and abs(value) < LARGEST_ID
+    return isinstance(value, (int, float)) and abs(value) < LARGEST_NUMBER
+
+
+def shown(entry: object) -> str:
+    """The beginning of an entry, for messages; integers too long to be written are left out."""
+    try:
+        return str(entry)[:80]
+    except ValueError:
+        return f"a {type(entry).__name__} with a number of thousands of digits"
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) or (isinstance(value, float) and value.is_integer())
 
 
 def _is_outline(value: object) -> bool:
     if isinstance(value, list):
-        return len(value) > 0 and all(isinstance(p, list) and len(p) >= 4 and all(map(is_coordinate, p)) for p in value)
+        listed = len(value) > 0 and all(isinstance(p, list) and len(p) >= 4 and are_coordinates(p) for p in value)
+        return listed and perimeter(value) <= LONGEST
     try:
         check_rle(value if isinstance(value, dict) else {})
     except ValueError:
         return False
     return True
+
+
+def _check_image_sizes(ground_truth: dict) -> None:
+    """Raise `UserError` naming an image with polygons whose size says nothing, or what pycocotools cannot count."""
+    outlined = {o["image_id"] for o in ground_truth["annotations"] if isinstance(o["segmentation"], list)}
+    for image in ground_truth["images"]:
+        sides = image.get("width"), image.get("height")
+        known = all(isinstance(side, int) and 0 < side < LARGEST_RLE for side in sides)
+        if image["id"] in outlined and not (known and sides[0] * sides[1] < LARGEST_RLE):
+            raise UserError(
+                f"The ground truth's image {image['id']} is {str(sides[0])[:40]} x {str(sides[1])[:40]} pixels, "
+                "in which polygons cannot be scored."
+            )
 
 
 def check_predictions(ground_truth: dict, predictions: list[dict], iou_type: str) -> None:
@@ -97,7 +129,7 @@ def check_predictions(ground_truth: dict, predictions: list[dict], iou_type: str
     for k, prediction in enumerate(predictions):
         for key in needed:
             if not isinstance(prediction, dict) or key not in prediction or not _usable(key, prediction[key]):
-                raise UserError(f"Prediction {k} has no {key!r}, which {iou_type} needs: {str(prediction)[:80]}.")
+                raise UserError(f"Prediction {k} has no {key!r}, which {iou_type} needs: {shown(prediction)}.")
         if prediction["image_id"] not in images:
             raise UserError(f"Prediction {k} is of image {prediction['image_id']}, which the ground truth lacks.")
 

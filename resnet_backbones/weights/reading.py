@@ -3,7 +3,6 @@
 import json
 import pickle
 import re
-import zipfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,9 +20,7 @@ from ..optional import import_timm
 from ..paths import local_file
 from ..preprocessing import Preprocessing
 from .pickles import read_pickle
-
-# What detectron2's and mmdetection's checkpoints hold beside tensors, which runs nothing either.
-NUMPY = [np.ndarray, np.dtype, np._core.multiarray._reconstruct, np._core.multiarray.scalar, type(np.dtype("f8"))]
+from .torch_files import read_torch
 
 FORMAT = "resnet_backbones 1"  # says that the metadata of a safetensors file is ours
 
@@ -44,8 +41,8 @@ def read_checkpoint(source: str) -> Checkpoint:
     """The weights at `source`: a `.safetensors` or torch file, an URL of one, `torchvision://NAME/WEIGHTS` or
     `timm://NAME.TAG`, the last two with their libraries' preprocessing and class names.
 
-    Torch files are read with `weights_only` and may hold the state_dict under "model" or "state_dict", and beside it
-    "metadata". Raises `UserError` where there is no such file or it is no checkpoint.
+    Torch files are read without running what is in them and may hold the state_dict under "model" or "state_dict", and
+    beside it "metadata". Raises `UserError` where there is no such file or it is no checkpoint.
     """
     if source.startswith("torchvision://"):
         return _torchvision_checkpoint(source)
@@ -79,7 +76,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         return state, {}
     try:
         return state, {key: json.loads(value) for key, value in metadata.items()}
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"The metadata of the weights file {path} is damaged: {error}.") from error
 
 
@@ -90,25 +87,28 @@ def _check_metadata(metadata: dict[str, Any], source: str) -> None:
         architecture = metadata.get("architecture", {})
         if not isinstance(architecture.get("name", ""), str) or not isinstance(architecture.get("options", {}), dict):
             raise ValueError(f"architecture is {architecture}")
-        list(metadata.get("classes") or [])
-    except (AttributeError, TypeError, ValueError) as error:
+        if not all(isinstance(name, str) for name in metadata.get("classes") or []):
+            raise ValueError("its classes are no names")
+    except (AttributeError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise UserError(f"The metadata of the weights file {source} is damaged: {reason(error)}") from error
 
 
-def _read_torch(path: Path) -> tuple[Any, dict[str, Any]]:
+def load_torch(path: Path) -> Any:
+    """What `torch.save` wrote to `path`; `torch_files.py` says what is refused. Raises `UserError` naming the file."""
     try:
-        if zipfile.is_zipfile(path) and (broken := zipfile.ZipFile(path).testzip()) is not None:
-            raise RuntimeError(f"{broken} in it does not have its checksum")
-        with torch.serialization.safe_globals(NUMPY):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, KeyError) as error:  # KeyError: text taken for pickle's op codes
-        asked = re.search(r"GLOBAL (\S+)", str(error))
+        return read_torch(path)
+    except pickle.UnpicklingError as error:
+        asked = re.search(r"asks for (\S+)", str(error))
         raise UserError(
             f"The weights file {path} is not a torch checkpoint, or asks to run code"
             f"{f', {asked[1]},' if asked else ','} which is refused; save it as a plain state_dict."
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
+    except Exception as error:  # whatever a damaged file makes zipfile, pickle or torch stumble over
         raise UserError(f"The weights file {path} is damaged: {reason(error)}") from error
+
+
+def _read_torch(path: Path) -> tuple[Any, dict[str, Any]]:
+    content = load_torch(path)
     return content, _told(content)
 
 
@@ -121,7 +121,11 @@ def _read_pickle(path: Path) -> tuple[Any, dict[str, Any]]:
     arrays = {
         k: np.asarray(v) for k, v in weights.items() if isinstance(v, np.ndarray) and not str(k).endswith("_momentum")
     }
-    return {k: torch.from_numpy(v.copy()) for k, v in arrays.items() if v.dtype.kind in "fiub"}, _told(content)
+    try:
+        native = {k: v.astype(v.dtype.newbyteorder("=")) for k, v in arrays.items() if v.dtype.kind in "fiub"}
+        return {k: torch.from_numpy(v) for k, v in native.items()}, _told(content)
+    except TypeError as error:  # numbers that torch does not have, of 128 bits
+        raise UserError(f"The weights file {path} holds arrays that are no tensors: {reason(error)}") from error
 
 
 def _told(content: Any) -> dict[str, Any]:

@@ -1,0 +1,216 @@
+"""Fuzzing: strategies that damage what is whole, and the property that every input has to keep.
+
+The property: an input is handled or refused with a `UserError` of one line, within seconds and a bounded memory;
+nothing of it is run, and no file outside its folder is opened.
+"""
+
+import contextlib
+import copy
+import faulthandler
+import os
+import resource
+import signal
+import sys
+import sysconfig
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from conftest import ROOT
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from resnet_backbones.errors import UserError
+
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", 0))  # of each family; 0: the few of `make test`, the same every time
+SECONDS, MEMORY = 20, 2**30  # that one input may take; the largest image that is decoded takes 400 MB and its copies
+ALLOWED = [
+    Path(p).resolve() for p in (ROOT, sys.prefix, sys.base_prefix, sysconfig.get_path("stdlib"), "/proc", "/sys")
+]
+RUNNING = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "socket.connect", "ctypes.dlopen")
+JUNK = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-(2**70), 2**70),
+    st.sampled_from([0, -1, 2**31, 2**32, 2**53 + 1, 2**63 - 1, 2**63, -(2**63), 2**64, 10**400, 10**9]),
+    st.sampled_from([float("nan"), float("inf"), -float("inf"), 1e308, 1e9, 4.3e8, -0.0, 0.5]),
+    st.sampled_from(
+        ["", ".", "..", "../x", "a/../../x", "/etc/passwd", "a\\..\\b", "\0", "a" * 5000, "\ud800", "a\nb"]
+    ),
+    st.text(max_size=12),
+    st.recursive(
+        st.none() | st.integers(-3, 99) | st.text(max_size=3),
+        lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+        max_leaves=12,
+    ),
+)
+
+
+class TooSlow(BaseException):
+    """Not an `Exception`, which the code under test might take for damage."""
+
+
+class Watch:
+    """Notes, while it is on, what Python opens outside `root` and what it runs."""
+
+    def __init__(self) -> None:
+        self.root: Path | None = None
+        self.seen: list[str] = []
+        sys.addaudithook(self.hook)  # for good: Python has no way to remove one
+
+    def hook(self, event: str, arguments: tuple) -> None:
+        if self.root is None:
+            return
+        if event in RUNNING:
+            self.seen.append(f"{event} {arguments}")
+        elif event == "open" and isinstance(arguments[0], (str, bytes)):
+            path = Path(os.path.realpath(os.fsdecode(arguments[0])))
+            if not any(path.is_relative_to(folder) for folder in (self.root, *ALLOWED)):
+                self.seen.append(f"open {path}")
+
+    @contextlib.contextmanager
+    def over(self, root: Path) -> Iterator[None]:
+        self.root, self.seen = root.resolve(), []
+        try:
+            yield
+        finally:
+            self.root = None
+        assert not self.seen, self.seen
+
+
+WATCH = Watch()
+
+
+def fuzz(family: str, record: Callable, root: Path, strategy: st.SearchStrategy, action: Callable[[Any], Any]) -> None:
+    """Call `action` on what `strategy` draws; some must be accepted and some refused.
+
+    Args:
+        record: pytest's `record_property`, by which the counts reach the summary.
+        root: the folder beyond which nothing may be opened. What is to be run creates `root / "canary"`.
+    """
+    counts: Counter[str] = Counter()
+
+    @settings(
+        max_examples=EXAMPLES or 20,
+        derandomize=not EXAMPLES,
+        database=None,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(strategy)
+    def one(example: Any) -> None:
+        with limits(), WATCH.over(root):
+            verdict = outcome(action, example)
+        assert not (root / "canary").exists(), "what is in the file was run"
+        counts[verdict] += 1
+
+    one()
+    record("fuzz", (family, counts["accepted"], counts["refused"]))
+    assert counts["accepted"], "every input was refused: the strategy reaches nothing"
+    assert counts["refused"], "every input was accepted: the strategy damages nothing"
+
+
+def outcome(action: Callable[[Any], Any], example: Any) -> str:
+    try:
+        action(example)
+    except UserError as error:
+        refusal = error
+    else:
+        return "accepted"
+    assert str(refusal).strip()
+    assert "\n" not in str(refusal)
+    cause: BaseException | None = refusal
+    while cause is not None:  # a refusal for want of memory has asked for it
+        assert not isinstance(cause, MemoryError), "it asked for all memory"
+        assert "allocate" not in str(cause), str(cause)
+        cause = cause.__cause__ or cause.__context__
+    return "refused"
+
+
+@contextlib.contextmanager
+def limits() -> Iterator[None]:
+    """Raise or end the process where the block takes too long, and fail where it takes too much memory."""
+
+    def stop(*_: Any) -> None:
+        raise TooSlow(f"it takes more than {SECONDS} s")
+
+    before, virtual = memory(reset=True), resource.getrlimit(resource.RLIMIT_AS)
+    room = memory("VmSize") + 8 * MEMORY
+    previous = signal.signal(signal.SIGALRM, stop)
+    faulthandler.dump_traceback_later(6 * SECONDS, exit=True, file=sys.__stderr__)  # for code that heeds no signals
+    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    resource.setrlimit(resource.RLIMIT_AS, (room, virtual[1]))
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        faulthandler.cancel_dump_traceback_later()
+        signal.signal(signal.SIGALRM, previous)
+        resource.setrlimit(resource.RLIMIT_AS, virtual)
+    taken = memory() - before
+    assert taken < MEMORY, f"it took {taken >> 20} MiB"
+
+
+def memory(key: str = "VmHWM", reset: bool = False) -> int:
+    """Bytes of this process: its peak since the last `reset`, or another line of Linux's status."""
+    if reset:
+        Path("/proc/self/clear_refs").write_text("5")
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":" in line)
+    return int(lines[key].split()[0]) * 1024
+
+
+def paths_of(value: Any, path: tuple = ()) -> Iterator[tuple]:
+    """The path of every value in nested dicts and lists."""
+    yield path
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, child in items:
+        yield from paths_of(child, (*path, key))
+
+
+@st.composite
+def mutated(draw: Callable, make: Callable[[], Any], special: st.SearchStrategy = JUNK, most: int = 3) -> Any:
+    """What `make()` gives with up to `most` parts replaced, removed or doubled."""
+    content = make()
+    for _ in range(draw(st.integers(0, most))):
+        path = draw(st.sampled_from(list(paths_of(content))))
+        if not path:
+            continue
+        parent = content
+        for key in path[:-1]:
+            parent = parent[key]
+        kind = draw(st.sampled_from(["junk", "junk", "special", "remove", "double"]))
+        if kind == "remove":
+            del parent[path[-1]]
+        elif kind == "double" and isinstance(parent, list):
+            parent.append(copy.deepcopy(parent[path[-1]]))
+        else:
+            parent[path[-1]] = copy.deepcopy(draw(special if kind == "special" else JUNK))  # it may be changed next
+    return content
+
+
+EXTREMES = st.sampled_from([0, 1, 0x7F, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 2**63 - 1, 2**64 - 1])
+
+
+@st.composite
+def mutated_bytes(draw: Callable, content: bytes, most: int = 4) -> bytes:
+    """Bytes flipped, overwritten with extreme numbers, left out, doubled or cut off, often near the beginning."""
+    data = bytearray(content)
+    for _ in range(draw(st.integers(0, most))):
+        if not data:
+            break
+        at = draw(st.integers(0, min(64, len(data) - 1)) | st.integers(0, len(data) - 1))
+        kind = draw(st.sampled_from(["flip", "flip", "number", "text", "cut", "remove", "double"]))
+        length = draw(st.integers(1, 16))
+        if kind == "flip":
+            data[at] ^= 1 << draw(st.integers(0, 7))
+        elif kind == "number":
+            size, order = draw(st.sampled_from([1, 2, 4, 8])), draw(st.sampled_from(["big", "little"]))
+            data[at : at + size] = (draw(EXTREMES) % 256**size).to_bytes(size, order)
+        elif kind == "text":
+            data[at : at + length] = draw(st.binary(max_size=16))
+        elif kind == "cut":
+            del data[at:]
+        else:
+            data[at : at + length] = data[at : at + length] * (2 if kind == "double" else 0)
+    return bytes(data)
