@@ -1,6 +1,9 @@
 """What several processes share: rank, world size, reductions, gathering. Started by torchrun, `launching` or Slurm."""
 
+import ctypes
 import os
+import signal
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,6 +14,7 @@ import torch.distributed as dist
 from torch import nn
 
 PIECE = 1000  # results gathered at a time, which bounds the memory that their transport takes
+PR_SET_PDEATHSIG = 1  # of prctl(2)
 PATIENCE = 45.0  # seconds that a rank which lost another waits for torchrun to end it
 
 
@@ -20,12 +24,23 @@ def init() -> torch.device:
     Tensors on GPUs go by NCCL, those on the CPU by gloo, so that small agreements never wait for a GPU.
     """
     if launched() and not dist.is_initialized():
-        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+        _end_with_the_agent()
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        store, rank_, size = next(dist.rendezvous("env://"))
+        # Ranks that torchrun started anew would find the addresses of the lost ones in the store, which outlives them.
+        store = dist.PrefixStore(f"restart_{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+        dist.init_process_group(backend, store=store, rank=rank_, world_size=size)
     if not torch.cuda.is_available():
         return torch.device("cpu")
     device = torch.device("cuda", local_rank())
     torch.cuda.set_device(device)
     return device
+
+
+def _end_with_the_agent() -> None:
+    """Let the kernel end this rank if torchrun's agent is killed, lest it write beside the run that follows."""
+    if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def shutdown() -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .errors import UserError, unknown
+from .sync_bn import SyncBatchNorm
 
 
 class ShapeSpec(NamedTuple):
@@ -59,8 +60,8 @@ class FrozenBatchNorm2d(nn.Module):
 
     @classmethod
     def convert(cls, module: nn.Module) -> nn.Module:
-        """Replace every BatchNorm2d and SyncBatchNorm in `module` (or itself) by its frozen form."""
-        return _replace(module, (nn.BatchNorm2d, nn.SyncBatchNorm), cls)
+        """Replace every BatchNorm2d, SyncBatchNorm included, in `module` (or itself) by its frozen form."""
+        return _replace(module, nn.BatchNorm2d, cls)
 
     @classmethod
     def revert(cls, module: nn.Module) -> nn.Module:
@@ -89,7 +90,7 @@ def group_norm(channels: int) -> nn.GroupNorm:
 NORMS = {
     "BN": nn.BatchNorm2d,
     "FrozenBN": FrozenBatchNorm2d,
-    "SyncBN": nn.SyncBatchNorm,
+    "SyncBN": SyncBatchNorm,
     "GN": group_norm,
     "none": lambda channels: nn.Identity(),
 }
@@ -153,7 +154,7 @@ def recompute(stage: nn.Module, x: Tensor) -> Tensor:
 
 @contextmanager
 def _still_statistics(stage: nn.Module) -> Iterator[None]:
-    norms = [m for m in stage.modules() if isinstance(m, (nn.BatchNorm2d, nn.SyncBatchNorm))]
+    norms = [m for m in stage.modules() if isinstance(m, nn.BatchNorm2d)]
     kept = [(m.momentum, m.num_batches_tracked) for m in norms]
     for m in norms:
         m.momentum, m.num_batches_tracked = 0.0, None

@@ -16,6 +16,7 @@ from .errors import UserError, one_line_errors
 from .journal import set_up_logging
 from .launching import launch
 from .paths import output_folder
+from .solver import scale_to_batch
 from .training import set_seed
 
 
@@ -54,8 +55,10 @@ def _do(job: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> 
         job(args)
 
 
-def start(config: DictConfig, eval_only: bool) -> tuple[torch.device, Path]:
+def start(config: DictConfig, eval_only: bool) -> tuple[torch.device, Path, DictConfig]:
     """Join the other ranks, make the output folder with its log and complete config, and seed torch.
+
+    Returns the device, the folder, and the config scaled to its batch.
 
     Raises `UserError` where there is nothing to evaluate or the folder cannot be written.
     """
@@ -66,4 +69,4 @@ def start(config: DictConfig, eval_only: bool) -> tuple[torch.device, Path]:
     set_seed(config.seed, config.solver.deterministic)
     if distributed.is_main():
         save_config(config, output_dir / "config.yaml")
-    return device, output_dir
+    return device, output_dir, scale_to_batch(config)

@@ -1,5 +1,6 @@
 """The optimiser and the learning rate as a pure function of progress."""
 
+import logging
 import math
 from collections.abc import Callable
 
@@ -16,6 +17,9 @@ from torch import nn
 
 from .optional import import_timm
 
+logger = logging.getLogger(__name__)
+
+COUNTS = ("max_iter", "warmup_iters", "checkpoint_period", "ema_period")  # what a solver counts in iterations
 NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 
 
@@ -41,6 +45,29 @@ def build_optimizer(model: nn.Module, solver: DictConfig) -> torch.optim.Optimiz
     if solver.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=solver.lr)
     return torch.optim.SGD(groups, lr=solver.lr, momentum=solver.momentum, nesterov=solver.nesterov)
+
+
+def scale_to_batch(config: DictConfig) -> DictConfig:
+    """The config with lr and schedule, given for `solver.reference_batch_size`, scaled to `solver.batch_size`.
+
+    The linear rule (arXiv 1706.02677 §2.1): lr grows with the batch, and all that counts iterations shrinks, so that as
+    many images are seen. The log says what was scaled; without a reference nothing is.
+    """
+    solver = config.solver
+    if solver.reference_batch_size in (None, solver.batch_size):
+        return config
+    factor = solver.batch_size / solver.reference_batch_size
+    scaled = {"solver": {"lr": solver.lr * factor, "reference_batch_size": None}, "evaluation": {}}
+    for section, key in [("solver", key) for key in COUNTS] + [("evaluation", "period")]:
+        value = config[section][key]
+        if isinstance(value, int) and value > 0:
+            scaled[section][key] = max(1, round(value / factor))
+    scaled["solver"]["steps"] = sorted({max(1, round(step / factor)) for step in solver.steps})
+    for section, values in scaled.items():
+        for key, value in values.items():
+            if key != "reference_batch_size" and value != config[section][key]:
+                logger.info("%s.%s scaled from %s to %s", section, key, config[section][key], value)
+    return OmegaConf.merge(config, scaled)
 
 
 def in_iterations(solver: DictConfig, images: int) -> DictConfig:

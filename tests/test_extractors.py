@@ -13,6 +13,7 @@ from resnet_backbones import FrozenBatchNorm2d, ShapeSpec
 from resnet_backbones.errors import UserError
 from resnet_backbones.extractors import EXTRACTORS, timm_backbone
 from resnet_backbones.layers import freeze_stages
+from resnet_backbones.sync_bn import SyncBatchNorm
 
 NAMES = [name for name in EXTRACTORS if name != "zfnet"]
 FEATURES = ["res2", "res3", "res4", "res5"]
@@ -141,7 +142,7 @@ def test_norms_are_converted_and_the_features_stay(name):
     ours = EXTRACTORS[name]().eval()
     randomise_statistics(ours)
     frozen, synced = EXTRACTORS[name](norm="FrozenBN"), EXTRACTORS[name](norm="SyncBN").eval()
-    for other, kind in ((frozen, FrozenBatchNorm2d), (synced, nn.SyncBatchNorm)):
+    for other, kind in ((frozen, FrozenBatchNorm2d), (synced, SyncBatchNorm)):
         other.load_state_dict(ours.state_dict(), strict=True)
         eps = {n: m.eps for n, m in ours.named_modules() if isinstance(m, nn.BatchNorm2d)}
         assert {n: m.eps for n, m in other.named_modules() if isinstance(m, kind)} == eps

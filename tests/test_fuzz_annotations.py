@@ -15,6 +15,8 @@ from PIL import Image
 from resnet_backbones.data import DetectionDataset, load_annotations
 from resnet_backbones.data.coco import read_json
 from resnet_backbones.data.images import decode_image, image_size, read_image
+from resnet_backbones.data.unreadable import Unreadable
+from resnet_backbones.errors import UserError
 from resnet_backbones.evaluation.coco import IOU_TYPES, evaluate_coco
 
 OUTLINES = st.sampled_from([
@@ -66,8 +68,10 @@ def test_coco_files(tmp_path, record_property):
         file.write_bytes(text)
         dataset = DetectionDataset([load_annotations("own", spec)], train=True, masks=masks, keep_empty=True)
         for k in range(len(dataset)):
-            _, target = dataset[k]
-            assert len(target["boxes"]) == len(target["labels"])
+            sample = dataset[k]
+            if isinstance(sample, Unreadable):
+                raise UserError(sample.reason)
+            assert len(sample[1]["boxes"]) == len(sample[1]["labels"])
 
     fuzz("COCO annotations", record_property, tmp_path, st.tuples(texts, st.booleans()), read)
 

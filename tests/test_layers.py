@@ -6,6 +6,7 @@ from torch import nn
 from resnet_backbones import FrozenBatchNorm2d
 from resnet_backbones.errors import UserError
 from resnet_backbones.layers import freeze, get_norm
+from resnet_backbones.sync_bn import SyncBatchNorm
 
 
 def random_batch_norm(channels: int = 16, eps: float = 1e-5) -> nn.BatchNorm2d:
@@ -92,7 +93,7 @@ def test_no_train_call_thaws_a_frozen_module():
     [
         ("BN", nn.BatchNorm2d),
         ("FrozenBN", FrozenBatchNorm2d),
-        ("SyncBN", nn.SyncBatchNorm),
+        ("SyncBN", SyncBatchNorm),
         ("GN", nn.GroupNorm),
         ("none", nn.Identity),
     ],

@@ -29,7 +29,7 @@ logger = logging.getLogger("resnet_backbones.pretrain")
 
 def train(config: DictConfig, resume: bool) -> None:
     """Train, score, and leave `model.safetensors`, `metrics.json` and `curves.png` in `output_dir`."""
-    device, output_dir = start(config, eval_only=False)
+    device, output_dir, config = start(config, eval_only=False)
     data, views = config.data, config.evaluation.views
     images = load_images(data.root, data.train, data.classes)
     val_images = load_images(data.root, data.val, images.classes)
@@ -62,7 +62,7 @@ def train(config: DictConfig, resume: bool) -> None:
 
 def score(config: DictConfig) -> None:
     """Score `weights`, together with `ensemble`, and leave `metrics.json` in `output_dir`."""
-    device, output_dir = start(config, eval_only=True)
+    device, output_dir, config = start(config, eval_only=True)
     models = [model.to(device) for model in pretraining.load_ensemble(config)]
     images = pretraining.load_scored_images(config, models[0])
     loader = pretraining.view_loader(config, images, models[0].preprocessing, config.evaluation.views)

@@ -26,7 +26,7 @@ logger = logging.getLogger("resnet_backbones.train_net")
 
 def run(config: DictConfig, eval_only: bool, resume: bool) -> None:
     """The main job: data, model, training, figures, and what is left in `output_dir`."""
-    device, output_dir = start(config, eval_only)
+    device, output_dir, config = start(config, eval_only)
     own, masks = config.datasets, config.detector.name == "mask_rcnn"
     test_sets = [load_annotations(name, own) for name in config.data.test]
     train_sets = [] if eval_only else [load_annotations(name, own) for name in config.data.train]

@@ -30,6 +30,7 @@ class BackboneConfig:
 @dataclass
 class SolverConfig:
     batch_size: int = 16  # images in an optimiser step, over all ranks and accumulated parts
+    reference_batch_size: int | None = None  # lr and schedule are given for this batch; scaled to batch_size linearly
     accumulate: int = 1  # parts in which a rank computes its share of the batch
     optimizer: str = "sgd"  # sgd, adamw or lamb (which needs timm)
     lr: float = 0.02

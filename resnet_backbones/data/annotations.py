@@ -15,6 +15,8 @@ from .packed import Rows
 
 logger = logging.getLogger(__name__)
 
+SIDE = 10**6  # pixels; no image file has more on a side
+
 
 @dataclass
 class Annotations:

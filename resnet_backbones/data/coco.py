@@ -10,11 +10,9 @@ import numpy as np
 
 from ..errors import UserError
 from ..paths import local_file, stays_below
-from .annotations import Annotations, check_images_exist, finite_boxes, warn_of_skipped
+from .annotations import SIDE, Annotations, check_images_exist, finite_boxes, warn_of_skipped
 from .outlines import pack_outlines
 from .packed import pack_strings
-
-SIDE = 10**6  # pixels; no image file has more on a side
 
 
 def load_coco(name: str, root: Path, annotations: str) -> Annotations:

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..errors import UserError, unknown
 from ..paths import read_whole, stays_below
-from .annotations import Annotations, check_images_exist, finite_boxes, warn_of_skipped
+from .annotations import SIDE, Annotations, check_images_exist, finite_boxes, warn_of_skipped
 from .images import image_size
 from .outlines import pack_outlines
 from .packed import pack_strings
@@ -136,7 +136,7 @@ def _size(tree: ElementTree.Element, image: Path) -> tuple[int, int]:
         width, height = int(tree.findtext("size/width") or 0), int(tree.findtext("size/height") or 0)
     except ValueError:
         width = height = 0
-    if width > 0 and height > 0:
+    if 0 < width <= SIDE and 0 < height <= SIDE:
         return width, height
     return image_size(image)
 

@@ -10,6 +10,7 @@ from torchvision.models.regnet import BlockParams, RegNet
 
 from ..errors import UserError, unknown
 from ..layers import NORMS, FrozenBatchNorm2d, ShapeSpec, check_out_features
+from ..sync_bn import sync_batch_norms
 
 STRIDES = {"res2": 4, "res3": 8, "res4": 16, "res5": 32}
 
@@ -90,7 +91,7 @@ def convert_norms(net: nn.Module, norm: str) -> nn.Module:
     """`net` with its batch norms as `norm` says: "BN" leaves them, "FrozenBN" and "SyncBN" convert them."""
     if norm == "FrozenBN":
         return FrozenBatchNorm2d.convert(net)
-    return nn.SyncBatchNorm.convert_sync_batchnorm(net) if norm == "SyncBN" else net
+    return sync_batch_norms(net) if norm == "SyncBN" else net
 
 
 def keep_only(net: nn.Module, names: Sequence[str]) -> None:

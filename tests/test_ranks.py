@@ -1,0 +1,184 @@
+"""Many processes against one: the same losses, the same figures; and what happens when one of them dies."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, TINY, coco_overrides, write_coco
+from kill_and_resume import children, compare, wait_for
+
+RANKS = [1, 2, 4]
+STEPS = 20
+# What makes every decision of a two-stage detector a smooth function: all proposals are kept, and all of them taken.
+ALL_TAKEN = [
+    "detector.rpn_nms_thresh=1.0", "detector.rpn_pre_nms_top_n_train=100000",
+    "detector.rpn_post_nms_top_n_train=100000", "detector.box_batch_size_per_image=100000",
+]  # fmt: skip
+
+
+def command(folder: Path, ranks: int, *arguments: str) -> list[str]:
+    settings = [*TINY, *coco_overrides(folder / "data"), "solver.batch_size=4", "evaluation.samples=0", *arguments]
+    launch = ["tools/train_net.py", "--num-gpus", str(ranks), "--config", "quickstart_mask_rcnn.yaml"]
+    return [sys.executable, *launch, *settings]
+
+
+def run(arguments: list[str], **more) -> subprocess.CompletedProcess:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(arguments, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240, **more)
+
+
+def rows(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture
+def data(tmp_path) -> Path:
+    """Images of several sizes, so that padding matters; seven of them, which no number of ranks divides."""
+    content = write_coco(tmp_path / "data", 7)
+    from PIL import Image
+
+    for k, image in enumerate(content["images"]):
+        path = tmp_path / "data/images" / image["file_name"]
+        size = (48 + 16 * (k % 3), 40 + 24 * (k % 2))
+        Image.open(path).resize(size).save(path)
+        image["width"], image["height"] = size
+        for o in content["annotations"]:
+            if o["image_id"] == image["id"] and o["iscrowd"]:
+                o["segmentation"] = {"size": [size[1], size[0]], "counts": [0, 80, size[0] * size[1] - 80]}
+    (tmp_path / "data/instances.json").write_text(json.dumps(content))
+    return tmp_path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("norm", ["FrozenBN", "SyncBN", "GN"])
+@pytest.mark.parametrize(
+    ("detector", "lr"),
+    [
+        (["detector.name=retinanet", "backbone.out_features=[p3,p4,p5,p6,p7]"], 0.01),
+        (["detector.name=fcos", "backbone.out_features=[p3,p4,p5,p6,p7]"], 0.001),
+        (["detector.name=faster_rcnn", "detector.min_size=[48,56,64]"], 1e-5),
+        (["detector.name=mask_rcnn", *ALL_TAKEN], 1e-4),
+    ],
+    ids=["retinanet", "fcos", "faster_rcnn", "mask_rcnn"],
+)
+def test_losses_of_many_ranks_are_those_of_one(data, detector, lr, norm):
+    norms = [f"backbone.norm={norm}", "backbone.fpn_norm=GN"]
+    for ranks in RANKS:
+        settings = [f"solver.lr={lr}", f"solver.max_iter={STEPS}", "solver.steps=[]", "solver.warmup_iters=0"]
+        result = run(command(data, ranks, *norms, *detector, *settings, f"output_dir={data / str(ranks)}"))
+        assert result.returncode == 0, result.stderr
+    one, two, four = ([row for row in rows(data / str(ranks)) if "lr" in row] for ranks in RANKS)
+    assert len(one) == STEPS
+    assert one[-1]["loss"] != pytest.approx(one[0]["loss"], rel=1e-5)
+    for many in (two, four):
+        for mine, theirs in zip(many, one, strict=True):
+            for name in (name for name in theirs if name.startswith("loss")):
+                assert mine[name] == pytest.approx(theirs[name], rel=1e-5, abs=1e-5), (name, theirs["step"])
+
+
+def test_gradients_of_two_ranks_are_those_of_one(data):
+    settings = ["backbone.norm=SyncBN", "detector.name=mask_rcnn", "solver.max_iter=1", "solver.momentum=0"]
+    settings += ["solver.lr=1", "solver.weight_decay=0", "solver.warmup_iters=0", "solver.steps=[]"]
+    states = []
+    for ranks in (1, 2):
+        result = run(command(data, ranks, *settings, f"output_dir={data / str(ranks)}"))
+        assert result.returncode == 0, result.stderr
+        states.append(torch.load(data / str(ranks) / "last.pt", weights_only=True)["model"])
+    # The same start, minus the gradient.
+    for name, value in states[0].items():
+        torch.testing.assert_close(value, states[1][name], rtol=1e-5, atol=1e-5, msg=name)
+
+
+def test_evaluation_of_two_and_four_ranks_is_that_of_one(data):
+    assert run(command(data, 1, "detector.box_score_thresh=0.0", f"output_dir={data}/trained")).returncode == 0
+    figures, predictions = [], []
+    for ranks in RANKS:
+        score = ["--eval-only", f"weights={data}/trained/last.pt", "detector.box_score_thresh=0.0"]
+        result = run(command(data, ranks, *score, f"output_dir={data / str(ranks)}"))
+        assert result.returncode == 0, result.stderr
+        figures.append(json.loads((data / str(ranks) / "metrics.json").read_text()))
+        predictions.append(json.loads((data / str(ranks) / "predictions.json").read_text()))
+    assert figures[0] == figures[1] == figures[2]
+    assert predictions[0] == predictions[1] == predictions[2]
+
+
+def start(arguments: list[str]) -> subprocess.Popen:
+    pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(arguments, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, **pipe)
+
+
+def at_step(folder: Path, step: int, process: subprocess.Popen) -> None:
+    file = folder / "metrics.jsonl"
+    reached = wait_for(lambda: file.is_file() and len(file.read_text().splitlines()) >= step, process)
+    assert reached, process.stdout.read()
+
+
+@pytest.mark.parametrize("restarts", [0, 1])
+def test_a_rank_that_is_killed_is_named_and_replaced_if_asked_for(data, restarts):
+    more = [f"output_dir={data}/out", "solver.max_iter=40", "solver.checkpoint_period=1", "detector.name=faster_rcnn"]
+    process = start([*command(data, 2, *more), "--max-restarts", str(restarts)])
+    at_step(data / "out", 4, process)
+    victim = children(process.pid)[1]
+    os.kill(victim, signal.SIGKILL)
+    since = time.monotonic()
+    output, _ = process.communicate(timeout=120)
+    if restarts:
+        assert process.returncode == 0, output
+        assert "resumed from" in output
+        assert len([row for row in rows(data / "out") if "loss" in row]) == 40
+    else:
+        assert time.monotonic() - since < 60
+        assert process.returncode == 128 + signal.SIGKILL
+        assert "rank      : 1" in output.split("Root Cause")[1]
+        assert "SIGKILL" in output.split("Root Cause")[1]
+
+
+@pytest.mark.parametrize(("ranks", "number"), [(1, signal.SIGTERM), (1, signal.SIGUSR1), (2, signal.SIGTERM)])
+def test_a_signal_is_answered_by_a_checkpoint_to_go_on_from(data, ranks, number):
+    arguments = command(data, ranks, f"output_dir={data}/out", "solver.max_iter=30", "detector.name=faster_rcnn")
+    process = start(arguments)
+    at_step(data / "out", 3, process)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 75, output
+    saved = torch.load(data / "out/last.pt", weights_only=True)["step"]
+    assert f"interrupted: saved after step {saved}, to go on with --resume" in output
+    result = run([*arguments, "--resume"])
+    assert f"after step {saved}" in result.stdout
+    assert [row["step"] for row in rows(data / "out") if "loss" in row] == list(range(1, 31))
+
+
+def test_a_second_signal_ends_at_once(data):
+    # A step too long to wait for: the loader's only worker is stopped.
+    process = start(command(data, 1, f"output_dir={data}/out", "solver.max_iter=1000", "data.num_workers=1"))
+    at_step(data / "out", 2, process)
+    for worker in children(process.pid):
+        os.kill(worker, signal.SIGSTOP)
+    time.sleep(2)
+    process.send_signal(signal.SIGTERM)
+    time.sleep(1)
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=10) == 128 + signal.SIGTERM
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_twenty_kills_change_nothing(tmp_path, ranks):
+    assert compare(tmp_path, ranks, kills=20, seed=ranks)
+
+
+def test_two_kills_change_nothing(tmp_path):
+    assert compare(tmp_path, ranks=1, kills=2, seed=0)
+
+
+def test_more_gpus_than_there_are_is_one_line(tool):
+    status, _, err = tool("train_net", "--config", "quickstart_mask_rcnn.yaml", "--num-gpus", "0")
+    assert (status, err.count("\n")) == (2, 1)
+    assert "--num-gpus must be at least 1" in err
