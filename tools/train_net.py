@@ -34,7 +34,7 @@ def run(config: DictConfig, eval_only: bool, resume: bool) -> None:
     for other in [*train_sets, *test_sets]:
         check_same_classes(test_sets[0], other)
     model = build_detector(config, len(test_sets[0].classes)).to(device)
-    test = DetectionTest(model, test_sets, masks, config.data.num_workers)
+    test = DetectionTest(model, test_sets, masks, config.data.num_workers, config.evaluation.backend)
 
     if eval_only:
         metrics = test()
