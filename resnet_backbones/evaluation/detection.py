@@ -69,6 +69,9 @@ def predict(model: nn.Module, loader: DataLoader, category_ids: list[int]) -> li
 
 def encode_masks(probabilities: Tensor) -> list[dict]:
     """Masks (M, 1, H, W) of probabilities, cut at 0.5, as M RLEs that JSON can hold."""
-    masks = (probabilities[:, 0] >= 0.5).cpu().numpy().astype(np.uint8)
-    encoded = [rle.encode(np.asfortranarray(mask)) for mask in masks]
-    return [{"size": e["size"], "counts": e["counts"].decode()} for e in encoded]
+    results = []
+    for probability in probabilities[:, 0]:  # one at a time: all of a large image's in one array fill gigabytes
+        mask = (probability >= 0.5).cpu().numpy().view(np.uint8)
+        encoded = rle.encode(np.asfortranarray(mask))
+        results.append({"size": encoded["size"], "counts": encoded["counts"].decode()})
+    return results
