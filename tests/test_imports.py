@@ -82,6 +82,41 @@ def test_everything_imports_without_detectron2():
     assert result.returncode == 0, result.stderr
 
 
+def loaded_by(code: str) -> set[str]:
+    """The modules in memory after `code`, in a process of its own."""
+    code = (
+        f"import contextlib, io, sys\nwith contextlib.redirect_stdout(io.StringIO()):\n    {code}\nprint(*sys.modules)"
+    )
+    return set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
+
+
+HEAVY = {"matplotlib", "timm", "pandas", "fvcore.nn", "pycocotools", "faster_coco_eval", "detectron2"}
+
+
+def test_the_package_itself_imports_nothing_heavy():
+    assert not loaded_by("import resnet_backbones") & (HEAVY | {"torch", "torchvision", "fvcore", "omegaconf"})
+    assert not loaded_by("from resnet_backbones import build_backbone") & (HEAVY | {"tensorboard", "omegaconf"})
+
+
+def test_help_imports_nothing_that_only_a_run_needs():
+    path = str(ROOT / "tools" / "train_net.py")
+    modules = loaded_by(f"""import runpy; sys.argv = [{path!r}, "--help"]
+    with contextlib.suppress(SystemExit):
+        runpy.run_path(sys.argv[0], run_name="__main__")""")
+    assert "resnet_backbones.run" in modules
+    assert not modules & (HEAVY | {"resnet_backbones.data", "resnet_backbones.detectors", "resnet_backbones.backbones"})
+
+
+def test_public_names_are_there_and_no_others():
+    import resnet_backbones
+
+    for name in resnet_backbones.__all__:
+        assert getattr(resnet_backbones, name).__name__ == name
+    assert set(resnet_backbones.__all__) <= set(dir(resnet_backbones))
+    with pytest.raises(AttributeError, match="no attribute 'resnet50'"):
+        resnet_backbones.resnet50  # noqa: B018
+
+
 def test_files_are_small():
     lines = {p.name: len(p.read_text().splitlines()) for p in MODULES}
     assert max(lines.values()) <= 350, lines

@@ -14,12 +14,9 @@ from omegaconf import DictConfig
 
 from resnet_backbones import distributed
 from resnet_backbones.config import load_config
-from resnet_backbones.data import DetectionDataset, build_train_loader, check_same_classes, load_annotations
-from resnet_backbones.detectors import build_detector, describe
 from resnet_backbones.errors import one_line_errors
 from resnet_backbones.report import metrics_table, write_json
 from resnet_backbones.run import parse_arguments, start
-from resnet_backbones.testing import DetectionTest
 from resnet_backbones.training import fit, set_seed
 
 logger = logging.getLogger("resnet_backbones.train_net")
@@ -27,6 +24,11 @@ logger = logging.getLogger("resnet_backbones.train_net")
 
 def run(config: DictConfig, eval_only: bool, resume: bool) -> None:
     """The main job: data, model, training, figures, and what is left in `output_dir`."""
+    # Here, because they import torchvision, which takes a second that --help and a wrong config need not wait.
+    from resnet_backbones.data import DetectionDataset, build_train_loader, check_same_classes, load_annotations
+    from resnet_backbones.detectors import build_detector, describe
+    from resnet_backbones.testing import DetectionTest
+
     device, output_dir = start(config, eval_only)
     own, masks = config.datasets, config.detector.name == "mask_rcnn"
     test_sets = [load_annotations(name, own) for name in config.data.test]
