@@ -14,7 +14,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 # A room may import only rooms of lower rank, or its own.
 RANK = {
     "errors": 0, "config": 1, "registry": 1, "distributed": 1, "optional": 1, "paths": 1, "preprocessing": 1,
-    "report": 1, "curves": 1, "naming": 1,
+    "report": 1, "curves": 1, "naming": 1, "initialization": 1,
     "layers": 2, "stems": 3, "shortcuts": 3, "attention": 3, "deform": 3, "blocks": 4, "resnet": 5, "extractors": 5,
     "fpn": 5, "preact": 6, "options": 7, "weights": 8, "backbones": 9, "classifier": 10, "detectors": 10,
     "analysis": 11, "pretraining": 11, "verification": 11, "truths": 12, "__main__": 13,
