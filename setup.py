@@ -23,6 +23,7 @@ setup(
         "pillow>=10.1",
         "pycocotools",
         "braceexpand",
+        "faster-coco-eval>=1.8",
         "fvcore",
         "iopath",
         "matplotlib",

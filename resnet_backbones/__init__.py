@@ -1,8 +1,31 @@
 """Residual backbones for object detection: one name in one YAML, from ImageNet pretraining to COCO mAP."""
 
-from .backbones import build_backbone, list_backbones
-from .fpn import FPN
-from .layers import FrozenBatchNorm2d, ShapeSpec
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .backbones import build_backbone, list_backbones
+    from .fpn import FPN
+    from .layers import FrozenBatchNorm2d, ShapeSpec
 
 __version__ = "0.1.0"
 __all__ = ["FPN", "FrozenBatchNorm2d", "ShapeSpec", "build_backbone", "list_backbones"]
+
+_HOMES = {
+    "FPN": "fpn",
+    "FrozenBatchNorm2d": "layers",
+    "ShapeSpec": "layers",
+    "build_backbone": "backbones",
+    "list_backbones": "backbones",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """The public names, imported when first asked for: the tools' --help needs none of them, nor torchvision."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

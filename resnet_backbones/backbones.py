@@ -5,6 +5,7 @@ import functools
 import inspect
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 
 from torch import nn
 
@@ -14,6 +15,7 @@ from .blocks import BasicBlock, Bottleneck
 from .errors import UserError, unknown
 from .extractors import EXTRACTORS, timm_backbone
 from .fpn import FPN
+from .initialization import SkipRandomInit
 from .layers import freeze_stages
 from .preact import PreActBasicBlock, PreActBottleneck, PreActResNet
 from .registry import Registry
@@ -177,11 +179,14 @@ def build_backbone(
     for option in options:
         if option not in (valid := _options_of(make)):
             raise UserError(unknown(f"option of {name}", option, valid))
-    backbone = make(norm=norm, **options)
+    with nullcontext() if weights is None else SkipRandomInit():
+        backbone = make(norm=norm, **options)
     plain_options = {k: v for k, v in options.items() if not k.startswith("fpn_") and k != "out_features"}
     backbone.architecture = {"name": name.removesuffix("_fpn"), "options": {"norm": norm} | plain_options}
     backbone.preprocessing = None
     if weights is not None:
+        if isinstance(backbone, FPN):
+            backbone.fpn.init_weights()  # which most checkpoints lack
         load_weights(backbone, weights)
     freeze_stages(getattr(backbone, "body", backbone), freeze_at)
     if weights is None and (norm == "FrozenBN" or freeze_at > 0):

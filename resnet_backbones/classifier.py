@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from .backbones import build_backbone
 from .errors import UserError
 from .fpn import FPN
+from .initialization import SkipRandomInit
 from .naming import hide_child
 from .preprocessing import Normalize, Preprocessing
 from .weights import check_architecture, load_state_dict, read_ours
@@ -120,7 +121,8 @@ def load_classifier(source: str, name: str | None = None, **options) -> Classifi
         name, options = told["name"], told.get("options", {}) | options
     if "fc.weight" not in state or state["fc.weight"].ndim != 2:
         raise UserError(f"{source} holds no classifier with a last layer called fc; give it as backbone.weights.")
-    model = build_classifier(name, len(state["fc.weight"]), preprocessing=checkpoint.preprocessing(), **options)
+    with SkipRandomInit():
+        model = build_classifier(name, len(state["fc.weight"]), preprocessing=checkpoint.preprocessing(), **options)
     check_architecture(model.backbone, checkpoint, source)
     load_state_dict(model, state, source)
     model.backbone.preprocessing, model.classes = checkpoint.preprocessing(), checkpoint.metadata.get("classes")

@@ -47,6 +47,9 @@ class Pyramid(nn.Module):
         self.inner_blocks = nn.ModuleList(_conv_norm(c, out_channels, 1, norm) for c in channels)
         self.layer_blocks = nn.ModuleList(_conv_norm(out_channels, out_channels, 3, norm) for _ in channels)
         self.extra_blocks = top
+        self.init_weights()
+
+    def init_weights(self) -> None:
         for module in self.modules():
             if isinstance(module, nn.Conv2d):  # Xavier, as in every FPN of the field; there is no ReLU behind these
                 nn.init.kaiming_uniform_(module.weight, a=1)

@@ -16,13 +16,19 @@ class DetectionTest:
     """Scores `model`, as it is when called, on each of `sets`, and keeps the last predictions.
 
     The figures of the first set bear plain names ("bbox/AP"), those of further sets their set's name before
-    ("voc_2012_val/bbox/AP"), and so do the files that `save` leaves.
+    ("voc_2012_val/bbox/AP"), and so do the files that `save` leaves. `backend` is that of `coco_metrics`.
     """
 
     def __init__(
-        self, model: nn.Module, sets: list[Annotations], masks: bool, num_workers: int, max_unreadable: int = 0
+        self,
+        model: nn.Module,
+        sets: list[Annotations],
+        masks: bool,
+        num_workers: int,
+        backend: str,
+        max_unreadable: int = 0,
     ) -> None:
-        self.model, self.sets, self.masks = model, sets, masks
+        self.model, self.sets, self.masks, self.backend = model, sets, masks, backend
         self.loaders = [
             build_test_loader(
                 DetectionDataset([s], train=False), num_workers=num_workers, max_unreadable=max_unreadable
@@ -35,7 +41,7 @@ class DetectionTest:
         """Figures in percent, the same on every rank."""
         metrics = {}
         for k, (data, loader) in enumerate(zip(self.sets, self.loaders, strict=True)):
-            figures, self.predictions[k] = evaluate(self.model, loader, data, self.masks)
+            figures, self.predictions[k] = evaluate(self.model, loader, data, self.masks, self.backend)
             prefix = f"{data.name}/" if k else ""
             metrics |= {prefix + name: value for name, value in figures.items()}
         return metrics

@@ -15,7 +15,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 RANK = {
     "errors": 0, "nesting": 0,
     "config": 1, "registry": 1, "distributed": 1, "optional": 1, "paths": 1, "preprocessing": 1,
-    "report": 1, "curves": 1, "naming": 1, "interruption": 2, "launching": 3, "sync_bn": 1.5,
+    "report": 1, "curves": 1, "naming": 1, "interruption": 2, "launching": 3, "sync_bn": 1.5, "initialization": 1,
     "layers": 2, "stems": 3, "shortcuts": 3, "attention": 3, "deform": 3, "blocks": 4, "resnet": 5, "extractors": 5,
     "fpn": 5, "preact": 6, "options": 7, "weights": 8, "backbones": 9, "classifier": 10, "detectors": 10,
     "analysis": 11, "pretraining": 11, "verification": 11, "truths": 12, "__main__": 13,
@@ -81,6 +81,41 @@ def test_everything_imports_without_detectron2():
     code += f"for name in {names}: importlib.import_module(name.removesuffix('.__init__'))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
+
+
+def loaded_by(code: str) -> set[str]:
+    """The modules in memory after `code`, in a process of its own."""
+    code = (
+        f"import contextlib, io, sys\nwith contextlib.redirect_stdout(io.StringIO()):\n    {code}\nprint(*sys.modules)"
+    )
+    return set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
+
+
+HEAVY = {"matplotlib", "timm", "pandas", "fvcore.nn", "pycocotools", "faster_coco_eval", "detectron2"}
+
+
+def test_the_package_itself_imports_nothing_heavy():
+    assert not loaded_by("import resnet_backbones") & (HEAVY | {"torch", "torchvision", "fvcore", "omegaconf"})
+    assert not loaded_by("from resnet_backbones import build_backbone") & (HEAVY | {"tensorboard", "omegaconf"})
+
+
+def test_help_imports_nothing_that_only_a_run_needs():
+    path = str(ROOT / "tools" / "train_net.py")
+    modules = loaded_by(f"""import runpy; sys.argv = [{path!r}, "--help"]
+    with contextlib.suppress(SystemExit):
+        runpy.run_path(sys.argv[0], run_name="__main__")""")
+    assert "resnet_backbones.run" in modules
+    assert not modules & (HEAVY | {"resnet_backbones.data", "resnet_backbones.detectors", "resnet_backbones.backbones"})
+
+
+def test_public_names_are_there_and_no_others():
+    import resnet_backbones
+
+    for name in resnet_backbones.__all__:
+        assert getattr(resnet_backbones, name).__name__ == name
+    assert set(resnet_backbones.__all__) <= set(dir(resnet_backbones))
+    with pytest.raises(AttributeError, match="no attribute 'resnet50'"):
+        resnet_backbones.resnet50  # noqa: B018
 
 
 def test_files_are_small():

@@ -14,11 +14,8 @@ from omegaconf import DictConfig
 
 from resnet_backbones import distributed
 from resnet_backbones.config import load_config
-from resnet_backbones.data import DetectionDataset, build_train_loader, check_same_classes, load_annotations
-from resnet_backbones.detectors import build_detector, describe
 from resnet_backbones.report import metrics_table, write_json
 from resnet_backbones.run import run_tool, start
-from resnet_backbones.testing import DetectionTest
 from resnet_backbones.training import fit, set_seed
 
 logger = logging.getLogger("resnet_backbones.train_net")
@@ -26,6 +23,11 @@ logger = logging.getLogger("resnet_backbones.train_net")
 
 def run(config: DictConfig, eval_only: bool, resume: bool) -> None:
     """The main job: data, model, training, figures, and what is left in `output_dir`."""
+    # Here, because they import torchvision, which takes a second that --help and a wrong config need not wait.
+    from resnet_backbones.data import DetectionDataset, build_train_loader, check_same_classes, load_annotations
+    from resnet_backbones.detectors import build_detector, describe
+    from resnet_backbones.testing import DetectionTest
+
     device, output_dir, config = start(config, eval_only)
     own, masks = config.datasets, config.detector.name == "mask_rcnn"
     test_sets = [load_annotations(name, own) for name in config.data.test]
@@ -33,7 +35,8 @@ def run(config: DictConfig, eval_only: bool, resume: bool) -> None:
     for other in [*train_sets, *test_sets]:
         check_same_classes(test_sets[0], other)
     model = build_detector(config, len(test_sets[0].classes)).to(device)
-    test = DetectionTest(model, test_sets, masks, config.data.num_workers, config.data.max_unreadable)
+    evaluation, unreadable = config.evaluation, config.data.max_unreadable
+    test = DetectionTest(model, test_sets, masks, config.data.num_workers, evaluation.backend, unreadable)
 
     if eval_only:
         metrics = test()
@@ -50,14 +53,14 @@ def run(config: DictConfig, eval_only: bool, resume: bool) -> None:
             seed=config.seed,
             accumulate=config.solver.accumulate,
             aspect_ratio_grouping=config.data.aspect_ratio_grouping,
-            max_unreadable=config.data.max_unreadable,
+            max_unreadable=unreadable,
         )
         set_seed(config.seed + distributed.rank(), config.solver.deterministic)
-        metadata, period = describe(model, test_sets[0].classes), config.evaluation.period
+        metadata, period = describe(model, test_sets[0].classes), evaluation.period
         metrics = fit(model, loader, config.solver, output_dir, test, period, "bbox/AP", metadata, resume)
     if distributed.is_main():
         write_json(output_dir / "metrics.json", metrics)
-        test.save(output_dir, config.evaluation.samples, config.evaluation.sample_score)
+        test.save(output_dir, evaluation.samples, evaluation.sample_score)
         logger.info("figures in percent:\n%s", metrics_table(metrics))
         logger.info("checkpoint, figures, predictions.json and samples/*.png are in %s", output_dir.absolute())
 

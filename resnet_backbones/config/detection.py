@@ -78,6 +78,7 @@ class DataConfig:
 @dataclass
 class EvaluationConfig:
     period: int = 0  # iterations between evaluations; 0: only at the end
+    backend: str = "faster_coco_eval"  # of COCO's figures; or pycocotools, slower: they are the same
     samples: int = 8  # images drawn into samples/
     sample_score: float = 0.5  # draw detections of at least this score
 

@@ -49,6 +49,7 @@ CHOICES = {
     "augmentation.auto_augment": ("none", "trivial", "rand"),
     "preprocessing.interpolation": (None, "bilinear", "bicubic"),
     "loss.name": ("cross_entropy", "bce"),
+    "evaluation.backend": ("faster_coco_eval", "pycocotools"),
     "evaluation.views": ("center", "ten_crop", "multi_scale"),
 }
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from ..backbones import RandomFrozenWarning, build_backbone
 from ..errors import UserError, unknown
+from ..initialization import SkipRandomInit
 from ..weights import load_state_dict, read_ours
 
 LIBRARIES = ("torchvision", "detectron2")
@@ -50,17 +51,15 @@ def build_detector(config: DictConfig, num_classes: int) -> nn.Module:
         if settings.get("box_head") == "res5":
             backbone_settings.setdefault("out_features", ["res4", "res5"])
     checkpoint = None if config.weights is None else read_ours(config.weights)
-    with warnings.catch_warnings():
-        if checkpoint is not None:
-            backbone_settings.pop("weights", None)
-            warnings.simplefilter("ignore", RandomFrozenWarning)
-        backbone = build_backbone(**backbone_settings)
-    if checkpoint is not None:
+    make_heads = getattr(heads, name)
+    if checkpoint is None:
+        return make_heads(build_backbone(**backbone_settings), num_classes, **settings)
+    with SkipRandomInit(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", RandomFrozenWarning)
+        backbone = build_backbone(**backbone_settings | {"weights": None})
         backbone.preprocessing = checkpoint.preprocessing()
-
-    model = getattr(heads, name)(backbone, num_classes, **settings)
-    if checkpoint is not None:
-        load_state_dict(model, checkpoint.state, config.weights)
+        model = make_heads(backbone, num_classes, **settings)
+    load_state_dict(model, checkpoint.state, config.weights)
     return model
 
 

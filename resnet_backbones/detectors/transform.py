@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.roi_heads import paste_masks_in_image
 from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
 
 from .. import distributed
@@ -52,3 +53,23 @@ class ImageTransform(GeneralizedRCNNTransform):
     def _drawn_size(self, target: dict | None) -> int:
         with drawing_from((target or {}).get("seed"), RESIZE, torch.device("cpu")):
             return self.torch_choice(self.min_size)
+
+    def postprocess(
+        self, result: list[dict], image_shapes: list[tuple[int, int]], original_image_sizes: list[tuple[int, int]]
+    ) -> list[dict]:
+        if self.training:
+            return result
+        crops = [detections.pop("masks", None) for detections in result]
+        result = super().postprocess(result, image_shapes, original_image_sizes)
+        for detections, masks, size in zip(result, crops, original_image_sizes, strict=True):
+            if masks is not None:
+                detections["masks"] = paste(masks, detections["boxes"], size)
+        return result
+
+
+def paste(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """torchvision's `paste_masks_in_image`, mask by mask into its result; all at once takes twice the memory."""
+    pasted = masks.new_empty(len(masks), 1, *size)
+    for k in range(len(masks)):
+        pasted[k] = paste_masks_in_image(masks[k, None], boxes[k, None], size)[0]
+    return pasted

@@ -1,21 +1,22 @@
-"""COCO's detection metrics by pycocotools, the reference implementation."""
+"""COCO's detection metrics, to the last digit those of pycocotools, the reference implementation."""
 
 import contextlib
 import io
 
 import numpy as np
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
 from ..data.masks import LARGEST_RLE, LONGEST, are_coordinates, check_rle, perimeter
-from ..errors import UserError, reason, unknown
+from ..errors import UserError, unknown
+from .backends import accumulate
 
 FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 IOU_TYPES = ("bbox", "segm")
 LARGEST_ID, LARGEST_NUMBER = 2**63, 1e300  # what numpy's integers hold; below the largest float
 
 
-def coco_metrics(ground_truth: dict, predictions: list[dict], iou_type: str) -> dict[str, float]:
+def coco_metrics(
+    ground_truth: dict, predictions: list[dict], iou_type: str, backend: str = "faster_coco_eval"
+) -> dict[str, float]:
     """COCO's 12 figures and per-class AP, in percent; -1 where there is nothing to find, as in pycocotools.
 
     Args:
@@ -23,35 +24,29 @@ def coco_metrics(ground_truth: dict, predictions: list[dict], iou_type: str) -> 
         predictions: COCO's results format, {"image_id", "category_id", "score", "bbox": [x, y, w, h] and for segm
             "segmentation": RLE}.
         iou_type: "bbox" or "segm", the prefix of the figures' names: "bbox/AP", … "bbox/AP-person".
+        backend: "faster_coco_eval" or "pycocotools"; the figures are the same.
 
     Raises `UserError` for ground truth or predictions that lack what `iou_type` needs or are of unknown images.
     """
-    metrics, _ = evaluate_coco(ground_truth, predictions, iou_type)
+    metrics, _ = evaluate_coco(ground_truth, predictions, iou_type, backend)
     return metrics
 
 
-def evaluate_coco(ground_truth: dict, predictions: list[dict], iou_type: str) -> tuple[dict[str, float], str]:
+def evaluate_coco(
+    ground_truth: dict, predictions: list[dict], iou_type: str, backend: str = "faster_coco_eval"
+) -> tuple[dict[str, float], str]:
     """`coco_metrics` and the twelve lines that pycocotools prints of them."""
     check_ground_truth(ground_truth, iou_type)
     check_predictions(ground_truth, predictions, iou_type)
-    with contextlib.redirect_stdout(io.StringIO()):
-        reference = COCO()
-        reference.dataset = ground_truth
-        try:
-            reference.createIndex()
-            evaluation = COCOeval(reference, _results(reference, predictions), iou_type)
-            evaluation.evaluate()
-            evaluation.accumulate()
-        except Exception as error:  # pycocotools trips over what it is given in many ways, and names none of them
-            raise UserError(f"pycocotools cannot score these {iou_type} predictions: {reason(error)}") from error
+    evaluation = accumulate(ground_truth, predictions, iou_type, backend)
     with contextlib.redirect_stdout(io.StringIO()) as summary:
         evaluation.summarize()
     metrics = {f"{iou_type}/{name}": _percent(value) for name, value in zip(FIGURES, evaluation.stats, strict=True)}
     precision = evaluation.eval["precision"][:, :, :, 0, -1]  # IoU, recall, class; all areas, 100 detections
+    names = {category["id"]: category["name"] for category in ground_truth["categories"]}
     for k, category_id in enumerate(evaluation.params.catIds):
         found = precision[:, :, k][precision[:, :, k] > -1]
-        name = reference.cats[category_id]["name"]
-        metrics[f"{iou_type}/AP-{name}"] = _percent(found.mean() if found.size else -1.0)
+        metrics[f"{iou_type}/AP-{names[category_id]}"] = _percent(found.mean() if found.size else -1.0)
     return metrics, summary.getvalue()
 
 
@@ -132,15 +127,6 @@ def check_predictions(ground_truth: dict, predictions: list[dict], iou_type: str
                 raise UserError(f"Prediction {k} has no {key!r}, which {iou_type} needs: {shown(prediction)}.")
         if prediction["image_id"] not in images:
             raise UserError(f"Prediction {k} is of image {prediction['image_id']}, which the ground truth lacks.")
-
-
-def _results(reference: COCO, predictions: list[dict]) -> COCO:
-    if predictions:
-        return reference.loadRes([dict(p) for p in predictions])  # loadRes adds keys to what it is given
-    empty = COCO()
-    empty.dataset = {key: reference.dataset[key] for key in ("images", "categories")} | {"annotations": []}
-    empty.createIndex()
-    return empty
 
 
 def _percent(value: float) -> float:

@@ -3,8 +3,6 @@
 from collections import defaultdict
 
 import numpy as np
-import torch
-from torchvision.ops import box_iou
 
 
 def voc_metrics(ground_truth: dict, predictions: list[dict]) -> dict[str, float]:
@@ -37,23 +35,36 @@ def recall_precision(objects: list[dict], predictions: list[dict], iou: float = 
     Each detection is assigned to the object it overlaps most; the first to reach an object with IoU above `iou` is
     true, later ones are false, and one whose object is difficult is left out.
     """
-    by_image = defaultdict(list)
-    for o in objects:
-        by_image[o["image_id"]].append(o)
-    taken: set[int] = set()
-    true = []
-    for p in sorted(predictions, key=lambda p: -p["score"]):
-        candidates = by_image[p["image_id"]]
-        best, overlap = _best_overlap(p, candidates)
-        if overlap > iou and candidates[best]["iscrowd"]:
-            continue
-        hit = overlap > iou and candidates[best]["id"] not in taken
-        if hit:
-            taken.add(candidates[best]["id"])
-        true.append(hit)
-    hits = np.cumsum(true, dtype=float)
+    order = np.argsort([-p["score"] for p in predictions], kind="stable")
+    best, overlap = best_overlaps(predictions, objects)
+    best, over = best[order], overlap[order] > iou
+    ids, difficult = np.array([o["id"] for o in objects]), np.array([bool(o["iscrowd"]) for o in objects])
+    counted = np.ones(len(order), dtype=bool)
+    counted[over] = ~difficult[best[over]]
+    matched = np.flatnonzero(over & counted)
+    _, first = np.unique(ids[best[matched]], return_index=True)
+    true = np.zeros(len(order), dtype=bool)
+    true[matched[first]] = True
+    hits = np.cumsum(true[counted], dtype=float)
     total = sum(not o["iscrowd"] for o in objects)
-    return hits / total, hits / np.arange(1, len(true) + 1)
+    return hits / total, hits / np.arange(1, len(hits) + 1)
+
+
+def best_overlaps(predictions: list[dict], objects: list[dict]) -> tuple[np.ndarray, np.ndarray]:
+    """For each of M predictions the place in `objects` of the one of its image it overlaps most, and their IoU.
+
+    An IoU of 0 where its image has none. Image by image, so that memory is bounded by the largest of them.
+    """
+    boxes, others = _xyxy(predictions), _xyxy(objects)
+    best, overlap = np.zeros(len(boxes), dtype=int), np.zeros(len(boxes))
+    candidates = _by_image(objects)
+    for image_id, rows in _by_image(predictions).items():
+        if image_id in candidates:
+            columns = candidates[image_id]
+            ious = _box_iou(boxes[rows], others[columns])
+            nearest = ious.argmax(1)
+            best[rows], overlap[rows] = columns[nearest], ious[np.arange(len(rows)), nearest]
+    return best, overlap
 
 
 def eleven_point_ap(recall: np.ndarray, precision: np.ndarray) -> float:
@@ -67,14 +78,22 @@ def area_ap(recall: np.ndarray, precision: np.ndarray) -> float:
     return float(np.sum(np.diff(recall, prepend=0) * envelope))
 
 
-def _best_overlap(prediction: dict, candidates: list[dict]) -> tuple[int, float]:
-    if not candidates:
-        return -1, 0.0
-    ious = box_iou(_xyxy([prediction]), _xyxy(candidates))[0]
-    best = int(ious.argmax())
-    return best, float(ious[best])
+def _by_image(entries: list[dict]) -> dict[int, np.ndarray]:
+    places = defaultdict(list)
+    for k, entry in enumerate(entries):
+        places[entry["image_id"]].append(k)
+    return {image_id: np.array(rows) for image_id, rows in places.items()}
 
 
-def _xyxy(entries: list[dict]) -> torch.Tensor:
-    boxes = torch.tensor([e["bbox"] for e in entries], dtype=torch.float64)
-    return torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], dim=1)
+def _xyxy(entries: list[dict]) -> np.ndarray:
+    boxes = np.array([e["bbox"] for e in entries], dtype=float).reshape(-1, 4)
+    return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
+
+
+def _box_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """IoU (M, N) of boxes (M, 4) and (N, 4), xyxy; NaN between two boxes of no area."""
+    sides = np.minimum(a[:, None, 2:], b[:, 2:]) - np.maximum(a[:, None, :2], b[:, :2])
+    shared = sides.clip(0).prod(2)
+    areas_a, areas_b = (a[:, 2:] - a[:, :2]).prod(1), (b[:, 2:] - b[:, :2]).prod(1)
+    with np.errstate(invalid="ignore"):
+        return shared / (areas_a[:, None] + areas_b - shared)
