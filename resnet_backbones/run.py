@@ -1,23 +1,19 @@
-"""How the training tools begin and end: their arguments, ranks, and a run's device, folder, log, seed and config."""
+"""How the training tools begin and end: their arguments, ranks, and a run's device, folder, log, seed and config.
+
+torch and what is built on it are imported within the functions, so that --help and a wrong command need not wait.
+"""
 
 import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from omegaconf import DictConfig
-from torch.distributed.elastic.multiprocessing.errors import record
-
-from . import distributed
-from .config import save_config
-from .data.workers import name_dead_workers
 from .errors import UserError, one_line_errors
-from .journal import set_up_logging
-from .launching import launch
-from .paths import output_folder
-from .solver import scale_to_batch
-from .training import set_seed
+
+if TYPE_CHECKING:
+    import torch
+    from omegaconf import DictConfig
 
 
 def parse_arguments(description: str, argv: list[str] | None = None) -> argparse.Namespace:
@@ -39,6 +35,11 @@ def run_tool(description: str, job: Callable[[argparse.Namespace], None], argv: 
     torchrun has replaced lost processes, the run goes on from its last checkpoint.
     """
     args = parse_arguments(description, argv)
+    from torch.distributed.elastic.multiprocessing.errors import record
+
+    from . import distributed
+    from .launching import launch
+
     args.resume = args.resume or (distributed.restarted() and not args.eval_only)
     with one_line_errors():
         if args.num_gpus < 1 or args.max_restarts < 0:
@@ -51,17 +52,27 @@ def run_tool(description: str, job: Callable[[argparse.Namespace], None], argv: 
 
 
 def _do(job: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> None:
+    from . import distributed
+    from .data.workers import name_dead_workers
+
     with one_line_errors(), name_dead_workers(), distributed.lost_ranks_first():
         job(args)
 
 
-def start(config: DictConfig, eval_only: bool) -> tuple[torch.device, Path, DictConfig]:
+def start(config: "DictConfig", eval_only: bool) -> "tuple[torch.device, Path, DictConfig]":
     """Join the other ranks, make the output folder with its log and complete config, and seed torch.
 
     Returns the device, the folder, and the config scaled to its batch.
 
     Raises `UserError` where there is nothing to evaluate or the folder cannot be written.
     """
+    from . import distributed
+    from .config import save_config
+    from .journal import set_up_logging
+    from .paths import output_folder
+    from .solver import scale_to_batch
+    from .training import set_seed
+
     if eval_only and config.weights is None:
         raise UserError("--eval-only needs the weights to score: weights=FILE.")
     device, output_dir = distributed.init(), output_folder(config.output_dir)

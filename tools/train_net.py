@@ -12,21 +12,21 @@ from functools import partial
 
 from omegaconf import DictConfig
 
-from resnet_backbones import distributed
 from resnet_backbones.config import load_config
 from resnet_backbones.report import metrics_table, write_json
 from resnet_backbones.run import run_tool, start
-from resnet_backbones.training import fit, set_seed
 
 logger = logging.getLogger("resnet_backbones.train_net")
 
 
 def run(config: DictConfig, eval_only: bool, resume: bool) -> None:
     """The main job: data, model, training, figures, and what is left in `output_dir`."""
-    # Here, because they import torchvision, which takes a second that --help and a wrong config need not wait.
+    # Here, because torch and torchvision take seconds that --help and a wrong config need not wait.
+    from resnet_backbones import distributed
     from resnet_backbones.data import DetectionDataset, build_train_loader, check_same_classes, load_annotations
     from resnet_backbones.detectors import build_detector, describe
     from resnet_backbones.testing import DetectionTest
+    from resnet_backbones.training import fit, set_seed
 
     device, output_dir, config = start(config, eval_only)
     own, masks = config.datasets, config.detector.name == "mask_rcnn"
