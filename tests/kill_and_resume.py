@@ -23,12 +23,10 @@ from pathlib import Path
 import torch
 from conftest import ROOT, TINY, coco_overrides, write_coco
 
-STEPS = 60
 
-
-def start(folder: Path, name: str, ranks: int, *more: str) -> subprocess.Popen:
+def start(folder: Path, name: str, ranks: int, steps: int, *more: str) -> subprocess.Popen:
     settings = ["detector.name=faster_rcnn", "backbone.norm=GN", "evaluation.samples=0", "data.num_workers=1"]
-    settings += ["solver.deterministic=true", f"solver.max_iter={STEPS}", "solver.steps=[40]"]
+    settings += ["solver.deterministic=true", f"solver.max_iter={steps}", "solver.steps=[8]"]
     settings += ["solver.checkpoint_period=1"]
     launch = ["--num-gpus", str(ranks), "--config", "quickstart_mask_rcnn.yaml", *TINY]
     launch += coco_overrides(folder / "data")
@@ -48,7 +46,7 @@ def children(process: int) -> list[int]:
     return [int(child) for child in text.split()]
 
 
-def steps(folder: Path) -> int:
+def recorded(folder: Path) -> int:
     file = folder / "metrics.jsonl"
     return len(file.read_text().splitlines()) if file.is_file() else 0
 
@@ -65,8 +63,8 @@ def wait_for(condition, process: subprocess.Popen, seconds: float = 120.0) -> bo
 
 def kill(process: subprocess.Popen, folder: Path, ranks: int, k: int, rng: random.Random) -> str:
     """One kill; says what was hit."""
-    part, known = folder / ".last.pt.part", steps(folder)
-    if not wait_for(lambda: steps(folder) > known, process):
+    part, known = folder / ".last.pt.part", recorded(folder)
+    if not wait_for(lambda: recorded(folder) > known, process):
         return "nothing: it had ended"
     if k % 2:
         size = (folder / "last.pt").stat().st_size if (folder / "last.pt").exists() else 10**7
@@ -104,17 +102,17 @@ def losses(folder: Path) -> list[tuple]:
     return [(row["step"], row["loss"]) for row in rows if "loss" in row]
 
 
-def compare(folder: Path, ranks: int, kills: int, seed: int) -> bool:
+def compare(folder: Path, ranks: int, kills: int, seed: int, steps: int = 60) -> bool:
     """Whether a run that is killed so often ends like one that is not."""
     write_coco(folder / "data", 5)
-    whole = start(folder, "whole", ranks)
+    whole = start(folder, "whole", ranks, steps)
     if whole.wait():
         sys.exit((folder / "whole.log").read_text())
     rng = random.Random(seed)
     for k in range(kills):
-        process = start(folder, "killed", ranks, "--resume")
+        process = start(folder, "killed", ranks, steps, "--resume")
         print(f"kill {k + 1}: {kill(process, folder / 'killed', ranks, k, rng)}", flush=True)
-    if start(folder, "killed", ranks, "--resume").wait():
+    if start(folder, "killed", ranks, steps, "--resume").wait():
         sys.exit((folder / "killed.log").read_text()[-3000:])
     one, other = (torch.load(folder / name / "last.pt", weights_only=True) for name in ("whole", "killed"))
     return not difference(one, other) and losses(folder / "whole") == losses(folder / "killed")

@@ -175,7 +175,7 @@ def test_twenty_kills_change_nothing(tmp_path, ranks):
 
 
 def test_two_kills_change_nothing(tmp_path):
-    assert compare(tmp_path, ranks=1, kills=2, seed=0)
+    assert compare(tmp_path, ranks=1, kills=2, seed=0, steps=10)
 
 
 def test_more_gpus_than_there_are_is_one_line(tool):

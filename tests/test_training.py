@@ -1,14 +1,11 @@
 """The main job from the command line: what it leaves, how it goes on, and how it fails."""
 
 import json
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, TINY, coco_overrides, draw, save_coco, write_coco
+from conftest import TINY, coco_overrides, draw, save_coco, write_coco
 from PIL import Image
 
 from resnet_backbones.evaluation.coco import FIGURES, coco_metrics
@@ -283,27 +280,3 @@ def test_a_checkpoint_of_another_architecture(train, tmp_path):
     assert "last.pt does not fit" in one_line_error(train("--resume", "backbone.name=resnet34_fpn"))
     (tmp_path / "out/last.pt").write_bytes(b"cut")
     assert "last.pt is no checkpoint to resume from" in one_line_error(train("--resume"))
-
-
-def test_two_ranks_score_what_one_process_scores(train, tmp_path):
-    arguments = [*TINY, *coco_overrides(tmp_path / "data"), "detector.box_score_thresh=0.0"]
-    assert train("detector.box_score_thresh=0.0")[0] == 0
-    evaluation = ["--eval-only", f"weights={tmp_path}/out/last.pt"]
-    assert train("detector.box_score_thresh=0.0", *evaluation, f"output_dir={tmp_path}/one")[0] == 0
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command = [*torchrun, "tools/train_net.py", "--config", "quickstart_mask_rcnn.yaml", *arguments]
-    for more in ([*evaluation, f"output_dir={tmp_path}/two"], [f"output_dir={tmp_path}/trained"]):
-        result = subprocess.run(
-            [*command, *more],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-        )
-        assert result.returncode == 0, result.stderr
-    one, two = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("one", "two"))
-    assert one == two
-    predictions = [json.loads((tmp_path / name / "predictions.json").read_text()) for name in ("one", "two")]
-    assert [p["image_id"] for p in predictions[0]] == [p["image_id"] for p in predictions[1]]
-    assert (tmp_path / "trained/last.pt").exists()
