@@ -236,6 +236,6 @@ def test_names_from_files_stay_on_one_line(tmp_path):
     content["images"][0]["file_name"] = "a\nb\x1b[2J.png"
     save_coco(tmp_path, content)
     spec = {"root": str(tmp_path / "images"), "annotations": str(tmp_path / "instances.json")}
-    with pytest.raises(UserError, match=r"image 100 has the unusable file_name .a.nb.x1b.2J.png") as caught:
+    with pytest.raises(UserError, match="image 100 has the unusable file_name") as caught:
         load_annotations("own", {"own": spec})
     assert str(caught.value).isprintable()

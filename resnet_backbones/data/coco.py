@@ -21,7 +21,7 @@ def load_coco(name: str, root: Path, annotations: str) -> Annotations:
     Raises `UserError` naming the file and the entry for JSON that is corrupt or lacks what detection needs, duplicate
     ids, references to nothing, and images that are not in `root`.
     """
-    with _no_garbage():
+    with without_garbage_collection():
         data = parse_coco(name, root, read_json(annotations), annotations)
     check_images_exist(data)
     warn_of_skipped(data)
@@ -80,7 +80,7 @@ def read_json(path: str) -> object:
 
 
 @contextmanager
-def _no_garbage() -> Iterator[None]:
+def without_garbage_collection() -> Iterator[None]:
     """Without Python's search for cycles, which would look through millions of new objects again and again."""
     enabled = gc.isenabled()
     gc.disable()

@@ -1,0 +1,133 @@
+#!/usr/bin/env python3
+"""Set-up time and memory of a large COCO file: ours, pycocotools' in-memory COCO, and detectron2's serialised list.
+
+tools/benchmark_annotations.py [--annotations 1000000] [--workers 2] [--json FILE]
+
+Each runs in a process of its own: it reads the file, forks workers as a loader does, and each worker goes through all
+images once. Memory is what a worker has for itself (USS: its pages that no other process shares), after its first
+hundredth of the epoch and at its end.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+PER_IMAGE = 8
+
+
+def write_annotations(path: Path, count: int) -> None:
+    """COCO-like: 8 objects an image, polygons of 10 to 40 corners, 80 categories."""
+    rng = np.random.default_rng(0)
+    images = [{"id": k, "file_name": f"{k:012d}.jpg", "width": 640, "height": 480} for k in range(count // PER_IMAGE)]
+    with open(path, "w") as file:
+        categories = [{"id": k, "name": f"c{k}"} for k in range(1, 81)]
+        file.write(json.dumps({"images": images, "categories": categories})[:-1] + ', "annotations": [')
+        for k in range(count):
+            x, y = rng.integers(0, 400, 2).tolist()
+            outline = (rng.integers(0, 8000, 2 * int(rng.integers(10, 41))) / 100).round(2).tolist()
+            o = {"id": k + 1, "image_id": k // PER_IMAGE, "category_id": k % 80 + 1, "bbox": [x, y, 80, 80]}
+            file.write((", " if k else "") + json.dumps(o | {"area": 6400, "iscrowd": 0, "segmentation": [outline]}))
+        file.write("]}")
+
+
+def ours():
+    from resnet_backbones.data.coco import parse_coco, read_json, without_garbage_collection
+
+    def load(path: Path):
+        with without_garbage_collection():
+            data = parse_coco("generated", path.parent, read_json(str(path)), str(path))
+        return len(data), data.objects
+
+    return load
+
+
+def pycocotools():
+    from pycocotools.coco import COCO
+
+    def load(path: Path):
+        coco = COCO(str(path))
+        ids = list(coco.imgs)
+        return len(ids), lambda k: coco.loadAnns(coco.getAnnIds(imgIds=ids[k]))
+
+    return load
+
+
+def detectron2():
+    from detectron2.data.common import DatasetFromList
+    from detectron2.data.datasets import load_coco_json
+
+    def load(path: Path):
+        data = DatasetFromList(load_coco_json(str(path), str(path.parent)), copy=False, serialize=True)
+        return len(data), lambda k: data[k]
+
+    return load
+
+
+def own_mib() -> float:
+    """This process's unshared memory."""
+    rows = (line.split() for line in Path("/proc/self/smaps_rollup").read_text().splitlines()[1:])
+    return sum(int(row[1]) for row in rows if row[0].startswith("Private")) / 1024
+
+
+def go_through(count: int, read, results) -> None:
+    first = 0.0
+    for k in range(count):
+        read(k)
+        if k == count // 100:
+            first = own_mib()
+    results.put((first, own_mib()))
+
+
+def measure(make, path: Path, workers: int, pipe) -> None:
+    load = make()  # imports, which are not timed
+    start = time.perf_counter()
+    count, read = load(path)
+    seconds = time.perf_counter() - start
+    context = multiprocessing.get_context("fork")
+    results = context.Queue()
+    processes = [context.Process(target=go_through, args=(count, read, results)) for _ in range(workers)]
+    for process in processes:
+        process.start()
+    first, last = np.array([results.get() for _ in processes]).mean(0).tolist()
+    pipe.send({"seconds": seconds, "main_mib": own_mib(), "worker_mib_start": first, "worker_mib_end": last})
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--annotations", type=int, default=1_000_000)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--json", type=Path, help="write the figures to this file, too")
+    args = parser.parse_args(argv)
+    rows = {}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "instances.json"
+        write_annotations(path, args.annotations)
+        print(f"{args.annotations} annotations, {path.stat().st_size >> 20} MiB of JSON, {os.cpu_count()} cores")
+        for make in (ours, pycocotools, detectron2):
+            here, there = multiprocessing.Pipe()
+            job = {"target": measure, "args": (make, path, args.workers, there)}
+            process = multiprocessing.get_context("spawn").Process(**job)
+            process.start()
+            there.close()
+            try:
+                rows[make.__name__] = row = here.recv()
+            except EOFError:
+                print(f"{make.__name__:<12} not run: see the error above")
+                continue
+            growth = row["worker_mib_end"] - row["worker_mib_start"]
+            print(
+                f"{make.__name__:<12} set-up {row['seconds']:6.1f} s, main process {row['main_mib']:6.0f} MiB, a worker "
+                f"{row['worker_mib_start']:6.0f} MiB, after an epoch {row['worker_mib_end']:6.0f} MiB ({growth:+.0f})"
+            )
+    if args.json:
+        args.json.write_text(json.dumps(rows, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
