@@ -3,8 +3,8 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
-from resnet_backbones.config import SolverConfig
-from resnet_backbones.solver import build_optimizer, build_schedule
+from resnet_backbones.config import Config, SolverConfig
+from resnet_backbones.solver import build_optimizer, build_schedule, scale_to_batch
 
 
 def solver(**values):
@@ -52,3 +52,18 @@ def test_frozen_parameters_are_not_optimised():
     assert len(optimizer.param_groups[0]["params"]) == 2
     assert {(group["momentum"], group["weight_decay"]) for group in optimizer.param_groups} == {(0.8, 0.01)}
     assert isinstance(optimizer, torch.optim.SGD)
+
+
+def test_the_linear_rule_scales_rate_and_schedule_and_says_so(caplog):
+    config = OmegaConf.structured(Config)
+    reference = {"reference_batch_size": 16, "batch_size": 64, "lr": 0.02, "max_iter": 90000, "steps": [60000, 80000]}
+    config = OmegaConf.merge(config, {"solver": reference, "evaluation": {"period": 10000}})
+    with caplog.at_level("INFO", "resnet_backbones"):
+        scaled = scale_to_batch(config)
+    assert scaled.solver.lr == pytest.approx(0.08)
+    assert (scaled.solver.max_iter, scaled.solver.steps, scaled.solver.warmup_iters) == (22500, [15000, 20000], 250)
+    assert (scaled.evaluation.period, scaled.solver.checkpoint_period) == (2500, 1250)
+    assert "solver.lr scaled from 0.02 to 0.08" in caplog.text
+    assert "solver.max_iter scaled from 90000 to 22500" in caplog.text
+    unscaled = OmegaConf.merge(config, {"solver": {"reference_batch_size": None}})
+    assert scale_to_batch(unscaled) == unscaled

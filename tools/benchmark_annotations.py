@@ -88,14 +88,14 @@ def measure(make, path: Path, workers: int, pipe) -> None:
     load = make()  # imports, which are not timed
     start = time.perf_counter()
     count, read = load(path)
-    seconds = time.perf_counter() - start
+    seconds, size = time.perf_counter() - start, own_mib()
     context = multiprocessing.get_context("fork")
     results = context.Queue()
     processes = [context.Process(target=go_through, args=(count, read, results)) for _ in range(workers)]
     for process in processes:
         process.start()
     first, last = np.array([results.get() for _ in processes]).mean(0).tolist()
-    pipe.send({"seconds": seconds, "main_mib": own_mib(), "worker_mib_start": first, "worker_mib_end": last})
+    pipe.send({"seconds": seconds, "main_mib": size, "worker_mib_start": first, "worker_mib_end": last})
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -122,7 +122,7 @@ def main(argv: list[str] | None = None) -> None:
                 continue
             growth = row["worker_mib_end"] - row["worker_mib_start"]
             print(
-                f"{make.__name__:<12} set-up {row['seconds']:6.1f} s, main process {row['main_mib']:6.0f} MiB, a worker "
+                f"{make.__name__:<12} set-up {row['seconds']:6.1f} s, main {row['main_mib']:6.0f} MiB, a worker "
                 f"{row['worker_mib_start']:6.0f} MiB, after an epoch {row['worker_mib_end']:6.0f} MiB ({growth:+.0f})"
             )
     if args.json:
