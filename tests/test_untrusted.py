@@ -239,3 +239,14 @@ def test_names_from_files_stay_on_one_line(tmp_path):
     with pytest.raises(UserError, match="image 100 has the unusable file_name") as caught:
         load_annotations("own", {"own": spec})
     assert str(caught.value).isprintable()
+
+
+@pytest.mark.xfail(raises=OSError, strict=True, reason="load_coco does not ask `stays_below` yet")
+@pytest.mark.parametrize("name", ["x" * 300 + "/0.png", "a/" * 3000 + "x"])
+def test_file_names_that_no_file_can_have(tmp_path, name):
+    content = write_coco(tmp_path)
+    content["images"][0]["file_name"] = name
+    save_coco(tmp_path, content)
+    spec = {"root": str(tmp_path / "images"), "annotations": str(tmp_path / "instances.json")}
+    with pytest.raises(UserError, match="image 100"):
+        load_annotations("own", {"own": spec})
