@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Set-up time and memory of a large COCO file: ours, pycocotools' in-memory COCO, and detectron2's serialised list.
 
-tools/benchmark_annotations.py [--annotations 1000000] [--workers 2] [--json FILE]
+benchmarks/annotations.py [--annotations 1000000] [--workers 2] [--json FILE]
 
 Each runs in a process of its own: it reads the file, forks workers as a loader does, and each worker goes through all
 images once. Memory is what a worker has for itself (USS: its pages that no other process shares), after its first
