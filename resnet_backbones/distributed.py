@@ -75,21 +75,6 @@ def restarted() -> bool:
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
 
 
-def barrier() -> None:
-    if world_size() > 1:
-        dist.barrier()
-
-
-@contextmanager
-def first_on_each_machine() -> Iterator[None]:
-    """The first rank of each machine does what is inside before the others do it, who then find it done."""
-    if world_size() > 1 and local_rank() != 0:
-        total(torch.zeros(1))
-    yield
-    if world_size() > 1 and local_rank() == 0:
-        total(torch.zeros(1))
-
-
 def wrap(model: nn.Module, device: torch.device) -> nn.Module:
     """`model` whose gradients are averaged over ranks; itself where there is one rank."""
     if world_size() == 1:
