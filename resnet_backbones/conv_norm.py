@@ -24,8 +24,7 @@ def conv_norm(conv: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
         return _chain([*conv, norm], x)
     if not (_is_plain(conv) and _is_fixed(norm) and _pays(conv, norm, x)):
         return norm(conv(x))
-    if torch.is_autocast_enabled(x.device.type):
-        x = x.to(torch.get_autocast_dtype(x.device.type))
+    x = x.to(_autocast_dtype(x) or x.dtype)
     scale, shift = scale_and_shift(norm)
     if conv.bias is not None:
         shift = shift + conv.bias * scale
@@ -116,12 +115,22 @@ def _pays(conv: nn.Conv2d, norm: nn.Module, x: Tensor) -> bool:
     float16 would lose the small ones of its numbers. Without gradients a GPU is left the one kernel of a norm: the
     product takes several, and small images wait for kernels to start.
     """
-    autocast = torch.is_autocast_enabled(x.device.type)
-    dtype = torch.get_autocast_dtype(x.device.type) if autocast else conv.weight.dtype
-    if dtype == torch.half or (autocast and torch.double in (x.dtype, conv.weight.dtype)) or x.dim() != 4:
+    autocast = _autocast_dtype(x)
+    if autocast is None and x.dtype != conv.weight.dtype:
+        return False
+    if (autocast or x.dtype) == torch.half or (autocast and torch.double in (x.dtype, conv.weight.dtype)):
+        return False
+    if x.dim() != 4:
         return False
     positions = x.shape[0] * (x.shape[2] // conv.stride[0]) * (x.shape[3] // conv.stride[1])
     if positions < conv.weight[0].numel():
         return False
     wanted = (t for t in (x, conv.weight, conv.bias, norm.weight, norm.bias) if t is not None and t.requires_grad)
     return x.device.type == "cpu" or (torch.is_grad_enabled() and any(True for _ in wanted))
+
+
+def _autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """What autocast makes of x in front of a convolution, if anything."""
+    kind = x.device.type
+    enabled = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return torch.get_autocast_dtype(kind) if enabled else None

@@ -357,3 +357,9 @@ def test_names_and_values_of_the_state_dict_are_those_of_contiguous_weights(tmp_
     net(x)["p2"].sum().backward()
     weight = net.body.layer1[0].conv1.weight
     assert weight.grad.stride() == weight.stride()
+
+
+def test_wrong_dtypes_are_refused_as_by_a_convolution():
+    conv, norm = pair()
+    with pytest.raises(RuntimeError, match="type"):
+        conv_norm(conv, norm, image(torch.bfloat16))
