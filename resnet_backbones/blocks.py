@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .conv_norm import conv_norm
 from .layers import conv2d, get_norm
 from .shortcuts import build_shortcut
 
@@ -43,8 +44,8 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
-        x = F.relu_(self.bn1(self.conv1(x)))
-        x = self.bn2(self.conv2(x))
+        x = F.relu_(conv_norm(self.conv1, self.bn1, x))
+        x = conv_norm(self.conv2, self.bn2, x)
         return F.relu_(self.drop_path(self.se(x)) + shortcut)
 
 
@@ -91,7 +92,7 @@ class Bottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
-        x = F.relu_(self.bn1(self.conv1(x)))
-        x = F.relu_(self.bn2(self.conv2(x)))
-        x = self.bn3(self.conv3(x))
+        x = F.relu_(conv_norm(self.conv1, self.bn1, x))
+        x = F.relu_(conv_norm(self.conv2, self.bn2, x))
+        x = conv_norm(self.conv3, self.bn3, x)
         return F.relu_(self.drop_path(self.se(x)) + shortcut)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .conv_norm import ConvNorms
 from .errors import UserError
 from .layers import ShapeSpec, check_out_features, conv2d, get_norm
 
@@ -125,4 +126,4 @@ class FPN(nn.Module):
 
 def _conv_norm(in_channels: int, out_channels: int, kernel_size: int, norm: str) -> nn.Sequential:
     conv = conv2d(in_channels, out_channels, kernel_size, norm)
-    return nn.Sequential(conv) if norm == "none" else nn.Sequential(conv, get_norm(norm, out_channels))
+    return nn.Sequential(conv) if norm == "none" else ConvNorms(conv, get_norm(norm, out_channels))

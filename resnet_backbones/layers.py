@@ -40,8 +40,7 @@ class FrozenBatchNorm2d(nn.Module):
         if not x.requires_grad and x.dtype != torch.float64:  # one fused kernel, that of nn.BatchNorm2d
             return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
         # With gradients F.batch_norm would keep x for those of weight and bias, which nobody needs.
-        scale = self.weight * (self.running_var + self.eps).rsqrt()
-        shift = self.bias - self.running_mean * scale
+        scale, shift = scale_and_shift(self)
         return x * scale.to(x.dtype)[:, None, None] + shift.to(x.dtype)[:, None, None]
 
     def _apply(self, fn, recurse: bool = True):
@@ -67,6 +66,15 @@ class FrozenBatchNorm2d(nn.Module):
     def revert(cls, module: nn.Module) -> nn.Module:
         """Replace every FrozenBatchNorm2d in `module` (or itself) by a trainable `nn.BatchNorm2d`."""
         return _replace(module, cls, nn.BatchNorm2d)
+
+
+def scale_and_shift(norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """Per channel, in at least float32, what `norm` with its running statistics does: y = x * scale + shift."""
+    var = norm.running_var.to(torch.promote_types(norm.running_var.dtype, torch.float32))
+    scale = (var + norm.eps).rsqrt()
+    scale = scale if norm.weight is None else norm.weight * scale
+    shift = -norm.running_mean * scale if norm.bias is None else norm.bias - norm.running_mean * scale
+    return scale, shift
 
 
 def _replace(module: nn.Module, old: type | tuple[type, ...], new: type) -> nn.Module:

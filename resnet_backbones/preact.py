@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .blocks import BasicBlock, Bottleneck
+from .conv_norm import conv_norm
 from .layers import get_norm
 from .resnet import ResNet
 
@@ -30,8 +31,8 @@ class PreActBasicBlock(BasicBlock):
     def forward(self, x: Tensor) -> Tensor:
         a = x if self.bn1 is None else F.relu_(self.bn1(x))
         shortcut = x if self.downsample is None else self.downsample(a)
-        a = self.conv1(a)
-        a = self.conv2(F.relu_(self.bn2(a)))
+        a = F.relu_(conv_norm(self.conv1, self.bn2, a))
+        a = self.conv2(a)
         return self.drop_path(self.se(a)) + shortcut
 
 
@@ -48,9 +49,9 @@ class PreActBottleneck(Bottleneck):
     def forward(self, x: Tensor) -> Tensor:
         a = x if self.bn1 is None else F.relu_(self.bn1(x))
         shortcut = x if self.downsample is None else self.downsample(a)
-        a = self.conv1(a)
-        a = self.conv2(F.relu_(self.bn2(a)))
-        a = self.conv3(F.relu_(self.bn3(a)))
+        a = F.relu_(conv_norm(self.conv1, self.bn2, a))
+        a = F.relu_(conv_norm(self.conv2, self.bn3, a))
+        a = self.conv3(a)
         return self.drop_path(self.se(a)) + shortcut
 
 

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import stems
+from .conv_norm import conv_norm
 from .layers import ShapeSpec, check_out_features, get_norm, recompute
 
 # The one table of which layerN is which resM. The papers and detectors say res2 … res5, checkpoints layer1 … layer4.
@@ -66,7 +67,7 @@ class ResNet(nn.Module):
         return nn.Sequential(first, *(block(planes * block.expansion, planes, **options) for _ in range(depth - 1)))
 
     def stem(self, images: Tensor) -> Tensor:
-        return self.maxpool(F.relu_(self.bn1(self.conv1(images))))
+        return self.maxpool(F.relu_(conv_norm(self.conv1, self.bn1, images)))
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         x = self.stem(images)

@@ -3,6 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .conv_norm import ConvNorms
 from .errors import UserError, unknown
 from .layers import conv2d, get_norm
 
@@ -48,7 +49,7 @@ def build_shortcut(kind: str, in_channels: int, out_channels: int, stride: int, 
         return ZeroPad(out_channels - in_channels, stride)
     if kind == "D":
         pool = nn.Identity() if stride == 1 else nn.AvgPool2d(2, stride, ceil_mode=True, count_include_pad=False)
-        return nn.Sequential(pool, conv2d(in_channels, out_channels, 1, norm), get_norm(norm, out_channels))
+        return ConvNorms(pool, conv2d(in_channels, out_channels, 1, norm), get_norm(norm, out_channels))
     kernel_size = 3 if kind == "B3x3" and stride > 1 else 1
     conv = conv2d(in_channels, out_channels, kernel_size, norm, stride=stride)
-    return nn.Sequential(conv, get_norm(norm, out_channels))
+    return ConvNorms(conv, get_norm(norm, out_channels))

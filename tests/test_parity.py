@@ -30,7 +30,7 @@ def assert_equal_features(ours: dict, theirs: dict) -> None:
     assert list(ours) == list(theirs)
     for name, expected in theirs.items():
         error = (ours[name] - expected).abs().max() / expected.abs().max()
-        assert error <= 1e-6, f"{name}: {error}"
+        assert error <= 5e-6, f"{name}: {error}"
 
 
 @pytest.mark.parametrize(
@@ -91,10 +91,11 @@ def test_gradients_of_a_frozen_net_equal_torchvisions():
     with pytest.warns(RandomFrozenWarning):
         ours = build_backbone("resnet18", norm="FrozenBN", freeze_at=2)
     ours.load_state_dict({k: v for k, v in theirs.state_dict().items() if not k.startswith("fc.")})
-    image = torch.randn(1, 3, 64, 64)
+    ours, theirs = ours.double(), theirs.double()
+    image = torch.randn(1, 3, 64, 64, dtype=torch.double)
     ours(image)["res5"].square().mean().backward()
     IntermediateLayerGetter(theirs, {"layer4": "res5"})(image)["res5"].square().mean().backward()
     expected = dict(theirs.named_parameters())
     for name, parameter in ours.named_parameters():
         if parameter.requires_grad:
-            torch.testing.assert_close(parameter.grad, expected[name].grad, rtol=1e-4, atol=1e-7)
+            torch.testing.assert_close(parameter.grad, expected[name].grad, rtol=1e-8, atol=1e-12)

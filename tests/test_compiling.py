@@ -1,0 +1,108 @@
+"""torch.compile of a backbone: the same features and gradients, few compilations, and what must go on working."""
+
+import copy
+import logging
+
+import pytest
+import torch
+from test_parity import randomise_statistics
+from torch import nn
+
+from resnet_backbones import build_backbone
+from resnet_backbones.averaging import MovingAverage
+from resnet_backbones.compiling import compile_backbone
+
+pytestmark = pytest.mark.filterwarnings("ignore::resnet_backbones.backbones.RandomFrozenWarning")
+TRACED = "aot_eager"  # traced and differentiated as for every backend, without generating code
+
+
+@pytest.fixture(autouse=True)
+def _nothing_compiled_before():
+    torch.compiler.reset()
+    torch._dynamo.utils.counters.clear()
+
+
+def graphs() -> int:
+    return torch._dynamo.utils.counters["stats"]["unique_graphs"]
+
+
+def build() -> nn.Module:
+    net = build_backbone("resnet18_fpn", norm="FrozenBN", freeze_at=2, fpn_channels=16)
+    randomise_statistics(net)
+    return net
+
+
+def features_and_gradients(net: nn.Module, images: torch.Tensor) -> list[torch.Tensor]:
+    net.zero_grad()
+    features = net(images)
+    sum(f.square().mean() for f in features.values()).backward()
+    return [*(f.detach() for f in features.values()), *(p.grad for p in net.parameters() if p.requires_grad)]
+
+
+def assert_agree(got: list[torch.Tensor], expected: list[torch.Tensor]) -> None:
+    for one, other in zip(got, expected, strict=True):
+        assert (one - other).abs().max() <= 1e-8 * other.abs().max()
+
+
+@pytest.mark.parametrize("backend", [TRACED, pytest.param("inductor", marks=pytest.mark.slow)])
+def test_ten_sizes_are_compiled_once_each_for_training_and_evaluation(backend):
+    net = build().double()  # in which no ReLU is on in one and off in the other
+    compiled = compile_backbone(copy.deepcopy(net), backend)
+    sizes = [(64 + 17 * k, 90 + 29 * (k * 3 % 10)) for k in range(10)]
+    for size in sizes:
+        images = torch.randn(2, 3, *size, dtype=torch.double)
+        assert_agree(features_and_gradients(compiled, images), features_and_gradients(net, images))
+    trained = graphs()
+    assert trained <= 2
+    net.eval(), compiled.eval()
+    for size in sizes:
+        images = torch.randn(2, 3, *size, dtype=torch.double)
+        with torch.no_grad():
+            assert_agree(list(compiled(images).values()), list(net(images).values()))
+    assert graphs() <= trained + 2
+    compiled.train()(torch.randn(2, 3, 75, 100, dtype=torch.double))
+    assert graphs() <= trained + 2
+
+
+def test_names_weights_and_averages_are_those_of_the_net():
+    net = build()
+    names = list(net.state_dict())
+    images = torch.randn(2, 3, 64, 96)
+    compiled = compile_backbone(net, TRACED)
+    assert compiled is net
+    assert list(net.state_dict()) == names
+    with torch.no_grad():
+        before = net(images)["p2"]
+        average = MovingAverage(net, 0.5, 1)  # a deep copy
+        for parameter in net.parameters():
+            parameter.mul_(0.9)
+        changed = net(images)["p2"]
+        assert not torch.allclose(changed, before, rtol=1e-2)
+        with average.applied():
+            torch.testing.assert_close(net(images)["p2"], before)
+        net.load_state_dict(average.average.module.state_dict())
+        torch.testing.assert_close(net(images)["p2"], before)
+
+
+def test_autocast_gives_its_dtype():
+    net, images = build(), torch.randn(2, 3, 64, 96)
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        expected = net(images)["p3"]
+        got = compile_backbone(net, TRACED)(images)["p3"]
+    assert got.dtype == expected.dtype == torch.bfloat16
+    assert (got - expected).abs().max() <= 5e-2 * expected.abs().max()
+
+
+def test_a_compiler_that_fails_is_done_without_and_said_once(caplog):
+    def broken(graph, inputs):
+        raise RuntimeError("no C++ compiler\nand a long story")
+
+    torch._dynamo.register_backend(broken, name="broken")
+    net, images = build().double(), torch.randn(2, 3, 64, 96, dtype=torch.double)
+    expected = features_and_gradients(net, images)
+    compile_backbone(net, "broken")
+    with caplog.at_level(logging.WARNING, "resnet_backbones"):
+        assert_agree(features_and_gradients(net, images), expected)
+        net.eval()(images)
+    (line,) = [r.getMessage() for r in caplog.records if r.name == "resnet_backbones.compiling"]
+    assert line == "torch.compile failed, so the backbone runs without it: no C++ compiler"

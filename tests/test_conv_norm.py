@@ -1,0 +1,365 @@
+"""Convolution and fixed norm as one, against the two one after the other; and in channels_last."""
+
+import copy
+import pickle
+import threading
+
+import pytest
+import torch
+import torch.nn.functional as F
+from test_parity import randomise_statistics
+from torch import nn
+
+from resnet_backbones import FrozenBatchNorm2d, build_backbone
+from resnet_backbones.conv_norm import ConvNorms, conv_norm
+
+pytestmark = pytest.mark.filterwarnings("ignore::resnet_backbones.backbones.RandomFrozenWarning")
+CHANNELS_LAST = torch.channels_last
+
+
+def pair(frozen: bool = True, **options) -> tuple[nn.Conv2d, nn.Module]:
+    """A convolution of 8 to 16 channels and its norm, with a trained net's statistics."""
+    conv = nn.Conv2d(8, 16, **{"kernel_size": 3, "padding": 1, "bias": False} | options)
+    norm = nn.BatchNorm2d(16).eval()
+    randomise_statistics(norm)
+    return conv, FrozenBatchNorm2d.convert(norm) if frozen else norm
+
+
+def image(dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.randn(2, 8, 20, 24, dtype=dtype)
+
+
+class ConvolutionsSeen(torch.utils._python_dispatch.TorchDispatchMode):
+    """Records the weights that convolutions are called with."""
+
+    def __enter__(self):
+        self.weights = []
+        return super().__enter__()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function is torch.ops.aten.convolution.default:
+            self.weights.append(args[1])
+        return function(*args, **kwargs or {})
+
+
+def is_folded(conv: nn.Module, norm: nn.Module, x: torch.Tensor) -> bool:
+    with ConvolutionsSeen() as seen:
+        conv_norm(conv, norm, x)
+    (weight,) = seen.weights
+    return not torch.equal(weight.float(), conv.weight.detach().to(weight.dtype).float())
+
+
+def assert_close(actual: torch.Tensor, expected: torch.Tensor, tolerance: float = 1e-5) -> None:
+    assert actual.dtype == expected.dtype
+    assert (actual - expected).abs().max() <= tolerance * expected.abs().max()
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"bias": True}, {"groups": 4}, {"dilation": 2, "padding": 2}, {"stride": 2}, {"kernel_size": 1, "padding": 0}],
+)
+def test_outputs_and_all_gradients_are_those_of_the_two(frozen, options):
+    conv, norm = pair(frozen, **options)
+    assert is_folded(conv, norm, image())
+    wanted = [image().requires_grad_(), *conv.parameters(), *norm.parameters()]
+    as_one, as_two = conv_norm(conv, norm, wanted[0]), norm(conv(wanted[0]))
+    assert_close(as_one, as_two)
+    direction = torch.randn_like(as_two)
+    for got, expected in zip(*(torch.autograd.grad(y, wanted, direction) for y in (as_one, as_two)), strict=True):
+        assert_close(got, expected)
+
+
+def test_second_derivatives_are_right():
+    conv, norm = pair(frozen=False)
+    conv, norm = conv.double(), norm.double()
+    x = image(torch.double)[:1, :, :9, :9].requires_grad_()
+
+    def one(x, weight, bias):
+        return torch.func.functional_call(Both(conv, norm), {"conv.weight": weight, "norm.bias": bias}, (x,))
+
+    assert torch.autograd.gradgradcheck(one, (x, conv.weight, norm.bias), fast_mode=True)
+
+
+class Both(nn.Module):
+    def __init__(self, conv: nn.Module, norm: nn.Module) -> None:
+        super().__init__()
+        self.conv, self.norm = conv, norm
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return conv_norm(self.conv, self.norm, x)
+
+
+def test_only_wanted_gradients_are_taken():
+    conv, norm = pair()
+    conv.requires_grad_(False)
+    x = image().requires_grad_()
+    conv_norm(conv, norm, x).sum().backward()
+    assert x.grad is not None
+    assert conv.weight.grad is None
+
+
+def replace_weight(conv, norm):
+    conv.weight = nn.Parameter(conv.weight.detach() * 2)
+
+
+def load_other(conv, norm):
+    conv.load_state_dict({"weight": torch.randn_like(conv.weight)})
+    norm.load_state_dict({k: torch.rand_like(v) + 0.5 for k, v in norm.state_dict().items()})
+
+
+def optimise(optimizer, **options):
+    def step(conv, norm):
+        conv.weight.requires_grad_().grad = torch.randn_like(conv.weight)
+        optimizer([conv.weight], lr=0.1, **options).step()
+
+    return step
+
+
+def move(conv, norm):
+    for module in (conv, norm):
+        module.half().float().double().float().to(memory_format=CHANNELS_LAST)
+    conv.weight.data.neg_()
+
+
+CHANGES = {
+    "weights loaded": load_other,
+    "parameter replaced": replace_weight,
+    "data replaced": lambda conv, norm: setattr(conv.weight, "data", conv.weight.data * 3),
+    "data written to, which bumps no version": lambda conv, norm: conv.weight.data.mul_(0.5),
+    "one number written to": lambda conv, norm: conv.weight.data.view(-1)[77:78].add_(5),
+    "written through numpy": lambda conv, norm: conv.weight.detach().numpy().fill(0.25),
+    "norm's buffer written to": lambda conv, norm: norm.running_var.data.mul_(4),
+    "norm's buffer replaced": lambda conv, norm: setattr(norm, "bias", norm.bias + 1),
+    "eps changed": lambda conv, norm: setattr(norm, "eps", 0.5),
+    "moved and cast": move,
+    "made trainable and stepped": optimise(torch.optim.SGD, momentum=0.9),
+    "stepped by a foreach optimiser": optimise(torch.optim.AdamW, foreach=True),
+    "stepped by a fused optimiser": optimise(torch.optim.SGD, fused=True),
+    "stride changed": lambda conv, norm: setattr(conv, "stride", (2, 2)),
+}
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
+def test_what_was_changed_since_the_last_call_counts(change, mode):
+    conv, norm = pair()
+    conv.requires_grad_(False)
+    x = image()
+    with mode():
+        before = conv_norm(conv, norm, x)
+    change(conv, norm)
+    with mode():
+        after = conv_norm(conv, norm, x)
+        assert_close(after.detach(), norm(conv(x)).detach())
+    assert after.shape != before.shape or not torch.allclose(after, before, rtol=1e-3)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda module: pickle.loads(pickle.dumps(module))])
+def test_copies_go_their_own_way(copied):
+    conv, norm = pair()
+    x = image()
+    with torch.no_grad():
+        expected = conv_norm(conv, norm, x)
+        other = copied(Both(conv, norm))
+        assert torch.equal(other(x), expected)
+        other.conv.weight.data.zero_()
+        assert torch.equal(conv_norm(conv, norm, x), expected)
+        assert_close(other(x), norm(torch.zeros_like(expected)))
+
+
+def test_convert_and_revert_between_the_norms():
+    net = ConvNorms(*pair(frozen=False))
+    x = image()
+    expected = net(x).detach()
+    assert_close(FrozenBatchNorm2d.convert(net)(x).detach(), expected)
+    assert_close(FrozenBatchNorm2d.revert(net).eval()(x).detach(), expected)
+    with torch.no_grad():  # in training BN normalises by the batch
+        assert_close(net.train()(x), F.batch_norm(net[0](x), None, None, net[1].weight, net[1].bias, True))
+
+
+def test_threads_do_not_disturb_each_other():
+    nets = [ConvNorms(*pair()) for _ in range(4)]
+    x, results = image(), {}
+    with torch.no_grad():
+        expected = [norm(conv(x)) for conv, norm in nets]
+
+    @torch.no_grad()
+    def call(k):
+        results[k] = [nets[k](x) for _ in range(20)]
+
+    threads = [threading.Thread(target=call, args=(k,)) for k in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for k, outputs in results.items():
+        for output in outputs:
+            assert_close(output, expected[k])
+
+
+def batch_of_statistics() -> nn.Module:
+    return nn.BatchNorm2d(16, track_running_stats=False).eval()
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [
+        lambda: nn.BatchNorm2d(16).train(),
+        batch_of_statistics,
+        lambda: nn.GroupNorm(4, 16),
+        nn.Identity,
+        lambda: nn.InstanceNorm2d(16),
+    ],
+)
+def test_norms_of_the_batch_are_called_as_they_are(norm):
+    conv, norm = pair()[0], norm()
+    x, other = image(), copy.deepcopy(norm)
+    assert torch.equal(conv_norm(conv, norm, x), other(conv(x)))
+    for name, buffer in other.named_buffers():
+        assert torch.equal(buffer, norm.get_buffer(name))
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_synced_norms_and_those_without_affine(affine):
+    conv, norm = pair()[0], nn.SyncBatchNorm(16, affine=affine).eval()
+    nn.init.uniform_(norm.running_var, 0.5, 1.5)
+    assert is_folded(conv, norm, image())
+    x = image()
+    assert_close(conv_norm(conv, norm, x).detach(), norm(conv(x)).detach())
+
+
+@pytest.mark.parametrize("hook", ["register_forward_hook", "register_forward_pre_hook", "register_full_backward_hook"])
+@pytest.mark.parametrize("on", [0, 1])
+def test_hooks_see_every_call(hook, on):
+    modules, calls = pair(), []
+    getattr(modules[on], hook)(lambda *_: calls.append(1))
+    x = image().requires_grad_()
+    conv_norm(*modules, x).sum().backward()
+    assert calls == [1]
+
+
+def test_parametrised_quantised_and_padded_convolutions_are_called_as_they_are():
+    for change in (nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm):
+        conv, norm = pair()
+        change(conv)
+        conv.eval()
+        x = image()
+        assert torch.equal(conv_norm(conv, norm, x), norm(conv(x)))
+    conv, norm = pair(padding_mode="reflect")
+    assert torch.equal(conv_norm(conv, norm, x), norm(conv(x)))
+    conv, norm = pair(padding="same")
+    assert torch.equal(conv_norm(conv, norm, x), norm(conv(x)))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.half])
+@pytest.mark.parametrize("frozen", [True, False])
+def test_autocast_gives_its_dtype_and_float32_gradients(dtype, frozen):
+    conv, norm = pair(frozen)
+    x = image()
+    with torch.autocast("cpu", dtype):
+        y, expected = conv_norm(conv, norm, x), norm(conv(x))
+    assert_close(y.detach(), expected.detach(), 2e-2)
+    y.float().square().mean().backward()
+    got, conv.weight.grad = conv.weight.grad, None
+    norm(conv(x)).square().mean().backward()
+    assert_close(got, conv.weight.grad, 3e-2)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), {torch.bfloat16: 2e-2, torch.half: 1e-2, torch.double: 1e-12}.items())
+def test_models_of_other_dtypes(dtype, tolerance):
+    conv, norm = pair()
+    expected = norm(conv(x := image())).detach()
+    if dtype == torch.double:
+        expected = norm.double()(conv.double()(x.double())).detach()
+    y = conv_norm(conv.to(dtype), norm.to(dtype), x.to(dtype)).detach()
+    assert y.dtype == dtype
+    assert (y.double() - expected.double()).abs().max() <= tolerance * expected.abs().max()
+
+
+def test_batched_and_functional_gradients():
+    conv, norm = pair()
+    both, weights = Both(conv, norm), {"conv.weight": torch.randn(3, *conv.weight.shape)}
+    x = image()
+    stacked = torch.func.vmap(lambda w: torch.func.functional_call(both, w, (x,)))(weights)
+    for k, weight in enumerate(weights["conv.weight"]):
+        expected = norm(F.conv2d(x, weight, padding=1))
+        assert_close(stacked[k], expected)
+    grads = torch.func.grad(lambda w: torch.func.functional_call(both, w, (x,)).square().mean())
+    one = {"conv.weight": conv.weight.detach()}
+    norm(conv(x)).square().mean().backward()
+    assert_close(grads(one)["conv.weight"], conv.weight.grad)
+
+
+FAMILIES = [
+    ("resnet18", {}), ("resnet50", {"stride_in_1x1": True}), ("resnext50_32x4d", {}), ("preact_resnet50", {}),
+    ("seresnet18", {}), ("resnet18d", {"output_stride": 16}), ("plain18", {}), ("cifar_resnet20", {}),
+    ("resnet50", {"deform_on": ["res5"]}), ("resnet18_fpn", {"fpn_norm": "FrozenBN"}),
+    ("resnet18", {"checkpoint_stages": ["res4"]}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("norm", ["FrozenBN", "BN"])
+@pytest.mark.parametrize(("name", "options"), FAMILIES)
+def test_whole_nets_give_the_features_and_gradients_of_plain_calls(name, options, norm):
+    net = build_backbone(name, norm="BN", **options)
+    randomise_statistics(net)
+    net = (FrozenBatchNorm2d.convert(net) if norm == "FrozenBN" else net).eval().double()
+    x = torch.randn(2, 3, 64, 96, dtype=torch.double)  # in which no ReLU is on in one and off in the other
+    results = []
+    for plain in (False, True):
+        hooks = [m.register_forward_pre_hook(lambda *_: None) for m in net.modules() if plain]  # as they are
+        net.zero_grad()
+        features = net(x)
+        sum((f / f.detach().std()).square().mean() for f in features.values()).backward()
+        results.append([*(f.detach() for f in features.values()), *(p.grad for p in net.parameters())])
+        for hook in hooks:
+            hook.remove()
+    for got, expected in zip(*results, strict=True):
+        assert_close(got, expected, 1e-9)
+
+
+def test_frozen_stages_keep_nothing_for_the_backward_pass():
+    net = build_backbone("resnet18", norm="FrozenBN", freeze_at=2)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(kept.append, lambda t: t):
+        x = net.layer1(net.stem(torch.randn(1, 3, 64, 64)))
+    assert kept == []
+    assert not x.requires_grad
+
+
+def test_neither_products_nor_outputs_of_the_norm_are_kept():
+    net = build_backbone("resnet18", norm="FrozenBN")
+    kept = {}
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t: kept.update({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes()}) or t, lambda t: t
+    ):
+        features = net(torch.randn(1, 3, 256, 256))
+    weights = {p.untyped_storage().data_ptr() for p in net.parameters()}
+    # ReLUs' outputs, two of each of eight blocks, the stem's, and what the pool kept; a little for the scales.
+    units = 2 * 2 * sum(f[0].numel() for f in features.values()) * 4
+    stem = 4 * 64 * (128 * 128 + 3 * 64 * 64) + 4 * 3 * 256 * 256
+    assert sum(size for p, size in kept.items() if p not in weights) <= units + stem + 2e5
+
+
+def test_names_and_values_of_the_state_dict_are_those_of_contiguous_weights(tmp_path):
+    net = build_backbone("resnet18_fpn", fpn_channels=16)
+    assert net.body.layer1[0].conv1.weight.is_contiguous(memory_format=CHANNELS_LAST)
+    plain = copy.deepcopy(net).to(memory_format=torch.contiguous_format)
+    x = torch.randn(1, 3, 64, 64)
+    torch.save(plain.state_dict(), tmp_path / "plain.pth")
+    net.load_state_dict(torch.load(tmp_path / "plain.pth", weights_only=True))
+    plain.load_state_dict(net.state_dict())
+    assert net.body.layer1[0].conv1.weight.is_contiguous(memory_format=CHANNELS_LAST)
+    for name, feature in net.eval()(x).items():
+        assert feature.shape[2] < 2 or feature.is_contiguous(memory_format=CHANNELS_LAST)
+        assert_close(feature.detach(), plain.eval()(x)[name].detach())
+    net(x)["p2"].sum().backward()
+    weight = net.body.layer1[0].conv1.weight
+    assert weight.grad.stride() == weight.stride()
+
+
+def test_wrong_dtypes_are_refused_as_by_a_convolution():
+    conv, norm = pair()
+    with pytest.raises(RuntimeError, match="type"):
+        conv_norm(conv, norm, image(torch.bfloat16))
