@@ -16,12 +16,12 @@ from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
-from torchvision.ops import MultiScaleRoIAlign
 
 from ..preprocessing import detector_preprocessing
 from .dense import fcos, retinanet
 from .draws import ANCHORS, ROIS
 from .features import head_features
+from .roi_align import PyramidRoIAlign
 from .sampling import SeededRoIHeads, SeededSampler, ShardedRCNN
 from .transform import ImageTransform
 
@@ -109,7 +109,7 @@ def faster_rcnn(
         score_thresh=rpn_score_thresh,
     )
     roi_heads = SeededRoIHeads(
-        MultiScaleRoIAlign(roi_levels, output_size=box_pool_size, sampling_ratio=2),
+        PyramidRoIAlign({level: shapes[level].stride for level in roi_levels}, box_pool_size),
         head,
         FastRCNNPredictor(head_width, num_classes + 1),
         box_fg_iou_thresh,
@@ -148,13 +148,14 @@ def mask_rcnn(
     """
     model = faster_rcnn(backbone, num_classes, **settings)
     heads = model.roi_heads
-    heads.mask_roi_pool = MultiScaleRoIAlign(
-        heads.box_roi_pool.featmap_names, output_size=mask_pool_size, sampling_ratio=2
+    shapes = backbone.output_shape()
+    heads.mask_roi_pool = PyramidRoIAlign(
+        {level: shapes[level].stride for level in heads.box_roi_pool.featmap_names}, mask_pool_size
     )
     if isinstance(heads.box_head, StageHead):
         heads.mask_head, channels = heads.box_head.stage, heads.box_predictor.cls_score.in_features
     else:
-        channels = backbone.output_shape()[heads.box_roi_pool.featmap_names[0]].channels
+        channels = shapes[heads.box_roi_pool.featmap_names[0]].channels
         heads.mask_head = MaskRCNNHeads(channels, [mask_head_width] * mask_head_depth, dilation=1)
         channels = mask_head_width
     heads.mask_predictor = MaskRCNNPredictor(channels, mask_head_width, num_classes + 1)
