@@ -44,9 +44,9 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
-        x = F.relu_(conv_norm(self.conv1, self.bn1, x))
+        x = conv_norm(self.conv1, self.bn1, x, relu=True)
         x = conv_norm(self.conv2, self.bn2, x)
-        return F.relu_(self.drop_path(self.se(x)) + shortcut)
+        return F.relu_(self.drop_path(self.se(x)).add_(shortcut))
 
 
 class Bottleneck(nn.Module):
@@ -92,7 +92,7 @@ class Bottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
-        x = F.relu_(conv_norm(self.conv1, self.bn1, x))
-        x = F.relu_(conv_norm(self.conv2, self.bn2, x))
+        x = conv_norm(self.conv1, self.bn1, x, relu=True)
+        x = conv_norm(self.conv2, self.bn2, x, relu=True)
         x = conv_norm(self.conv3, self.bn3, x)
-        return F.relu_(self.drop_path(self.se(x)) + shortcut)
+        return F.relu_(self.drop_path(self.se(x)).add_(shortcut))

@@ -7,28 +7,25 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .layers import FrozenBatchNorm2d, scale_and_shift
+from .scaled_conv import scaled_conv
+from .sync_bn import SyncBatchNorm
 
 
-def conv_norm(conv: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
-    """norm(conv(x)); one convolution conv(x, weight * scale, shift) where `norm` is y = x * scale + shift.
+def conv_norm(conv: nn.Module, norm: nn.Module, x: Tensor, relu: bool = False) -> Tensor:
+    """norm(conv(x)), with `relu` behind it: relu(norm(conv(x))).
 
-    That is FrozenBN, and BN or SyncBN in evaluation. Gradients go through the product to all that wants them. Nothing
-    is kept from call to call, so that no weights can be out of date: the product is made anew, where it is smaller than
-    the result that `norm` would otherwise pass over, so it costs next to nothing.
+    Where `norm` is y = x * scale + shift, the three are one convolution conv(x, weight * scale, shift). That is
+    FrozenBN, and BN or SyncBN in evaluation. Gradients go through the product to all that wants them.
 
     What has hooks, is parametrised, traced or compiled is called as it is (a compiler fuses by itself).
     """
-    if _is_traced(x) or _is_called(conv) or _is_called(norm):
-        return norm(conv(x))
-    if isinstance(conv, ConvNorms):
-        return _chain([*conv, norm], x)
-    if not (_is_plain(conv) and _is_fixed(norm) and _pays(conv, norm, x)):
-        return norm(conv(x))
-    x = x.to(_autocast_dtype(x) or x.dtype)
-    scale, shift = scale_and_shift(norm)
-    if conv.bias is not None:
-        shift = shift + conv.bias * scale
-    return _ScaledConv.apply(x, conv.weight, scale, shift, conv.stride, conv.padding, conv.dilation, conv.groups)
+    if not _is_traced(x) and not _is_called(conv) and not _is_called(norm):
+        if isinstance(conv, ConvNorms):
+            return _chain([*conv, norm, *([nn.ReLU(inplace=True)] if relu else [])], x)
+        if _is_plain(conv) and _is_fixed(norm) and _pays(conv, norm, x):
+            return scaled_conv(conv, *scale_and_shift(norm), x.to(_autocast_dtype(x) or x.dtype), relu)
+    y = norm(conv(x))
+    return F.relu_(y) if relu else y
 
 
 class ConvNorms(nn.Sequential):
@@ -43,49 +40,16 @@ def _chain(modules: Iterable[nn.Module], x: Tensor) -> Tensor:
     while rest:
         module = rest.pop(0)
         followed = isinstance(module, nn.Conv2d) and rest and isinstance(rest[0], NORMS)
-        x = conv_norm(module, rest.pop(0), x) if followed else module(x)
+        if followed:
+            norm, relu = rest.pop(0), bool(rest) and isinstance(rest[0], nn.ReLU)
+            x = conv_norm(module, norm, x, relu)
+            rest = rest[relu:]
+        else:
+            x = module(x)
     return x
 
 
-class _ScaledConv(torch.autograd.Function):
-    """conv(x, weight * scale) + shift, that keeps no product for the backward pass but makes it again."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x, weight, scale, shift, stride, padding, dilation, groups):
-        return F.conv2d(x, _product(weight, scale, x), shift.to(x.dtype), stride, padding, dilation, groups)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        x, weight, scale, _, *ctx.options = inputs
-        ctx.save_for_backward(x, weight, scale)
-
-    @staticmethod
-    def backward(ctx, grad):
-        x, weight, scale = ctx.saved_tensors
-        of_x, of_weight, of_scale, of_shift = ctx.needs_input_grad[:4]
-        stride, padding, dilation, groups = ctx.options
-        grad_x, grad_product, grad_shift = torch.ops.aten.convolution_backward(
-            *(grad, x, _product(weight, scale, x), [len(scale)], stride, padding, dilation, False, [0, 0], groups),
-            (of_x, of_weight or of_scale, of_shift),
-        )
-        grad_weight = grad_scale = None
-        if of_scale:
-            grad_scale = (grad_product.to(scale.dtype) * weight).sum((1, 2, 3))
-        if of_weight:
-            scale = scale[:, None, None, None]
-            in_place = grad_product.dtype == scale.dtype and not torch.is_grad_enabled()
-            grad_weight = (grad_product.mul_(scale) if in_place else grad_product * scale).to(weight.dtype)
-        return grad_x, grad_weight, grad_scale, grad_shift, None, None, None, None
-
-
-def _product(weight: Tensor, scale: Tensor, x: Tensor) -> Tensor:
-    """In at least float32, then in the dtype of x."""
-    return (weight * scale[:, None, None, None]).to(x.dtype)
-
-
-NORMS = (FrozenBatchNorm2d, nn.BatchNorm2d, nn.SyncBatchNorm)
+NORMS = (FrozenBatchNorm2d, nn.BatchNorm2d, nn.SyncBatchNorm, SyncBatchNorm)
 
 
 def _is_fixed(norm: nn.Module) -> bool:
@@ -95,8 +59,9 @@ def _is_fixed(norm: nn.Module) -> bool:
 
 
 def _is_plain(conv: nn.Module) -> bool:
-    """Not deformable, quantised or parametrised, all of which are other classes."""
-    return type(conv) is nn.Conv2d and conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
+    """Not deformable, quantised, parametrised or sharded, all of which have other classes."""
+    zeros = type(conv) is nn.Conv2d and conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
+    return zeros and type(conv.weight) in (Tensor, nn.Parameter)
 
 
 def _is_called(module: nn.Module) -> bool:
@@ -106,14 +71,16 @@ def _is_called(module: nn.Module) -> bool:
 
 
 def _is_traced(x: Tensor) -> bool:
-    return torch.compiler.is_compiling() or torch.jit.is_tracing() or not isinstance(x, Tensor)  # torch.fx's proxy
+    if type(x) not in (Tensor, nn.Parameter) or x.is_meta:  # such as torch.fx's proxy
+        return True
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
 def _pays(conv: nn.Conv2d, norm: nn.Module, x: Tensor) -> bool:
-    """Whether the product is smaller than the result, and is in floats that hold it.
+    """Whether the product is smaller than the result, or kept, and is in floats that hold it.
 
-    float16 would lose the small ones of its numbers. Without gradients a GPU is left the one kernel of a norm: the
-    product takes several, and small images wait for kernels to start.
+    float16 would lose the small ones of its numbers. Without gradients a GPU is left the one kernel of a norm: cuDNN
+    takes one to add the shift, too.
     """
     autocast = _autocast_dtype(x)
     if autocast is None and x.dtype != conv.weight.dtype:
@@ -122,11 +89,11 @@ def _pays(conv: nn.Conv2d, norm: nn.Module, x: Tensor) -> bool:
         return False
     if x.dim() != 4:
         return False
+    trains = torch.is_grad_enabled() and any(p.requires_grad for p in (*conv.parameters(), *norm.parameters()))
+    if not trains:
+        return x.device.type == "cpu"
     positions = x.shape[0] * (x.shape[2] // conv.stride[0]) * (x.shape[3] // conv.stride[1])
-    if positions < conv.weight[0].numel():
-        return False
-    wanted = (t for t in (x, conv.weight, conv.bias, norm.weight, norm.bias) if t is not None and t.requires_grad)
-    return x.device.type == "cpu" or (torch.is_grad_enabled() and any(True for _ in wanted))
+    return positions >= conv.weight[0].numel()
 
 
 def _autocast_dtype(x: Tensor) -> torch.dtype | None:

@@ -155,6 +155,18 @@ def check_out_features(out_features: Sequence[str], valid: Sequence[str]) -> lis
     return [feature for feature in valid if feature in out_features]
 
 
+def with_gradient_in_its_format(x: Tensor) -> Tensor:
+    """A feature whose gradient comes in the feature's memory format, whatever a loss makes of it.
+
+    Gradients of several formats are added an element at a time, which costs up to a tenth of a training step.
+    """
+    if torch.compiler.is_compiling() or not x.requires_grad or not x.is_contiguous(memory_format=torch.channels_last):
+        return x
+    feature = x.view_as(x)
+    feature.register_hook(lambda gradient: gradient.contiguous(memory_format=torch.channels_last))
+    return feature
+
+
 def recompute(stage: nn.Module, x: Tensor) -> Tensor:
     """stage(x) that keeps no activations: they are computed again in the backward pass, BN's statistics only once."""
     return checkpoint(stage, x, use_reentrant=False, context_fn=lambda: (nullcontext(), _still_statistics(stage)))

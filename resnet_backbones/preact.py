@@ -31,7 +31,7 @@ class PreActBasicBlock(BasicBlock):
     def forward(self, x: Tensor) -> Tensor:
         a = x if self.bn1 is None else F.relu_(self.bn1(x))
         shortcut = x if self.downsample is None else self.downsample(a)
-        a = F.relu_(conv_norm(self.conv1, self.bn2, a))
+        a = conv_norm(self.conv1, self.bn2, a, relu=True)
         a = self.conv2(a)
         return self.drop_path(self.se(a)) + shortcut
 
@@ -49,8 +49,8 @@ class PreActBottleneck(Bottleneck):
     def forward(self, x: Tensor) -> Tensor:
         a = x if self.bn1 is None else F.relu_(self.bn1(x))
         shortcut = x if self.downsample is None else self.downsample(a)
-        a = F.relu_(conv_norm(self.conv1, self.bn2, a))
-        a = F.relu_(conv_norm(self.conv2, self.bn3, a))
+        a = conv_norm(self.conv1, self.bn2, a, relu=True)
+        a = conv_norm(self.conv2, self.bn3, a, relu=True)
         a = self.conv3(a)
         return self.drop_path(self.se(a)) + shortcut
 

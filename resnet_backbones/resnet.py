@@ -3,12 +3,11 @@
 from collections.abc import Callable, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import stems
 from .conv_norm import conv_norm
-from .layers import ShapeSpec, check_out_features, get_norm, recompute
+from .layers import ShapeSpec, check_out_features, get_norm, recompute, with_gradient_in_its_format
 
 # The one table of which layerN is which resM. The papers and detectors say res2 … res5, checkpoints layer1 … layer4.
 LAYERS = {"res2": "layer1", "res3": "layer2", "res4": "layer3", "res5": "layer4"}
@@ -67,7 +66,7 @@ class ResNet(nn.Module):
         return nn.Sequential(first, *(block(planes * block.expansion, planes, **options) for _ in range(depth - 1)))
 
     def stem(self, images: Tensor) -> Tensor:
-        return self.maxpool(F.relu_(conv_norm(self.conv1, self.bn1, images)))
+        return self.maxpool(conv_norm(self.conv1, self.bn1, images, relu=True))
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         x = self.stem(images)
@@ -76,7 +75,7 @@ class ResNet(nn.Module):
             stage = getattr(self, LAYERS[feature])
             again = feature in self.checkpointed and torch.is_grad_enabled()
             features[feature] = x = recompute(stage, x) if again else stage(x)
-        return {name: features[name] for name in self.out_features}
+        return {name: with_gradient_in_its_format(features[name]) for name in self.out_features}
 
     def output_shape(self) -> dict[str, ShapeSpec]:
         return {name: self.shapes[name] for name in self.out_features}

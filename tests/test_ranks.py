@@ -61,7 +61,7 @@ def data(tmp_path) -> Path:
     ("detector", "lr"),
     [
         (["detector.name=retinanet", "backbone.out_features=[p3,p4,p5,p6,p7]"], 0.01),
-        (["detector.name=fcos", "backbone.out_features=[p3,p4,p5,p6,p7]", "backbone.fpn_channels=64"], 1e-4),
+        (["detector.name=fcos", "backbone.out_features=[p3,p4,p5,p6,p7]", "backbone.fpn_channels=64"], 1e-5),
         (["detector.name=faster_rcnn", "detector.min_size=[48,56,64]"], 1e-5),
         (["detector.name=mask_rcnn", *ALL_TAKEN], 1e-5),
     ],
