@@ -19,6 +19,8 @@ def conv_norm(conv: nn.Module, norm: nn.Module, x: Tensor, relu: bool = False) -
 
     What has hooks, is parametrised, traced or compiled is called as it is (a compiler fuses by itself).
     """
+    if torch.compiler.is_compiling() and isinstance(conv, nn.Conv2d) and _is_plain(conv) and _is_fixed(norm):
+        return scaled_conv(conv, *scale_and_shift(norm), x, relu)
     if not _is_traced(x) and not _is_called(conv) and not _is_called(norm):
         if isinstance(conv, ConvNorms):
             return _chain([*conv, norm, *([nn.ReLU(inplace=True)] if relu else [])], x)
