@@ -6,6 +6,7 @@ import struct
 import tarfile
 import zipfile
 from collections import OrderedDict
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,12 +16,14 @@ from conftest import save_coco, write_coco, write_voc
 from resnet_backbones.config import load_config
 from resnet_backbones.data import load_annotations
 from resnet_backbones.data.files import scan_tar
+from resnet_backbones.data.imagenet import load_images
 from resnet_backbones.data.masks import decode_mask
 from resnet_backbones.data.shards import ShardImages
+from resnet_backbones.data.voc import load_voc
 from resnet_backbones.data.xml import parse_xml
 from resnet_backbones.errors import UserError
 from resnet_backbones.evaluation.coco import coco_metrics
-from resnet_backbones.paths import stays_below
+from resnet_backbones.paths import output_folder, stays_below
 from resnet_backbones.weights import read_checkpoint
 from resnet_backbones.weights.reading import load_torch
 
@@ -51,6 +54,41 @@ def test_names_that_leave_the_data_set(tmp_path, name):
     spec = {"own": {"format": "voc", "root": str(tmp_path), "split": "train"}}
     with pytest.raises(UserError, match=r"train.txt: image .* leaves the data set's folder"):
         load_annotations("own", spec)
+
+
+@pytest.mark.parametrize("split", ["../../../train", "/etc/train", "x" * 300, "a/" * 3000 + "a", "\0", "\ud800"])
+def test_splits_that_leave_the_data_set(tmp_path, split):
+    write_voc(tmp_path / "own", {"a": [("dog", (1, 1, 9, 9), 0)]})
+    (tmp_path / "train.txt").write_text("a\n")
+    with pytest.raises(UserError, match=r"Data set own: split .* leaves .*own/ImageSets/Main; name a list"):
+        load_voc("own", tmp_path / "own", split)
+
+
+@pytest.mark.parametrize("root", ["x" * 300, "a/" * 3000, "a\0b", "\ud800", "~nobody-of-that-name"])
+def test_folders_that_cannot_be(tmp_path, monkeypatch, root):
+    monkeypatch.chdir(tmp_path)
+    write_coco(tmp_path)
+    with pytest.raises(UserError, match="train.txt does not exist. Splits there: none"):
+        load_voc("own", Path(root), "train")
+    for kind, more in {"voc": {"split": "train"}, "coco": {"annotations": "instances.json"}}.items():
+        with pytest.raises(UserError, match="Data set own is not there"):
+            load_annotations("own", {"own": {"format": kind, "root": root, **more}})
+    with pytest.raises(UserError, match="Data set own is not there"):
+        load_annotations("own", {"own": {"root": "images", "annotations": root}})
+    with pytest.raises(UserError, match="The folder or tar of images"):
+        load_images(root, "train")
+    if not root.startswith("~"):
+        with pytest.raises(UserError, match="Data set own cannot be drawn in"):
+            load_annotations("own", {"own": {"format": "shapes", "root": root, "split": "val"}})
+        with pytest.raises(UserError, match="The output_dir .* cannot be written"):
+            output_folder(root)
+
+
+def test_a_long_list_with_a_repeated_name_is_refused_at_once(tmp_path):
+    write_voc(tmp_path, {"a": [("dog", (1, 1, 9, 9), 0)]})
+    (tmp_path / "ImageSets/Main/train.txt").write_text("\n".join(map(str, range(200_000))) + "\n7\n")
+    with pytest.raises(UserError, match="image 7 is listed twice"):
+        load_voc("own", tmp_path, "train")
 
 
 def doubled(start: str, template: str) -> str:

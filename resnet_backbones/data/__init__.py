@@ -84,7 +84,7 @@ def load_annotations(name: str, own: Mapping[str, Mapping[str, Any]] | None = No
             raise UserError(f"{where}: the {kind} format takes no {key!r}.")
     if kind != "shapes":
         for path in (row["root"], row.get("annotations", row["root"])):
-            if "://" not in path and not Path(path).exists():
+            if "://" not in path and not os.path.exists(path):
                 remedy = (
                     f"correct {where} in the config"
                     if name in own

@@ -73,9 +73,11 @@ def read_json(path: str) -> object:
     """The content of a JSON file. Raises `UserError` naming the file and where it is corrupt."""
     try:
         return json.loads(local_file(path, "annotation file").read_bytes())
+    except UserError:
+        raise
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.") from error
     except (ValueError, RecursionError) as error:
-        if isinstance(error, UserError):
-            raise
         raise UserError(f"{path} is not valid JSON: {error}") from error
 
 

@@ -30,7 +30,7 @@ class FolderTree:
     def folders(self, folder: str = "") -> list[str]:
         """The folders directly in `folder`, sorted; none where there is no such folder."""
         top = self.root / folder
-        return sorted(entry.name for entry in os.scandir(top) if entry.is_dir()) if top.is_dir() else []
+        return sorted(entry.name for entry in os.scandir(top) if entry.is_dir()) if os.path.isdir(top) else []
 
     def where(self, name: str) -> str:
         """A file's place, for messages."""
@@ -68,8 +68,8 @@ class TarTree:
 
 def open_tree(path: str) -> FolderTree | TarTree:
     """The folder or tar at `path`. Raises `UserError` where there is neither."""
-    folder = Path(path).expanduser()
-    return FolderTree(folder) if folder.is_dir() else TarTree(local_file(path, "folder or tar of images"))
+    folder = Path(os.path.expanduser(path))
+    return FolderTree(folder) if os.path.isdir(folder) else TarTree(local_file(path, "folder or tar of images"))
 
 
 @lru_cache(maxsize=2)  # training and validation images are often in one tar
