@@ -8,6 +8,8 @@ import torch
 from conftest import save_coco, write_coco, write_voc
 
 from resnet_backbones.data import DetectionDataset, load_annotations
+from resnet_backbones.data.masks import decode_mask
+from resnet_backbones.data.outlines import pack_outlines
 from resnet_backbones.errors import UserError
 
 
@@ -380,3 +382,28 @@ def test_shapes_are_drawn_once(tmp_path, monkeypatch):
     load_annotations("shapes_val")
     assert (tmp_path / "shapes/val/instances.json").stat().st_mtime_ns == written
     assert [p.name for p in (tmp_path / "shapes").iterdir()] == ["val"]
+
+
+def test_what_an_outline_encloses_is_what_a_mask_is_made_of():
+    square, line, absurd = [10, 8, 30, 8, 30, 28, 10, 28], [10, 8, 30, 8], [10, 8, 1e9, 8, 30, 28]
+    rle = {"size": [40, 48], "counts": [0, 80, 40 * 48 - 80]}
+    drawn = [rle, [square], [line, square], [absurd, square], [square, "x"], ["x", None, square]]
+    nothing = [
+        None,
+        [],
+        [[]],
+        [line],
+        [absurd],
+        [square[:7]],
+        [["a"] * 6],
+        "30 8",
+        7,
+        ["x"],
+        [None, [float("nan")] * 6],
+    ]
+    outlines = pack_outlines([*drawn, *nothing])
+    assert outlines.enclosing().tolist() == [True] * len(drawn) + [False] * len(nothing)
+    assert outlines.present.tolist() == [True] * len(drawn) + [False] + [True] * (len(nothing) - 1)
+    for segmentation in drawn + nothing:
+        mask = decode_mask({"segmentation": segmentation}, 40, 48)
+        assert (mask is not None) == (segmentation in drawn)

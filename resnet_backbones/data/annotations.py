@@ -135,7 +135,7 @@ def warn_of_skipped(data: Annotations) -> None:
         if skipped.any():
             first = data.file_name(data.images_of[skipped.argmax()])
             logger.warning("%s: skipped %d boxes %s (first in %s)", data.name, skipped.sum(), reason, first)
-    shapeless = data.outlines.shapeless()
+    shapeless = data.outlines.present & ~data.outlines.enclosing()
     if shapeless.any():
         logger.warning(
             "%s: %d objects have a segmentation without a polygon; masks skip them (first annotation %s)",
