@@ -9,6 +9,8 @@ from iopath.common.file_io import HTTPURLHandler, PathManager
 
 from .errors import UserError, reason
 
+LARGEST = 2**30  # bytes of a file that is read whole, where nothing smaller is known of it
+
 PATHS = PathManager()
 PATHS.register_handler(HTTPURLHandler())
 
@@ -35,16 +37,15 @@ def stays_below(name: str) -> bool:
     return possible and not PurePosixPath(name).is_absolute() and ".." not in parts and len(os.fsencode(name)) < 4096
 
 
-def read_whole(path: Path, largest: int) -> bytes:
-    """A file's content. Raises `OSError` for what is no file or cannot be read, `ValueError` for one above `largest`
-    bytes."""
+def read_whole(path: Path, largest: int = LARGEST) -> bytes:
+    """A file's content. Raises `OSError` for what is no file, cannot be read or is above `largest` bytes."""
     if path.exists() and not path.is_file():  # opening a pipe would wait for ever
         raise OSError(errno.EINVAL, "it is no file", str(path))
     with open(path, "rb") as file:
-        content = file.read(largest + 1)
-    if len(content) > largest:
-        raise ValueError(f"it is larger than {largest >> 20} MiB")
-    return content
+        size = os.fstat(file.fileno()).st_size
+        if size > largest:
+            raise OSError(errno.EFBIG, f"it is larger than {largest >> 20} MiB", str(path))
+        return file.read(size)
 
 
 def output_folder(path: str) -> Path:

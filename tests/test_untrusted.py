@@ -1,6 +1,7 @@
 """Attacks by name: what each would cost, and that it is refused before."""
 
 import io
+import os
 import pickle
 import struct
 import tarfile
@@ -11,12 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import save_coco, write_coco, write_voc
+from conftest import save_coco, write_coco, write_images, write_voc
 
 from resnet_backbones.config import load_config
 from resnet_backbones.data import load_annotations
-from resnet_backbones.data.files import scan_tar
+from resnet_backbones.data.classification import ClassificationDataset
+from resnet_backbones.data.files import read_at, scan_tar
 from resnet_backbones.data.imagenet import load_images
+from resnet_backbones.data.images import read_image
 from resnet_backbones.data.masks import decode_mask
 from resnet_backbones.data.shards import ShardImages
 from resnet_backbones.data.voc import load_voc
@@ -287,3 +290,31 @@ def test_file_names_that_no_file_can_have(tmp_path, name):
     spec = {"root": str(tmp_path / "images"), "annotations": str(tmp_path / "instances.json")}
     with pytest.raises(UserError, match="image 100"):
         load_annotations("own", {"own": spec})
+
+
+def test_folders_that_link_to_each_other(tmp_path):
+    write_images(tmp_path, {"ant": 1, "bee": 1}, ("train",), side=8)
+    (tmp_path / "train/cat").symlink_to(tmp_path / "train/bee")
+    assert len(load_images(str(tmp_path), "train")) == 3
+    for name in ("one", "two"):
+        (tmp_path / "train/ant" / name).symlink_to(tmp_path / "train")
+    with pytest.raises(UserError, match="is met more than 8 times below"):
+        load_images(str(tmp_path), "train")
+
+
+def test_files_of_terabytes(tmp_path):
+    """Sparse ones, which take no room on the disk."""
+    content = write_coco(tmp_path / "coco")
+    write_images(tmp_path, {"ant": 1}, ("train",), side=8)
+    write_voc(tmp_path / "voc", {"a": [("dog", (1, 1, 9, 9), 0)]})
+    image, jpeg = tmp_path / "coco/images" / content["images"][0]["file_name"], tmp_path / "train/ant/0.jpg"
+    for file in (image, jpeg, tmp_path / "voc/Annotations/a.xml"):
+        os.truncate(file, 2**42)
+    with pytest.raises(UserError, match="0.png cannot be read: it is larger than 1024 MiB"):
+        read_image(image)
+    sample = ClassificationDataset(load_images(str(tmp_path), "train"), lambda image: image)[0]
+    assert sample.reason == f"Image {jpeg} cannot be read: it is larger than 1024 MiB."
+    with pytest.raises(UserError, match="a.xml cannot be read: it is larger than 16 MiB"):
+        load_voc("own", tmp_path / "voc", "train")
+    with pytest.raises(OSError, match="a member is larger than 1024 MiB"):
+        read_at(str(image), 0, 2**41)
