@@ -318,3 +318,36 @@ def test_files_of_terabytes(tmp_path):
         load_voc("own", tmp_path / "voc", "train")
     with pytest.raises(OSError, match="a member is larger than 1024 MiB"):
         read_at(str(image), 0, 2**41)
+
+
+@pytest.mark.parametrize("name", ["\ud800", "a\nb", "\x1b[2J"])
+def test_class_names_that_cannot_be_shown(tmp_path, name):
+    content = write_coco(tmp_path)
+    content["categories"][0]["name"] = name
+    save_coco(tmp_path, content)
+    spec = {"root": str(tmp_path / "images"), "annotations": str(tmp_path / "instances.json")}
+    with pytest.raises(UserError, match="instances.json: the class .* has control characters in its name"):
+        load_annotations("own", {"own": spec})
+    with pytest.raises(UserError, match="The ground truth: the class .* has control characters in its name"):
+        coco_metrics(content, [], "bbox")
+    if name == "a\nb":
+        write_voc(tmp_path / "voc", {"a": [(name, (1, 1, 9, 9), 0)]})
+        with pytest.raises(UserError, match="Data set own: the class .* has control characters in its name"):
+            load_voc("own", tmp_path / "voc", "train")
+
+
+def test_classes_beyond_number(tmp_path):
+    content = write_coco(tmp_path)
+    content["categories"] += [{"id": 100 + k, "name": str(k)} for k in range(20_000)]
+    save_coco(tmp_path, content)
+    spec = {"root": str(tmp_path / "images"), "annotations": str(tmp_path / "instances.json")}
+    with pytest.raises(UserError, match="there are 20002 classes; at most 20000 can be scored"):
+        load_annotations("own", {"own": spec})
+    with pytest.raises(UserError, match="there are 20002 classes; at most 20000 can be scored"):
+        coco_metrics(content, [], "bbox")
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "/etc/x", "x" * 300, "a\nb", ""])
+def test_data_sets_whose_results_would_lie_elsewhere(name):
+    with pytest.raises(UserError, match="Data set .* cannot be called so"):
+        load_annotations(name, {name: {"root": ".", "annotations": "x"}})

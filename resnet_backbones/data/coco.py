@@ -10,7 +10,15 @@ import numpy as np
 
 from ..errors import UserError
 from ..paths import local_file, stays_below
-from .annotations import SIDE, Annotations, check_images_exist, finite_boxes, warn_of_skipped
+from .annotations import (
+    SIDE,
+    Annotations,
+    can_be_shown,
+    check_classes,
+    check_images_exist,
+    finite_boxes,
+    warn_of_skipped,
+)
 from .outlines import pack_outlines
 from .packed import pack_strings
 
@@ -43,6 +51,7 @@ def parse_coco(name: str, root: Path, content: object, source: str) -> Annotatio
     sizes, file_names = _image_columns(images, source)
     for category in categories:
         _check_key("category", category, "name", str, source)
+    check_classes([category["name"] for category in categories], source)
     order = np.argsort(category_ids, kind="stable")
 
     images_of = _references("image", image_ids, objects, source)
@@ -147,7 +156,7 @@ def _image_columns(images: list[dict], source: str) -> tuple[np.ndarray, list[st
     for image, w, h, name in zip(images, width, height, file_names, strict=True):
         if not (0 < w <= SIDE and 0 < h <= SIDE):
             raise UserError(f"{source}: image {image['id']} is {w} x {h} pixels.")
-        if not name.isprintable():
+        if not (name.isascii() and name.isprintable()) and not can_be_shown(name):
             raise UserError(f"{source}: image {image['id']} has the unusable file_name {name!r}.")
         if not stays_below(name):
             raise UserError(f"{source}: image {image['id']} leaves the image folder: {name[:80]}.")

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..errors import UserError, unknown
 from ..paths import read_whole, stays_below
-from .annotations import SIDE, Annotations, check_images_exist, finite_boxes, warn_of_skipped
+from .annotations import SIDE, Annotations, check_classes, check_images_exist, finite_boxes, warn_of_skipped
 from .images import image_size
 from .outlines import pack_outlines
 from .packed import pack_strings
@@ -53,6 +53,7 @@ def load_voc(name: str, root: Path, split: str, classes: Sequence[str] | None = 
     names = _listed(root / "ImageSets" / "Main", split, name)
     if classes is None:
         classes = _all_classes(root)
+    check_classes(list(classes), f"Data set {name}")
     if len(set(classes)) < len(classes):
         raise UserError(f"Data set {name}: classes lists a name twice: {', '.join(classes)}.")
 
