@@ -150,8 +150,9 @@ def _read_state(path: Path) -> dict:
     if missing:
         raise UserError(f"{path} is no checkpoint to resume from: it lacks {', '.join(missing)}.")
     named = all(isinstance(n, str) and isinstance(t, torch.Tensor) for n, t in state["model"].items())
-    if not named or state["step"] < 0:
-        fault = "its step is below 0" if named else "its model is no mapping of names to tensors"
+    counted = type(state["step"]) is int and 0 <= state["step"] < 2**53
+    if not named or not counted:
+        fault = "its step is no count" if named else "its model is no mapping of names to tensors"
         raise UserError(f"{path} is no checkpoint to resume from: {fault}.")
     return state
 

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 # Kind, figure and class of a name such as "top1", "bbox/AP" or "val/voc/AP50_area-a/b-c"; classes are called anything.
-NAME = re.compile(r"(?:((?:.*?/)?(?:bbox|segm|voc))/)?(\w+)(?:-(.*))?", re.DOTALL)
+NAME = re.compile(r"(?:((?:.*?/)??(?:bbox|segm|voc))/)?(\w+)(?:-(.*))?", re.DOTALL)
 
 
 def metrics_table(metrics: dict[str, float]) -> str:

@@ -24,7 +24,7 @@ def save_samples(data: Annotations, predictions: list[dict], folder: Path, count
     of at least `min_score`, on the right the truth. One that cannot be read is left out, as it was in scoring."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
-    for k in np.unique(np.linspace(0, len(data) - 1, count).astype(int)) if count else []:
+    for k in np.unique(np.linspace(0, len(data) - 1, min(count, len(data))).astype(int)) if count else []:
         found = [p for p in predictions if p["image_id"] == data.image_ids[k] and p["score"] >= min_score]
         try:
             picture = draw_comparison(data, k, sorted(found, key=lambda p: p["score"]))

@@ -142,7 +142,9 @@ def kept(training: dict) -> dict:
     ("harm", "message"),
     [
         (lambda state: state.update(more=Runs()), "it asks for posix.mkdir"),
-        (lambda state: state.update(step=-1), "its step is below 0"),
+        (lambda state: state.update(step=-1), "its step is no count"),
+        (lambda state: state.update(step=True), "its step is no count"),
+        (lambda state: state.update(step=2**70), "its step is no count"),
         (lambda state: state["model"].update({7: torch.zeros(1)}), "its model is no mapping of names to tensors"),
         (lambda state: kept(state).update(exp_avg=torch.zeros(5)), "its optimiser's exp_avg of parameter 0 is of no"),
         (lambda state: kept(state).update(step=torch.tensor(-1.0)), "its optimiser's step of parameter 0 is of no use"),

@@ -11,17 +11,18 @@ RGB = "three numbers, of RGB in [0, 1]"
 
 # (smallest, largest) of every number whose key matches; lists are checked element by element.
 RANGES = [
-    (1, LARGEST, "backbone.fpn_channels detector.m??_size detector.anchor_sizes detector.rpn_*_top_n_*"),
+    (1, 16384, "backbone.fpn_channels detector.*_head_width"),
+    (1, 64, "detector.*_pool_size detector.mask_head_depth"),
+    (1, LARGEST, "detector.m??_size detector.anchor_sizes detector.rpn_*_top_n_*"),
     (1, LARGEST, "detector.*_batch_size_per_image detector.box_detections_per_img detector.topk_candidates"),
     (1e-6, 1e6, "detector.center_sampling_radius"),
     (0, 1 - 1e-6, "backbone.drop_path"),
-    (1, 65536, "detector.*_head_width detector.*_pool_size detector.mask_head_depth"),
     (0, 5, "backbone.freeze_at"),
     (1e-6, 1, "detector.*_fg_iou_thresh"),
     (0, 1, "detector.*_thresh detector.*_fraction *.image_mean *.flip evaluation.sample_score"),
     (1e-6, 1e6, "*.image_std detector.aspect_ratios"),
-    (1, LARGEST, "*.batch_size solver.reference_batch_size solver.accumulate solver.max_iter solver.log_period"),
-    (1, LARGEST, "solver.steps solver.ema_period"),
+    (1, 2**17, "*.batch_size solver.reference_batch_size solver.accumulate"),
+    (1, LARGEST, "solver.max_iter solver.log_period solver.steps solver.ema_period"),
     (1, 100, "solver.keep_checkpoints"),
     (0, LARGEST, "solver.warmup_iters solver.checkpoint_period evaluation.period evaluation.samples"),
     (1e-9, 1e6, "solver.epochs solver.step_epochs"),

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import UserError
-from ..paths import local_file, stays_below
+from ..paths import local_file, read_whole, stays_below
 from .annotations import (
     SIDE,
     Annotations,
@@ -21,6 +21,8 @@ from .annotations import (
 )
 from .outlines import pack_outlines
 from .packed import pack_strings
+
+LARGEST = 2**35  # bytes; the largest published ones have a tenth
 
 
 def load_coco(name: str, root: Path, annotations: str) -> Annotations:
@@ -81,7 +83,7 @@ def parse_coco(name: str, root: Path, content: object, source: str) -> Annotatio
 def read_json(path: str) -> object:
     """The content of a JSON file. Raises `UserError` naming the file and where it is corrupt."""
     try:
-        return json.loads(local_file(path, "annotation file").read_bytes())
+        return json.loads(read_whole(local_file(path, "annotation file"), LARGEST))
     except UserError:
         raise
     except OSError as error:

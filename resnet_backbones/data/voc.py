@@ -105,7 +105,7 @@ def _listed(folder: Path, split: str, name: str) -> list[str]:
         splits = sorted(p.stem for p in folder.glob("*.txt")) if os.path.isdir(folder) else []
         raise UserError(f"Data set {name}: {listing} does not exist. Splits there: {', '.join(splits) or 'none'}.")
     try:
-        lines = listing.read_text(errors="replace").splitlines()
+        lines = read_whole(listing).decode(errors="replace").splitlines()
     except OSError as error:
         raise UserError(f"{listing} cannot be read: {error.strerror}.") from error
     names = [line.split()[0] for line in lines if line.strip()]
