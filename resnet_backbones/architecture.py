@@ -20,13 +20,14 @@ def told_architecture(checkpoint: Checkpoint, source: str, name: str | None = No
     than the file.
     """
     told = checkpoint.metadata.get("architecture", {})
-    name, options = name or told.get("name"), told.get("options", {})
+    given, options = name, told.get("options", {})
+    name = given or told.get("name")
     if name is None:
         return None, options
     try:
         valid = valid_options(name) | {"norm"}
     except UserError as error:
-        raise UserError(f"{source} tells its architecture.name wrongly: {error}") from error
+        raise error if given else UserError(f"{source} tells its architecture.name wrongly: {error}") from error
     for option in options:
         if option not in valid:
             raise UserError(

@@ -12,7 +12,7 @@ from .errors import UserError
 # Of ImageNet's training set, for RGB in [0, 1]; what torchvision and timm train with.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 INTERPOLATIONS = ("nearest", "nearest-exact", "bilinear", "bicubic", "box", "hamming", "lanczos")  # of torchvision
-LARGEST_SIDE = 65536
+LARGEST_SIDE = 4096
 
 
 @dataclass(frozen=True)

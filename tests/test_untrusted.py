@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import save_coco, write_coco, write_images, write_voc
+from PIL import Image
 
 from resnet_backbones.config import load_config
-from resnet_backbones.data import load_annotations
+from resnet_backbones.data import DetectionDataset, load_annotations
 from resnet_backbones.data.classification import ClassificationDataset
 from resnet_backbones.data.files import read_at, scan_tar
 from resnet_backbones.data.imagenet import load_images
@@ -351,3 +352,23 @@ def test_classes_beyond_number(tmp_path):
 def test_data_sets_whose_results_would_lie_elsewhere(name):
     with pytest.raises(UserError, match="Data set .* cannot be called so"):
         load_annotations(name, {name: {"root": ".", "annotations": "x"}})
+
+
+def test_more_objects_than_memory(tmp_path):
+    content = write_coco(tmp_path)
+    first = content["annotations"][0]
+    content["annotations"] += [first | {"id": 1000 + k} for k in range(10_001)]
+    save_coco(tmp_path, content)
+    data = load_annotations("own", {"own": {"root": f"{tmp_path}/images", "annotations": f"{tmp_path}/instances.json"}})
+    with pytest.raises(UserError, match="0.png has 10002 objects, more than the 10000 that can be trained on"):
+        DetectionDataset([data], train=True)
+    assert len(DetectionDataset([data], train=False)) == 4
+    Image.new("L", (9000, 8000)).save(tmp_path / "images/0.png")
+    content["images"][0] |= {"width": 9000, "height": 8000}
+    content["annotations"] = [first | {"id": 1 + k} for k in range(100)]
+    save_coco(tmp_path, content)
+    data = load_annotations("own", {"own": {"root": f"{tmp_path}/images", "annotations": f"{tmp_path}/instances.json"}})
+    with pytest.raises(UserError, match="0.png has 100 objects on 9000 x 8000 pixels, whose masks take gigabytes"):
+        DetectionDataset([data], train=True, masks=True)[0]
+    with pytest.raises(ValueError, match="more than 300000 elements"):
+        parse_xml(b"<a>" + b"<b/>" * 300_000 + b"</a>")

@@ -116,7 +116,7 @@ class Annotations:
 
 
 def check_images_exist(data: Annotations) -> None:
-    """Raise `UserError` that names the data set, the folder and the first image that is not there."""
+    """Raise `UserError` that names the data set, folder and the first image that is not there, or cannot be seen."""
     present: dict[str, set[str]] = {}
     missing = []
     for k in range(len(data)):
@@ -124,7 +124,10 @@ def check_images_exist(data: Annotations) -> None:
         folder, _, file = name.rpartition("/")
         if folder not in present:  # one listing of a folder is far cheaper than a look at each file
             path = data.image_root / folder
-            present[folder] = set(os.listdir(path)) if os.path.isdir(path) else set()
+            try:
+                present[folder] = set(os.listdir(path)) if os.path.isdir(path) else set()
+            except OSError as error:
+                raise UserError(f"Data set {data.name}: {path} cannot be read: {error.strerror}.") from error
         if file not in present[folder]:
             missing.append(name)
     if missing:
