@@ -11,8 +11,9 @@ from torch import nn
 
 from . import distributed
 from .errors import UserError, reason
+from .optimizer_state import LARGEST, checked_optimizer_state
 from .weights import load_state_dict
-from .weights.torch_files import check_zip
+from .weights.torch_files import check_zip, read_torch
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +72,8 @@ def newest_whole(path: Path) -> Path | None:
 def damage(path: Path) -> str | None:
     """What is wrong with a file that `save_checkpoint` wrote; None where every checksum is right."""
     try:
+        if not path.is_file():  # opening a pipe would wait for ever
+            return "it is no file"
         with zipfile.ZipFile(path) as archive:
             check_zip(archive)
             broken = archive.testzip()
@@ -110,22 +113,14 @@ def restore(path: Path, model: nn.Module, optimizer, scaler, average) -> tuple[i
     """Restore `training_state` from `path`; returns the finished steps and the best metric so far.
 
     Random states are restored where the number of ranks is the same. Raises `UserError` for a damaged file or another
-    architecture.
+    architecture, and for one that asks for more than tensors and plain containers, which is not run.
     """
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise UserError(f"{path} is no checkpoint to resume from: {reason(error)}") from error
-    missing = [key for key in STATE if not isinstance(state, dict) or not isinstance(state.get(key), STATE[key])]
-    if missing:
-        raise UserError(f"{path} is no checkpoint to resume from: it lacks {', '.join(missing)}.")
+    state = _read_state(path)
     load_state_dict(model, state["model"], str(path))
     try:
-        if state["optimizer"]["param_groups"][0].keys() != optimizer.state_dict()["param_groups"][0].keys():
-            raise ValueError("its optimiser is another one than solver.optimizer")
-        optimizer.load_state_dict(state["optimizer"])
+        optimizer.load_state_dict(checked_optimizer_state(state["optimizer"], optimizer))
         if scaler.is_enabled() and state["scaler"]:  # empty where the run was without fp16 so far
-            scaler.load_state_dict(state["scaler"])
+            scaler.load_state_dict(_checked_scaler_state(state["scaler"], scaler))
         if average is not None:
             average.load_state_dict(state["average"])
         if len(state["random"]) == distributed.world_size():
@@ -143,6 +138,33 @@ def restore(path: Path, model: nn.Module, optimizer, scaler, average) -> tuple[i
     step, best = state["step"], state["best"]
     logger.info("resumed from %s after step %d", path, step)
     return step, best
+
+
+def _read_state(path: Path) -> dict:
+    """The content of a checkpoint, each entry of its kind. Raises `UserError` naming the entries that are not."""
+    try:
+        state = read_torch(path)
+    except Exception as error:  # whatever a damaged file makes zipfile, pickle or torch stumble over
+        raise UserError(f"{path} is no checkpoint to resume from: {reason(error)}") from error
+    missing = [key for key in STATE if not isinstance(state, dict) or not isinstance(state.get(key), STATE[key])]
+    if missing:
+        raise UserError(f"{path} is no checkpoint to resume from: it lacks {', '.join(missing)}.")
+    named = all(isinstance(n, str) and isinstance(t, torch.Tensor) for n, t in state["model"].items())
+    counted = type(state["step"]) is int and 0 <= state["step"] < 2**53
+    if not named or not counted:
+        fault = "its step is no count" if named else "its model is no mapping of names to tensors"
+        raise UserError(f"{path} is no checkpoint to resume from: {fault}.")
+    return state
+
+
+def _checked_scaler_state(given: dict, scaler) -> dict:
+    """`given`. Raises `ValueError` where `scaler` could not have left it."""
+    most = {int: 2**31, float: LARGEST}
+    ours = {key: type(value) for key, value in scaler.state_dict().items()}
+    same = {key: type(value) for key, value in given.items()} == ours
+    if not same or not all(0 <= value < most[ours[key]] for key, value in given.items()):
+        raise ValueError("its scaler of fp16 is none")
+    return given
 
 
 def _random_state() -> dict[str, torch.Tensor]:

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .architecture import told_architecture
 from .backbones import build_backbone
 from .errors import UserError
 from .fpn import FPN
@@ -114,16 +115,19 @@ def load_classifier(source: str, name: str | None = None, **options) -> Classifi
     """
     checkpoint = read_ours(source)
     state = checkpoint.state
-    told = checkpoint.metadata.get("architecture")
-    if name is None and told is None:
-        raise UserError(f"{source} does not tell its architecture; give the backbone's name.")
     if name is None:
-        name, options = told["name"], told.get("options", {}) | options
+        name, told = told_architecture(checkpoint, source)
+        options = told | options
+    if name is None:
+        raise UserError(f"{source} does not tell its architecture; give the backbone's name.")
     if "fc.weight" not in state or state["fc.weight"].ndim != 2:
         raise UserError(f"{source} holds no classifier with a last layer called fc; give it as backbone.weights.")
+    classes = checkpoint.metadata.get("classes")
+    if classes and len(classes) != len(state["fc.weight"]):
+        raise UserError(f"{source} names {len(classes)} classes, but tells {len(state['fc.weight'])} apart.")
     with SkipRandomInit():
         model = build_classifier(name, len(state["fc.weight"]), preprocessing=checkpoint.preprocessing(), **options)
     check_architecture(model.backbone, checkpoint, source)
     load_state_dict(model, state, source)
-    model.backbone.preprocessing, model.classes = checkpoint.preprocessing(), checkpoint.metadata.get("classes")
+    model.backbone.preprocessing, model.classes = checkpoint.preprocessing(), classes
     return model

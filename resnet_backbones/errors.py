@@ -31,7 +31,9 @@ def unknown(kind: str, name: str, valid: Iterable[str]) -> str:
 
 
 def reason(error: BaseException) -> str:
-    """The first line of what a library's error says, or its kind where it says nothing."""
+    """The first line of what a library's error says, or its kind where it says nothing; of a file's not its name."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 

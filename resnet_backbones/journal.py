@@ -142,11 +142,12 @@ def _rows_until(path: Path, step: int) -> list[str]:
     if not step or not path.is_file():
         return []
     rows = []
-    for line in path.read_text().splitlines(keepends=True):
+    for line in path.read_text(errors="replace").splitlines(keepends=True):
         try:
             row = json.loads(line)
-        except ValueError:  # cut off
+            known = row["step"] < step or (row["step"] == step and "loss" in row)
+        except (ValueError, LookupError, TypeError, RecursionError):  # cut off, or not ours
             continue
-        if row["step"] < step or (row["step"] == step and "loss" in row):
+        if known:
             rows.append(line)
     return rows

@@ -11,6 +11,8 @@ from .errors import UserError
 
 # Of ImageNet's training set, for RGB in [0, 1]; what torchvision and timm train with.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+INTERPOLATIONS = ("nearest", "nearest-exact", "bilinear", "bicubic", "box", "hamming", "lanczos")  # of torchvision
+LARGEST_SIDE = 4096
 
 
 @dataclass(frozen=True)
@@ -30,13 +32,23 @@ class Preprocessing:
     interpolation: str = "bilinear"
 
     def __post_init__(self) -> None:
-        shape = np.shape(np.asarray(self.mean, dtype=float))
-        np.asarray(self.std, dtype=float)
-        if self.channel_order not in ("RGB", "BGR") or len(self.std) != 3 or len(shape) not in (1, 3) or shape[0] != 3:
-            raise UserError(
-                f"Preprocessing of channel order {self.channel_order!r}, mean {self.mean} and std {self.std} is none: "
-                "it takes RGB or BGR and three numbers each."
-            )
+        mean, std = np.asarray(self.mean), np.asarray(self.std)
+        numbers = all(values.dtype.kind in "iuf" and np.isfinite(values).all() for values in (mean, std))
+        if not numbers or std.shape != (3,) or not std.all() or mean.ndim not in (1, 3) or len(mean) != 3:
+            self._refuse("mean and std", (self.mean, self.std), "three numbers each, of std not 0")
+        if self.channel_order not in ("RGB", "BGR"):
+            self._refuse("channel_order", self.channel_order, "RGB or BGR")
+        if not isinstance(self.input_range, (int, float)) or not 0 < self.input_range < 1e6:
+            self._refuse("input_range", self.input_range, "the largest value of an image, such as 1 or 255")
+        for key, value in (("resize", self.resize), ("size", self.size)):
+            if value is not None and not (isinstance(value, int) and 0 < value <= LARGEST_SIDE):
+                self._refuse(key, value, f"pixels, 1 to {LARGEST_SIDE}")
+        if self.interpolation not in INTERPOLATIONS:
+            self._refuse("interpolation", self.interpolation, f"one of {', '.join(INTERPOLATIONS)}")
+
+    @staticmethod
+    def _refuse(key: str, value: object, wanted: str) -> None:
+        raise UserError(f"preprocessing.{key} is {str(value)[:80]}; it must be {wanted}.")
 
     def per_channel(self) -> "Preprocessing":
         """The same with a mean image averaged over its positions, for images of any size."""

@@ -1,24 +1,21 @@
 """Figures as a table for people and a JSON file for programs."""
 
 import json
+import re
 from pathlib import Path
+
+# Kind, figure and class of a name such as "top1", "bbox/AP" or "val/voc/AP50_area-a/b-c"; classes are called anything.
+NAME = re.compile(r"(?:((?:.*?/)??(?:bbox|segm|voc))/)?(\w+)(?:-(.*))?", re.DOTALL)
 
 
 def metrics_table(metrics: dict[str, float]) -> str:
     """One row for each kind of figure ("bbox", "segm", "voc"), then its per-class AP; -1 is shown as "-"."""
-    kinds: dict[str, dict[str, float]] = {}
+    tables: dict[str, dict[str, float]] = {}
     for name, value in metrics.items():
-        kind, _, figure = name.rpartition("/")
-        kinds.setdefault(kind, {})[figure] = value
-    lines = []
-    for kind, figures in kinds.items():
-        summary = {name: value for name, value in figures.items() if "-" not in name}
-        classes = {name.partition("-")[2]: value for name, value in figures.items() if "-" in name}
-        lines += [*([kind] if kind else []), *_columns(summary, 6)]
-        if classes:
-            lines += [f"{kind} {next(iter(set(figures) - set(summary))).partition('-')[0]} by class"]
-            lines += _columns(classes, 6)
-    return "\n".join(lines)
+        kind, figure, class_name = NAME.fullmatch(name).groups()
+        title = (kind or "") if class_name is None else f"{kind} {figure} by class"
+        tables.setdefault(title, {})[figure if class_name is None else class_name] = value
+    return "\n".join(line for title, cells in tables.items() for line in [*filter(None, [title]), *_columns(cells, 6)])
 
 
 def _columns(figures: dict[str, float], per_line: int) -> list[str]:

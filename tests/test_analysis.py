@@ -220,6 +220,7 @@ def test_the_tools_json(tool):
         (["alexnet", "--input", "2x2"], "cannot take an image of 3x2x2"),
         (["resnet18", "norm"], "key=value"),
         (["resnet18", "=3"], "key=value"),
+        (["resnet18", "width=" + "9" * 5000], "key=value"),
         (["resnet18", "out_features=[res4"], "key=value"),
         (["resnet18", "normm=GN"], "Did you mean norm"),
         (["resnet18", "freeze_at=nothing"], "freeze_at"),

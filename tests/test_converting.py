@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 
 import numpy as np
 import pytest
@@ -278,3 +279,24 @@ def test_bad_commands_are_one_line(tool, resnet18, tmp_path, arguments, message)
     status, _, err = tool("convert_weights", *(a.format(r18=tmp_path / "r18.pth") for a in arguments))
     assert status == 2
     assert f"error: {message}" in err.replace("The ", "")
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("backbone.bottom_up.stem.conv1.weight", (2,)),
+        ("backbone.bottom_up.stem.conv1.weight", (0,)),
+        ("roi_heads.box_predictor.cls_score.weight", ()),
+        ("roi_heads.box_predictor.bbox_pred.weight", ()),
+    ],
+)
+def test_tensors_that_are_not_what_their_names_say(tmp_path, tool, name, shape):
+    state = {"backbone.bottom_up.stem.conv1.weight": np.zeros((64, 3, 7, 7), "f4"), name: np.zeros(shape, "f4")}
+    path = tmp_path / "model.pkl"
+    path.write_bytes(pickle.dumps({"model": state, "__author__": "Detectron2 Model Zoo"}, 2))
+    fault = "(The tensors are not of the shapes that their names ask for|Channels can only be swapped)"
+    with pytest.raises(UserError, match=f"model.pkl: {fault}"):
+        read_ours(str(path))
+    status, _, err = tool("convert_weights", path, tmp_path / "out.pth", "--to", "resnet_backbones")
+    assert status == 2
+    assert re.search(f"^error: .*{fault}", err)

@@ -8,6 +8,8 @@ import torch
 from conftest import save_coco, write_coco, write_voc
 
 from resnet_backbones.data import DetectionDataset, load_annotations
+from resnet_backbones.data.masks import decode_mask
+from resnet_backbones.data.outlines import pack_outlines
 from resnet_backbones.errors import UserError
 
 
@@ -380,3 +382,51 @@ def test_shapes_are_drawn_once(tmp_path, monkeypatch):
     load_annotations("shapes_val")
     assert (tmp_path / "shapes/val/instances.json").stat().st_mtime_ns == written
     assert [p.name for p in (tmp_path / "shapes").iterdir()] == ["val"]
+
+
+def test_what_an_outline_encloses_is_what_a_mask_is_made_of():
+    square, line, absurd = [10, 8, 30, 8, 30, 28, 10, 28], [10, 8, 30, 8], [10, 8, 1e9, 8, 30, 28]
+    rle = {"size": [40, 48], "counts": [0, 80, 40 * 48 - 80]}
+    drawn = [rle, [square], [line, square], [absurd, square], [square, "x"], ["x", None, square]]
+    nothing = [
+        None,
+        [],
+        [[]],
+        [line],
+        [absurd],
+        [square[:7]],
+        [["a"] * 6],
+        "30 8",
+        7,
+        ["x"],
+        [None, [float("nan")] * 6],
+    ]
+    outlines = pack_outlines([*drawn, *nothing])
+    assert outlines.enclosing().tolist() == [True] * len(drawn) + [False] * len(nothing)
+    assert outlines.present.tolist() == [True] * len(drawn) + [False] + [True] * (len(nothing) - 1)
+    for segmentation in drawn + nothing:
+        mask = decode_mask({"segmentation": segmentation}, 40, 48)
+        assert (mask is not None) == (segmentation in drawn)
+
+
+def test_boxes_that_float32_makes_none_of_are_left_out(tmp_path, caplog):
+    content = write_coco(tmp_path)
+    for k, box in enumerate(([1, 1, 1e-9, 5], [47.9999999, 39.9999999, 5, 5], [10, 8, 0.001, 0.001])):
+        content["annotations"][2 * k]["bbox"] = box
+    save_coco(tmp_path, content)
+    with caplog.at_level("WARNING", "resnet_backbones"):
+        dataset = coco(tmp_path, keep_empty=True)
+    assert [len(dataset[k][1]["boxes"]) for k in range(4)] == [0, 0, 1, 1]
+    assert "own: skipped 1 boxes of no area (first in 0.png)" in caplog.text
+    assert "own: skipped 1 boxes outside the image (first in 1.png)" in caplog.text
+
+
+def test_names_of_people_and_screenshots_are_names(tmp_path):
+    content = write_coco(tmp_path)
+    name = "Bildschirmfoto\u202f猫\u00a01\u200d.png"  # spaces and joiners that no isprintable() takes
+    (tmp_path / "images/0.png").rename(tmp_path / "images" / name)
+    content["images"][0]["file_name"] = content["categories"][0]["name"] = name
+    save_coco(tmp_path, content)
+    dataset = coco(tmp_path)
+    assert dataset.place(0) == str(tmp_path / "images" / name)
+    assert dataset.classes == ["dog", name]

@@ -14,7 +14,9 @@ from conftest import write_images
 from fuzzing import JUNK, fuzz, mutated, mutated_bytes
 from hypothesis import strategies as st
 from safetensors.torch import save as safetensors_bytes
+from test_checkpoint import Training
 
+from resnet_backbones.checkpoint import newest_whole
 from resnet_backbones.config import CONFIG_FOLDER, Config, PretrainConfig, load_config
 from resnet_backbones.data.classification import ClassificationDataset
 from resnet_backbones.data.imagenet import load_images
@@ -171,6 +173,37 @@ def test_weights(tmp_path, record_property):
         assert size <= 16 * len(content) + 2**24
 
     fuzz("weights", record_property, tmp_path, examples, read)
+
+
+TENSORS = st.sampled_from([
+    torch.tensor(-1.0), torch.tensor(float("nan")), torch.zeros(4), torch.zeros(4, dtype=torch.complex64),
+    torch.zeros(1).expand(4), torch.ones(4, 3, 3, 3).to_sparse(), torch.zeros(0), torch.zeros(5000, dtype=torch.uint8),
+])  # fmt: skip
+
+
+def test_checkpoints_to_resume_from(tmp_path, record_property):
+    written = {}
+    for optimizer in ("sgd", "adamw", "lamb"):
+        training = Training(optimizer)
+        training.step()
+        written[optimizer] = torch_bytes(training.state())
+    path = tmp_path / "last.pt"
+
+    @st.composite
+    def checkpoints(draw) -> tuple[str, bytes]:
+        optimizer = draw(st.sampled_from(sorted(written)))
+        whole = written[optimizer]
+        state = mutated(lambda: torch.load(io.BytesIO(whole), weights_only=True), JUNK | TENSORS, most=2)
+        return optimizer, draw(state.map(torch_bytes) | zips(whole) | mutated_bytes(whole, most=1))
+
+    def resume(example: tuple[str, bytes]) -> None:
+        optimizer, content = example
+        path.write_bytes(content)
+        training = Training(optimizer)
+        training.restore(newest_whole(path))
+        training.step()
+
+    fuzz("checkpoints", record_property, tmp_path, checkpoints(), resume)
 
 
 @st.composite

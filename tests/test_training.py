@@ -143,6 +143,16 @@ def test_a_damaged_checkpoint_is_named(train, tmp_path, change, message):
     assert f"error: {last} {message}" in err
 
 
+def test_a_damaged_record_of_metrics_is_passed_over(train, tmp_path):
+    train("solver.max_iter=1", "solver.steps=[]")
+    file = tmp_path / "out/metrics.jsonl"
+    kept = [line for line in file.read_text().splitlines() if '"loss"' in line]
+    file.write_bytes(b"null\n5\n{}\n[1]\n\xff\n" + b"[" * 9000 + b'\n{"step": "x"}\n' + kept[0].encode() + b'\n{"st')
+    status, _, err = train("solver.max_iter=1", "solver.steps=[]", "--resume")
+    assert status == 0, err
+    assert file.read_text().splitlines()[:1] == kept
+
+
 def test_accumulated_parts_give_the_whole_batchs_gradient(train, tmp_path):
     for parts in (1, 2):
         # Frozen norms: batch statistics would differ. No random draws of proposals: all of them are taken.

@@ -1,26 +1,33 @@
 """Attacks by name: what each would cost, and that it is refused before."""
 
 import io
+import os
 import pickle
 import struct
 import tarfile
 import zipfile
 from collections import OrderedDict
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import save_coco, write_coco, write_voc
+from conftest import save_coco, write_coco, write_images, write_voc
+from PIL import Image
 
 from resnet_backbones.config import load_config
-from resnet_backbones.data import load_annotations
-from resnet_backbones.data.files import scan_tar
+from resnet_backbones.data import DetectionDataset, load_annotations
+from resnet_backbones.data.classification import ClassificationDataset
+from resnet_backbones.data.files import read_at, scan_tar
+from resnet_backbones.data.imagenet import load_images
+from resnet_backbones.data.images import read_image
 from resnet_backbones.data.masks import decode_mask
 from resnet_backbones.data.shards import ShardImages
+from resnet_backbones.data.voc import load_voc
 from resnet_backbones.data.xml import parse_xml
 from resnet_backbones.errors import UserError
 from resnet_backbones.evaluation.coco import coco_metrics
-from resnet_backbones.paths import stays_below
+from resnet_backbones.paths import output_folder, stays_below
 from resnet_backbones.weights import read_checkpoint
 from resnet_backbones.weights.reading import load_torch
 
@@ -51,6 +58,41 @@ def test_names_that_leave_the_data_set(tmp_path, name):
     spec = {"own": {"format": "voc", "root": str(tmp_path), "split": "train"}}
     with pytest.raises(UserError, match=r"train.txt: image .* leaves the data set's folder"):
         load_annotations("own", spec)
+
+
+@pytest.mark.parametrize("split", ["../../../train", "/etc/train", "x" * 300, "a/" * 3000 + "a", "\0", "\ud800"])
+def test_splits_that_leave_the_data_set(tmp_path, split):
+    write_voc(tmp_path / "own", {"a": [("dog", (1, 1, 9, 9), 0)]})
+    (tmp_path / "train.txt").write_text("a\n")
+    with pytest.raises(UserError, match=r"Data set own: split .* leaves .*own/ImageSets/Main; name a list"):
+        load_voc("own", tmp_path / "own", split)
+
+
+@pytest.mark.parametrize("root", ["x" * 300, "a/" * 3000, "a\0b", "\ud800", "~nobody-of-that-name"])
+def test_folders_that_cannot_be(tmp_path, monkeypatch, root):
+    monkeypatch.chdir(tmp_path)
+    write_coco(tmp_path)
+    with pytest.raises(UserError, match="train.txt does not exist. Splits there: none"):
+        load_voc("own", Path(root), "train")
+    for kind, more in {"voc": {"split": "train"}, "coco": {"annotations": "instances.json"}}.items():
+        with pytest.raises(UserError, match="Data set own is not there"):
+            load_annotations("own", {"own": {"format": kind, "root": root, **more}})
+    with pytest.raises(UserError, match="Data set own is not there"):
+        load_annotations("own", {"own": {"root": "images", "annotations": root}})
+    with pytest.raises(UserError, match="The folder or tar of images"):
+        load_images(root, "train")
+    if not root.startswith("~"):
+        with pytest.raises(UserError, match="Data set own cannot be drawn in"):
+            load_annotations("own", {"own": {"format": "shapes", "root": root, "split": "val"}})
+        with pytest.raises(UserError, match="The output_dir .* cannot be written"):
+            output_folder(root)
+
+
+def test_a_long_list_with_a_repeated_name_is_refused_at_once(tmp_path):
+    write_voc(tmp_path, {"a": [("dog", (1, 1, 9, 9), 0)]})
+    (tmp_path / "ImageSets/Main/train.txt").write_text("\n".join(map(str, range(200_000))) + "\n7\n")
+    with pytest.raises(UserError, match="image 7 is listed twice"):
+        load_voc("own", tmp_path, "train")
 
 
 def doubled(start: str, template: str) -> str:
@@ -249,3 +291,84 @@ def test_file_names_that_no_file_can_have(tmp_path, name):
     spec = {"root": str(tmp_path / "images"), "annotations": str(tmp_path / "instances.json")}
     with pytest.raises(UserError, match="image 100"):
         load_annotations("own", {"own": spec})
+
+
+def test_folders_that_link_to_each_other(tmp_path):
+    write_images(tmp_path, {"ant": 1, "bee": 1}, ("train",), side=8)
+    (tmp_path / "train/cat").symlink_to(tmp_path / "train/bee")
+    assert len(load_images(str(tmp_path), "train")) == 3
+    for name in ("one", "two"):
+        (tmp_path / "train/ant" / name).symlink_to(tmp_path / "train")
+    with pytest.raises(UserError, match="is met more than 8 times below"):
+        load_images(str(tmp_path), "train")
+
+
+def test_files_of_terabytes(tmp_path):
+    """Sparse ones, which take no room on the disk."""
+    content = write_coco(tmp_path / "coco")
+    write_images(tmp_path, {"ant": 1}, ("train",), side=8)
+    write_voc(tmp_path / "voc", {"a": [("dog", (1, 1, 9, 9), 0)]})
+    image, jpeg = tmp_path / "coco/images" / content["images"][0]["file_name"], tmp_path / "train/ant/0.jpg"
+    for file in (image, jpeg, tmp_path / "voc/Annotations/a.xml"):
+        os.truncate(file, 2**42)
+    with pytest.raises(UserError, match="0.png cannot be read: it is larger than 1024 MiB"):
+        read_image(image)
+    sample = ClassificationDataset(load_images(str(tmp_path), "train"), lambda image: image)[0]
+    assert sample.reason == f"Image {jpeg} cannot be read: it is larger than 1024 MiB."
+    with pytest.raises(UserError, match="a.xml cannot be read: it is larger than 16 MiB"):
+        load_voc("own", tmp_path / "voc", "train")
+    with pytest.raises(OSError, match="a member is larger than 1024 MiB"):
+        read_at(str(image), 0, 2**41)
+
+
+@pytest.mark.parametrize("name", ["\ud800", "a\nb", "\x1b[2J"])
+def test_class_names_that_cannot_be_shown(tmp_path, name):
+    content = write_coco(tmp_path)
+    content["categories"][0]["name"] = name
+    save_coco(tmp_path, content)
+    spec = {"root": str(tmp_path / "images"), "annotations": str(tmp_path / "instances.json")}
+    with pytest.raises(UserError, match="instances.json: the class .* has control characters in its name"):
+        load_annotations("own", {"own": spec})
+    with pytest.raises(UserError, match="The ground truth: the class .* has control characters in its name"):
+        coco_metrics(content, [], "bbox")
+    if name == "a\nb":
+        write_voc(tmp_path / "voc", {"a": [(name, (1, 1, 9, 9), 0)]})
+        with pytest.raises(UserError, match="Data set own: the class .* has control characters in its name"):
+            load_voc("own", tmp_path / "voc", "train")
+
+
+def test_classes_beyond_number(tmp_path):
+    content = write_coco(tmp_path)
+    content["categories"] += [{"id": 100 + k, "name": str(k)} for k in range(20_000)]
+    save_coco(tmp_path, content)
+    spec = {"root": str(tmp_path / "images"), "annotations": str(tmp_path / "instances.json")}
+    with pytest.raises(UserError, match="there are 20002 classes; at most 20000 can be scored"):
+        load_annotations("own", {"own": spec})
+    with pytest.raises(UserError, match="there are 20002 classes; at most 20000 can be scored"):
+        coco_metrics(content, [], "bbox")
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "/etc/x", "x" * 300, "a\nb", ""])
+def test_data_sets_whose_results_would_lie_elsewhere(name):
+    with pytest.raises(UserError, match="Data set .* cannot be called so"):
+        load_annotations(name, {name: {"root": ".", "annotations": "x"}})
+
+
+def test_more_objects_than_memory(tmp_path):
+    content = write_coco(tmp_path)
+    first = content["annotations"][0]
+    content["annotations"] += [first | {"id": 1000 + k} for k in range(10_001)]
+    save_coco(tmp_path, content)
+    data = load_annotations("own", {"own": {"root": f"{tmp_path}/images", "annotations": f"{tmp_path}/instances.json"}})
+    with pytest.raises(UserError, match="0.png has 10002 objects, more than the 10000 that can be trained on"):
+        DetectionDataset([data], train=True)
+    assert len(DetectionDataset([data], train=False)) == 4
+    Image.new("L", (9000, 8000)).save(tmp_path / "images/0.png")
+    content["images"][0] |= {"width": 9000, "height": 8000}
+    content["annotations"] = [first | {"id": 1 + k} for k in range(100)]
+    save_coco(tmp_path, content)
+    data = load_annotations("own", {"own": {"root": f"{tmp_path}/images", "annotations": f"{tmp_path}/instances.json"}})
+    with pytest.raises(UserError, match="0.png has 100 objects on 9000 x 8000 pixels, whose masks take gigabytes"):
+        DetectionDataset([data], train=True, masks=True)[0]
+    with pytest.raises(ValueError, match="more than 300000 elements"):
+        parse_xml(b"<a>" + b"<b/>" * 300_000 + b"</a>")

@@ -134,13 +134,57 @@ def test_our_own_file_tells_what_it_is(tmp_path):
     [
         ("preprocessing", {"mean": [0.5], "std": [1, 1, 1]}),
         ("preprocessing", {"colour": "RGB"}),
+        ("preprocessing", {"std": [0, 0, 0]}),
+        ("preprocessing", {"mean": ["1", "1", "1"]}),
+        ("preprocessing", {"input_range": 0}),
+        ("preprocessing", {"size": 10**9}),
+        ("preprocessing", {"interpolation": "x"}),
         ("architecture", "r50"),
+        ("architecture", {"name": "resnet18", "options": {"norm": {}}}),
+        ("architecture", {"name": "resnet18", "options": {"depths": [10**9] * 4}}),
+        ("architecture", {"name": "resnet18", "options": {"depths": [1] * 99}}),
+        ("architecture", {"name": "resnet18", "options": {"width": 2**70}}),
     ],
 )
 def test_damaged_metadata_is_named(tmp_path, published, key, value):
     save_safetensors(tmp_path / "r18.safetensors", published, {key: value})
     with pytest.raises(UserError, match=r"The metadata of the weights file .*r18.safetensors is damaged"):
         build_backbone("resnet18", weights=str(tmp_path / "r18.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"x": 1}, "tells architecture.options wrongly: Unknown option of resnet18 'x'"),
+        ({"weights": "other.pth"}, "tells architecture.options wrongly: Unknown option of resnet18 'weights'"),
+        ({"freeze_at": 5}, "tells architecture.options wrongly: Unknown option of resnet18 'freeze_at'"),
+        ({"norm": 5}, "tells architecture.options of which no resnet18 can be built: Unknown norm"),
+        ({"block": "Bottleneck"}, "tells architecture.options of which no resnet18 can be built: "),
+        ({"depths": [2, "2", 2, 2]}, "tells architecture.options of which no resnet18 can be built: "),
+        ({"in_channels": -3}, "tells architecture.options of which no resnet18 can be built: "),
+        ({"width": 10**6}, "tells that it is a resnet18 of 2,715,.* parameters, but holds 11,187,158 n"),
+    ],
+)
+def test_an_architecture_that_cannot_be_is_named(tmp_path, options, message):
+    path, state = tmp_path / "own.safetensors", build_classifier("resnet18", num_classes=2).state_dict()
+    save_safetensors(path, state, {"architecture": {"name": "resnet18", "options": options}})
+    with pytest.raises(UserError, match=f"own.safetensors {message}"):
+        load_classifier(str(path))
+    save_safetensors(path, state, {"architecture": {"name": "resnet81"}})
+    with pytest.raises(
+        UserError, match=r"own.safetensors tells its architecture.name wrongly: .*Did you mean resnet18"
+    ):
+        load_classifier(str(path))
+    save_safetensors(path, state, {"architecture": {"name": "resnet18"}, "classes": ["a", "b", "c"]})
+    with pytest.raises(UserError, match=r"own.safetensors names 3 classes, but tells 2 apart"):
+        load_classifier(str(path))
+
+
+def test_keys_that_are_no_names(tmp_path, published):
+    for options in ({7: 1}, {"norm": torch.zeros(2)}, {None: "BN"}):
+        torch.save({"model": published, "metadata": {"architecture": {"options": options}}}, tmp_path / "a.pth")
+        with pytest.raises(UserError, match=r"a.pth is damaged: architecture.options.(7|norm|None) is"):
+            build_backbone("resnet18", weights=str(tmp_path / "a.pth"))
 
 
 def test_plain_torchvision_reads_our_file(tmp_path):

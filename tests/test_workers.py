@@ -75,6 +75,34 @@ def test_an_unreadable_image_of_a_detection_set_is_left_out_up_to_the_limit(tmp_
         next(iter(build_train_loader(dataset, 4, num_workers=1, seed=0)))
 
 
+def test_training_ends_where_no_image_can_be_read(tmp_path):
+    write_coco(tmp_path, 3)
+    for k in range(3):
+        (tmp_path / f"images/{k}.png").write_bytes(b"no image")
+    spec = {"root": str(tmp_path / "images"), "annotations": str(tmp_path / "instances.json")}
+    dataset = DetectionDataset([load_annotations("own", {"own": spec})], train=True)
+    with pytest.raises(UserError, match=r"None of the images can be read: .*png cannot be decoded"):
+        next(iter(build_train_loader(dataset, 2, num_workers=0, seed=0, max_unreadable=3)))
+
+
+def test_a_folder_without_rights_is_named(tmp_path):
+    write_coco(tmp_path, 1)
+    spec = {"root": str(tmp_path / "images"), "annotations": str(tmp_path / "instances.json")}
+    (tmp_path / "images").chmod(0)
+    for folder in (tmp_path, *tmp_path.parents[:2]):
+        folder.chmod(0o755)
+    root = os.geteuid() == 0
+    try:
+        if root:
+            os.seteuid(65534)
+        with pytest.raises(UserError, match=r"Data set own: .*images cannot be read: Permission denied"):
+            load_annotations("own", {"own": spec})
+    finally:
+        if root:
+            os.seteuid(0)
+        (tmp_path / "images").chmod(0o755)
+
+
 def test_annotations_are_the_same_out_of_arrays(tmp_path):
     content = write_coco(tmp_path, 3)
     content["annotations"].reverse()

@@ -14,12 +14,12 @@ import re
 import warnings
 
 from omegaconf import OmegaConf
-from yaml import YAMLError
 
 from resnet_backbones import build_backbone
 from resnet_backbones.analysis import analyze
 from resnet_backbones.backbones import RandomFrozenWarning
 from resnet_backbones.classifier import build_classifier
+from resnet_backbones.config.loading import NOT_YAML
 from resnet_backbones.errors import UserError, one_line_errors, reason
 from resnet_backbones.truths import setting
 
@@ -59,10 +59,10 @@ def parse_options(pairs: list[str]) -> dict:
     for pair in pairs:
         try:
             if not re.match(r"\w+=", pair):
-                raise YAMLError
+                raise ValueError
             options |= OmegaConf.to_container(OmegaConf.from_dotlist([pair]))
-        except YAMLError:
-            raise UserError(f"{pair!r} is no option; options are key=value, such as norm=FrozenBN.") from None
+        except NOT_YAML:
+            raise UserError(f"{pair[:80]!r} is no option; options are key=value, such as norm=FrozenBN.") from None
     return options
 
 

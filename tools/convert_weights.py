@@ -14,6 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from resnet_backbones import verification
+from resnet_backbones.architecture import told_architecture
 from resnet_backbones.errors import UserError, one_line_errors
 from resnet_backbones.preprocessing import imagenet
 from resnet_backbones.weights import FORMATS, check_suffix, from_ours, read_checkpoint, recognise, to_ours
@@ -30,7 +31,7 @@ def convert(args: argparse.Namespace) -> None:
     ours = to_ours(source)
     name = args.name or ours.checkpoint.metadata.get("architecture", {}).get("name")
     name = name or verification.architecture_of(ours.checkpoint.state)
-    told = ours.checkpoint.metadata.get("architecture", {}).get("options", {})
+    _, told = told_architecture(ours.checkpoint, args.source, name)
     stride = told.get("stride_in_1x1", False) if args.stride_in_1x1 is None else args.stride_in_1x1 == "yes"
     options = told | ({"stride_in_1x1": True} if stride else {})
     if name is not None:

@@ -1,8 +1,8 @@
 """YAML files and `key=value` overrides, read into the schema."""
 
-import contextlib
 import difflib
 import io
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -78,9 +78,8 @@ def find_config(name: str) -> Path:
     """The file that `--config NAME` means. Raises `UserError` that lists where it was looked for."""
     candidates = [Path(name), CONFIG_FOLDER / name, CONFIG_FOLDER / f"{name}.yaml"]
     for path in candidates:
-        with contextlib.suppress(OSError):  # a name too long to be a file's
-            if path.is_file():
-                return path
+        if os.path.isfile(path):  # False, too, for a name too long to be a file's, for which Path raises
+            return path
     valid = [path.name for path in CONFIG_FOLDER.glob("*.yaml")]
     near = difflib.get_close_matches(Path(name).name, valid, n=3)
     hint = f"Did you mean {' or '.join(near)}?" if near else f"Available: {', '.join(sorted(valid))}."

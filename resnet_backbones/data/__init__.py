@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError, unknown
+from ..paths import stays_below
 from ..registry import Registry
-from .annotations import Annotations
+from .annotations import Annotations, can_be_shown
 from .coco import load_coco
 from .dataset import DetectionDataset, check_same_classes
 from .loader import build_test_loader, build_train_loader
@@ -61,6 +62,8 @@ def load_annotations(name: str, own: Mapping[str, Mapping[str, Any]] | None = No
     and whatever its format's reader refuses.
     """
     own = own or {}
+    if "/" in name or not stays_below(name) or not can_be_shown(name):
+        raise UserError(f"Data set {name[:80]!r} cannot be called so: files of its results bear its name.")
     if name in own:
         row = {key: value for key, value in own[name].items() if value not in (None, "")}
         where = f"datasets.{name}"
@@ -84,7 +87,7 @@ def load_annotations(name: str, own: Mapping[str, Mapping[str, Any]] | None = No
             raise UserError(f"{where}: the {kind} format takes no {key!r}.")
     if kind != "shapes":
         for path in (row["root"], row.get("annotations", row["root"])):
-            if "://" not in path and not Path(path).exists():
+            if "://" not in path and not os.path.exists(path):
                 remedy = (
                     f"correct {where} in the config"
                     if name in own

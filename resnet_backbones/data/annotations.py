@@ -2,6 +2,7 @@
 
 import logging
 import os
+import unicodedata
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +17,8 @@ from .packed import Rows
 logger = logging.getLogger(__name__)
 
 SIDE = 10**6  # pixels; no image file has more on a side
+SMALLEST = 1e-6  # of an image's longer side; of a shorter box float32 makes none as it is scaled
+MOST_CLASSES = 20_000  # COCO's figures take 100 kB of each and more
 
 
 @dataclass
@@ -63,13 +66,17 @@ class Annotations:
 
     @cached_property
     def trainable(self) -> np.ndarray:
-        """(M,), bool: no crowds, and something of the box lies inside the image."""
+        """(M,), bool: no crowds, and something of the box, which is not of no area, lies inside the image."""
         return (self.crowds == 0) & self._has_area
 
     @property
     def _has_area(self) -> np.ndarray:
-        inside = (self.corners[:, 2:] > self.corners[:, :2]).all(1)
-        return (self.boxes[:, 2:] > 0).all(1) & inside
+        return (self.corners[:, 2:] - self.corners[:, :2] > self._smallest).all(1)
+
+    @property
+    def _smallest(self) -> np.ndarray:
+        """(M, 1): the side in pixels at which a box is one of no area."""
+        return SMALLEST * self.sizes[self.images_of].max(1, keepdims=True)
 
     def file_name(self, k: int) -> str:
         """Of image k, below `image_root`."""
@@ -109,7 +116,7 @@ class Annotations:
 
 
 def check_images_exist(data: Annotations) -> None:
-    """Raise `UserError` that names the data set, the folder and the first image that is not there."""
+    """Raise `UserError` that names the data set, folder and the first image that is not there, or cannot be seen."""
     present: dict[str, set[str]] = {}
     missing = []
     for k in range(len(data)):
@@ -117,7 +124,10 @@ def check_images_exist(data: Annotations) -> None:
         folder, _, file = name.rpartition("/")
         if folder not in present:  # one listing of a folder is far cheaper than a look at each file
             path = data.image_root / folder
-            present[folder] = set(os.listdir(path)) if os.path.isdir(path) else set()
+            try:
+                present[folder] = set(os.listdir(path)) if os.path.isdir(path) else set()
+            except OSError as error:
+                raise UserError(f"Data set {data.name}: {path} cannot be read: {error.strerror}.") from error
         if file not in present[folder]:
             missing.append(name)
     if missing:
@@ -129,18 +139,32 @@ def check_images_exist(data: Annotations) -> None:
 
 def warn_of_skipped(data: Annotations) -> None:
     """Count in the log the boxes that training will skip, and the outlines that enclose nothing."""
-    flat = (data.boxes[:, 2:] <= 0).any(1)
+    flat = (data.boxes[:, 2:] <= data._smallest).any(1)
     outside = ~data._has_area & ~flat
     for reason, skipped in (("of no area", flat), ("outside the image", outside)):
         if skipped.any():
             first = data.file_name(data.images_of[skipped.argmax()])
             logger.warning("%s: skipped %d boxes %s (first in %s)", data.name, skipped.sum(), reason, first)
-    shapeless = data.outlines.shapeless()
+    shapeless = data.outlines.present & ~data.outlines.enclosing()
     if shapeless.any():
         logger.warning(
             "%s: %d objects have a segmentation without a polygon; masks skip them (first annotation %s)",
             *(data.name, shapeless.sum(), data.object_ids[shapeless.argmax()]),
         )
+
+
+def check_classes(names: list[str], source: str) -> None:
+    """Raise `UserError` for names that cannot be shown, and for more classes than can be scored."""
+    strange = next((name for name in names if not can_be_shown(name)), None)
+    if strange is not None:
+        raise UserError(f"{source}: the class {strange[:80]!r} has control characters in its name.")
+    if len(names) > MOST_CLASSES:
+        raise UserError(f"{source}: there are {len(names)} classes; at most {MOST_CLASSES} can be scored.")
+
+
+def can_be_shown(text: str) -> bool:
+    """Whether it has neither control characters, which move a terminal's cursor, nor halves of characters."""
+    return not any(unicodedata.category(c) in ("Cc", "Cs") for c in text)
 
 
 def finite_boxes(boxes: np.ndarray, name: str, file_names: list[str], images_of: np.ndarray) -> np.ndarray:

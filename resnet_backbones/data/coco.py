@@ -9,10 +9,20 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import UserError
-from ..paths import local_file, stays_below
-from .annotations import SIDE, Annotations, check_images_exist, finite_boxes, warn_of_skipped
+from ..paths import local_file, read_whole, stays_below
+from .annotations import (
+    SIDE,
+    Annotations,
+    can_be_shown,
+    check_classes,
+    check_images_exist,
+    finite_boxes,
+    warn_of_skipped,
+)
 from .outlines import pack_outlines
 from .packed import pack_strings
+
+LARGEST = 2**35  # bytes; the largest published ones have a tenth
 
 
 def load_coco(name: str, root: Path, annotations: str) -> Annotations:
@@ -43,6 +53,7 @@ def parse_coco(name: str, root: Path, content: object, source: str) -> Annotatio
     sizes, file_names = _image_columns(images, source)
     for category in categories:
         _check_key("category", category, "name", str, source)
+    check_classes([category["name"] for category in categories], source)
     order = np.argsort(category_ids, kind="stable")
 
     images_of = _references("image", image_ids, objects, source)
@@ -72,10 +83,12 @@ def parse_coco(name: str, root: Path, content: object, source: str) -> Annotatio
 def read_json(path: str) -> object:
     """The content of a JSON file. Raises `UserError` naming the file and where it is corrupt."""
     try:
-        return json.loads(local_file(path, "annotation file").read_bytes())
+        return json.loads(read_whole(local_file(path, "annotation file"), LARGEST))
+    except UserError:
+        raise
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.") from error
     except (ValueError, RecursionError) as error:
-        if isinstance(error, UserError):
-            raise
         raise UserError(f"{path} is not valid JSON: {error}") from error
 
 
@@ -145,7 +158,7 @@ def _image_columns(images: list[dict], source: str) -> tuple[np.ndarray, list[st
     for image, w, h, name in zip(images, width, height, file_names, strict=True):
         if not (0 < w <= SIDE and 0 < h <= SIDE):
             raise UserError(f"{source}: image {image['id']} is {w} x {h} pixels.")
-        if not name.isprintable():
+        if not (name.isascii() and name.isprintable()) and not can_be_shown(name):
             raise UserError(f"{source}: image {image['id']} has the unusable file_name {name!r}.")
         if not stays_below(name):
             raise UserError(f"{source}: image {image['id']} leaves the image folder: {name[:80]}.")

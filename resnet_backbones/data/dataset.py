@@ -17,6 +17,9 @@ from .samplers import seeded
 from .transforms import build_transforms
 from .unreadable import Unreadable
 
+MOST_OBJECTS = 10_000  # of an image; heads compare each with every anchor
+LARGEST_MASKS = 2**32  # pixels of all masks of an image
+
 
 class DetectionDataset(Dataset):
     """Images (3, H, W), uint8 RGB, with targets for training, from one or several sets of the same classes.
@@ -32,7 +35,7 @@ class DetectionDataset(Dataset):
         masks: with instance masks; an object without one is then an error, unless its mask is empty.
         flip: probability of a horizontal flip.
 
-    Raises `UserError` where the sets' classes differ or no image is left.
+    Raises `UserError` where the sets' classes differ, no image is left, or an image has too many objects to train on.
     """
 
     def __init__(
@@ -46,6 +49,8 @@ class DetectionDataset(Dataset):
     ) -> None:
         for other in sets[1:]:
             check_same_classes(sets[0], other)
+        for data in sets if train else ():
+            check_object_counts(data)
         self.sets, self.classes, self.train, self.masks = list(sets), sets[0].classes, train, masks
         self.transforms = build_transforms(train, flip)
         chosen = [
@@ -103,6 +108,11 @@ class DetectionDataset(Dataset):
         chosen = np.flatnonzero(data.trainable[data.starts[k] : data.starts[k + 1]]) + data.starts[k]
         target = {}
         if self.masks:
+            if len(chosen) * height * width > LARGEST_MASKS:
+                raise UserError(
+                    f"Data set {data.name}: {data.file_name(k)} has {len(chosen)} objects on {width} x {height} "
+                    "pixels, whose masks take gigabytes; cut it into tiles."
+                )
             masks = {j: mask for j in chosen if (mask := self._mask(data, j, height, width)) is not None}
             chosen = np.array(list(masks), np.int64)
             stacked = np.stack(list(masks.values())) if masks else np.zeros((0, height, width), np.uint8)
@@ -125,6 +135,16 @@ class DetectionDataset(Dataset):
             raise UserError(
                 f"Data set {data.name}: annotation {o['id']} of {file_name} has no usable mask: {error}."
             ) from error
+
+
+def check_object_counts(data: Annotations) -> None:
+    """Raise `UserError` naming an image with more objects than can be trained on."""
+    counts = np.bincount(data.images_of[data.trainable], minlength=1)
+    if counts.max() > MOST_OBJECTS:
+        raise UserError(
+            f"Data set {data.name}: {data.file_name(counts.argmax())} has {counts.max()} objects, more than the "
+            f"{MOST_OBJECTS} that can be trained on; cut it into tiles."
+        )
 
 
 def check_same_classes(one: Annotations, other: Annotations) -> None:

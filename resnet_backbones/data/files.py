@@ -3,15 +3,17 @@
 import errno
 import os
 import tarfile
+from collections import Counter
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
 from ..errors import UserError, reason
-from ..paths import local_file
+from ..paths import LARGEST, local_file, read_whole
 
 BLOCK = 10000  # members of a tar after which tarfile's own list of them is emptied
+MOST_LINKS = 8  # to a folder; with links in circles a walk never ends
 LONGEST = 4096  # bytes of a member's name; all names are held in rows of one length
 
 
@@ -20,27 +22,29 @@ class FolderTree:
         self.root = root
 
     def names(self, folder: str = "") -> list[str]:
-        """The files anywhere below `folder`, by sorted paths from the root."""
-        return sorted(
-            os.path.relpath(os.path.join(below, name), self.root)
-            for below, _, names in os.walk(self.root / folder, followlinks=True)
-            for name in names
-        )
+        """The files anywhere below `folder`, by sorted paths from the root. Raises `UserError` for links in circles."""
+        found, met = [], Counter()
+        for below, _, names in os.walk(self.root / folder, followlinks=True):
+            place = os.path.realpath(below)
+            met[place] += 1
+            if met[place] > MOST_LINKS:
+                raise UserError(
+                    f"{place} is met more than {MOST_LINKS} times below {self.root}; remove the links to it."
+                )
+            found += [os.path.relpath(os.path.join(below, name), self.root) for name in names]
+        return sorted(found)
 
     def folders(self, folder: str = "") -> list[str]:
         """The folders directly in `folder`, sorted; none where there is no such folder."""
         top = self.root / folder
-        return sorted(entry.name for entry in os.scandir(top) if entry.is_dir()) if top.is_dir() else []
+        return sorted(entry.name for entry in os.scandir(top) if entry.is_dir()) if os.path.isdir(top) else []
 
     def where(self, name: str) -> str:
         """A file's place, for messages."""
         return str(self.root / name)
 
     def read(self, name: str) -> bytes:
-        path = self.root / name
-        if path.exists() and not path.is_file():  # opening a pipe would wait for ever
-            raise OSError(errno.EINVAL, "it is no file", str(path))
-        return path.read_bytes()
+        return read_whole(self.root / name)
 
 
 class TarTree:
@@ -68,8 +72,8 @@ class TarTree:
 
 def open_tree(path: str) -> FolderTree | TarTree:
     """The folder or tar at `path`. Raises `UserError` where there is neither."""
-    folder = Path(path).expanduser()
-    return FolderTree(folder) if folder.is_dir() else TarTree(local_file(path, "folder or tar of images"))
+    folder = Path(os.path.expanduser(path))
+    return FolderTree(folder) if os.path.isdir(folder) else TarTree(local_file(path, "folder or tar of images"))
 
 
 @lru_cache(maxsize=2)  # training and validation images are often in one tar
@@ -116,7 +120,10 @@ def scan_tar(path: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, set[str]]:
 
 
 def read_at(path: str, offset: int, size: int, whole: bool = True) -> bytes:
-    """A stretch of a file. Raises `UserError` where the file ends before it and it must be `whole`."""
+    """A stretch of a file. Raises `UserError` where the file ends before it and it must be `whole`, and `OSError` for
+    one that is too large to be an image."""
+    if size > LARGEST:
+        raise OSError(errno.EFBIG, f"a member is larger than {LARGEST >> 20} MiB", path)
     with open(path, "rb", buffering=0) as file:
         file.seek(offset)
         content = file.read(size)

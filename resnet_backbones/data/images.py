@@ -16,7 +16,6 @@ from .reading import with_retries
 # JPEG includes MPO, PPM includes PGM and PBM.
 FORMATS = ("JPEG", "PNG", "BMP", "DIB", "GIF", "TIFF", "WEBP", "PPM")
 LARGEST = 2**27  # pixels, 400 MB of RGB
-LARGEST_FILE = 2**30  # bytes
 
 
 def read_image(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
@@ -48,10 +47,10 @@ def read_image(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
 def _content(path: Path) -> bytes:
     """A file's bytes, read again where the fault may pass. Raises `UserError` naming it."""
     try:
-        return with_retries(lambda: read_whole(path, LARGEST_FILE))
+        return with_retries(lambda: read_whole(path))
     except FileNotFoundError as error:
         raise UserError(f"Image {path} does not exist.") from error
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise UserError(f"Image {path} cannot be read: {reason(error)}.") from error
 
 

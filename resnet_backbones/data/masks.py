@@ -26,7 +26,7 @@ def decode_mask(o: dict, height: int, width: int) -> np.ndarray | None:
             segmentation = rle.frPyObjects(segmentation, height, width)
         mask = rle.decode(segmentation)
     else:
-        polygons = [p for p in _listed(segmentation) if is_polygon(p)]
+        polygons = [p for p in segmentation if is_polygon(p)] if isinstance(segmentation, list) else []
         if not polygons:
             return None
         if perimeter(polygons) > LONGEST:
@@ -35,19 +35,13 @@ def decode_mask(o: dict, height: int, width: int) -> np.ndarray | None:
     return mask if mask.any() else None
 
 
-def has_outline(o: dict) -> bool:
-    """Whether an annotation has a segmentation that encloses anything: an RLE, or a polygon of three corners."""
-    segmentation = o.get("segmentation")
-    return isinstance(segmentation, dict) or any(is_polygon(p) for p in _listed(segmentation))
-
-
 def is_polygon(points: object) -> bool:
     """Whether it is x, y, x, y … of three corners or more; pycocotools would take four numbers for a box."""
     return isinstance(points, list) and len(points) >= 6 and len(points) % 2 == 0 and are_coordinates(points)
 
 
 def are_coordinates(values: list) -> bool:
-    """`is_coordinate` of all of them, for the million polygons of a data set."""
+    """Whether they are numbers that a coordinate can have: not NaN, not infinite, not absurd."""
     try:
         array = np.asarray(values)
     except (ValueError, OverflowError):  # lists among them
@@ -67,15 +61,6 @@ def perimeter(polygons: list[list[float]]) -> float:
             corners = np.asarray(points[: len(points) // 2 * 2], float).reshape(-1, 2)
             total += np.abs(corners - np.roll(corners, 1, axis=0)).max(axis=1).sum()
     return total
-
-
-def is_coordinate(value: object) -> bool:
-    """Whether it is a number that a coordinate can have: not NaN, not infinite, not absurd."""
-    return isinstance(value, (int, float)) and abs(value) < LARGEST
-
-
-def _listed(segmentation: object) -> list:
-    return segmentation if isinstance(segmentation, list) else []
 
 
 def check_rle(segmentation: dict) -> None:

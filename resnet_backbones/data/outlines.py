@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 
-from .masks import LARGEST
+from .masks import LARGEST, is_polygon
 from .packed import Rows, pack_numbers, pack_strings
 
 POLYGONS, OTHER, ABSENT = 0, 1, 2
@@ -33,8 +33,13 @@ class Outlines:
         start = self.polygon_ends[place - 1] if place else 0
         return [self.polygons[k].tolist() for k in range(start, self.polygon_ends[place])]
 
-    def shapeless(self) -> np.ndarray:
-        """(M,), bool: segmentations that enclose nothing, for lack of a polygon of three corners."""
+    @property
+    def present(self) -> np.ndarray:
+        """(M,), bool: not None."""
+        return self.kinds != ABSENT
+
+    def enclosing(self) -> np.ndarray:
+        """(M,), bool: segmentations that enclose something: an RLE, or a polygon of three corners as `is_polygon`."""
         lengths = np.diff(self.polygons.ends, prepend=0)
         finite = np.ones(len(lengths), bool)
         absurd = np.flatnonzero(~(np.abs(self.polygons.content) < LARGEST))
@@ -42,12 +47,15 @@ class Outlines:
         encloses = (lengths >= 6) & (lengths % 2 == 0) & finite
         counts = np.cumsum(np.concatenate([[0], encloses]))
         ends = self.polygon_ends
-        empty = counts[ends] == counts[np.concatenate([[0], ends[:-1]])] if len(ends) else np.zeros(0, bool)
-        shapeless = np.zeros(len(self.kinds), bool)
-        shapeless[self.kinds == POLYGONS] = empty
+        result = np.zeros(len(self.kinds), bool)
+        if len(ends):
+            result[self.kinds == POLYGONS] = counts[ends] > counts[np.concatenate([[0], ends[:-1]])]
+        others = np.flatnonzero(self.kinds == OTHER)
         firsts = self.others.content[self.others.ends - np.diff(self.others.ends, prepend=0)]
-        shapeless[self.kinds == OTHER] = firsts != ord("{")
-        return shapeless
+        result[others] = firsts == ord("{")
+        for j in others[firsts == ord("[")]:  # few: lists in which something is no polygon
+            result[j] = any(map(is_polygon, self[j]))
+        return result
 
 
 def pack_outlines(segmentations: list[object]) -> Outlines:

@@ -11,6 +11,7 @@ logger = logging.getLogger(__name__)
 PAUSES = (0.1, 1.0, 5.0)  # seconds before the second, third and fourth try
 LASTING = {
     errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL,
+    errno.EFBIG,
 }  # fmt: skip
 
 T = TypeVar("T")

@@ -1,6 +1,7 @@
 """The embedded data set: bright shapes on muted, textured ground, drawn once as COCO JSON and PNG."""
 
 import colorsys
+import contextlib
 import json
 import os
 import shutil
@@ -11,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from pycocotools import mask as rle
 
-from ..errors import UserError
+from ..errors import UserError, reason
 from .annotations import Annotations
 from .coco import load_coco
 
@@ -29,7 +30,7 @@ def load_shapes(name: str, root: Path, split: str) -> Annotations:
     if split not in SPLITS:
         raise UserError(f"Data set {name}: shapes have the splits {', '.join(SPLITS)}, not {split!r}.")
     folder = Path(root) / split
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         _write_whole(folder, name, *SPLITS[split])
     return load_coco(name, folder, str(folder / "instances.json"))
 
@@ -39,17 +40,18 @@ def _write_whole(folder: Path, name: str, num_images: int, seed: int) -> None:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    except OSError as error:
+        try:
+            write_shapes(temporary, num_images, seed)
+            temporary.chmod(0o755)
+            with contextlib.suppress(OSError):  # another process was first, with the same pictures
+                os.rename(temporary, folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    except (OSError, ValueError) as error:
         raise UserError(
-            f"Data set {name} cannot be drawn in {folder.absolute()}: {error.strerror}; let "
+            f"Data set {name} cannot be drawn in {folder.absolute()}: {reason(error)}; let "
             "$RESNET_BACKBONES_DATASETS name a folder that can be written."
         ) from error
-    write_shapes(temporary, num_images, seed)
-    temporary.chmod(0o755)
-    try:
-        os.rename(temporary, folder)
-    except OSError:  # another process was first, with the same pictures
-        shutil.rmtree(temporary)
 
 
 def write_shapes(folder: Path, num_images: int, seed: int) -> None:

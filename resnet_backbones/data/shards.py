@@ -19,7 +19,7 @@ from braceexpand import braceexpand
 from torch import Tensor
 
 from ..errors import UserError, reason
-from ..paths import local_file
+from ..paths import local_file, read_whole
 from .files import read_at, scan_tar
 
 POOL = 8  # shards drawn from at a time
@@ -145,9 +145,11 @@ def _most(pattern: str) -> int:
 
 
 def _class_names(folder: str, pattern: str) -> list[str]:
-    names = local_file(f"{folder}/classes.txt" if folder else "classes.txt", "list of class names").read_text(
-        errors="replace"
-    )
+    path = local_file(f"{folder}/classes.txt" if folder else "classes.txt", "list of class names")
+    try:
+        names = read_whole(path).decode(errors="replace")
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {reason(error)}.") from error
     classes = [line.strip() for line in names.splitlines() if line.strip()]
     if not classes:
         raise UserError(f"classes.txt beside {pattern} is empty; it must name a class a line.")
@@ -157,7 +159,7 @@ def _class_names(folder: str, pattern: str) -> list[str]:
 def _counts(folder: str) -> dict[str, int]:
     """Samples by a shard's file name, as far as `index.json` tells."""
     try:
-        index = json.loads(local_file(f"{folder}/index.json" if folder else "index.json", "shard index").read_text())
+        index = json.loads(read_whole(local_file(f"{folder}/index.json" if folder else "index.json", "shard index")))
         counts = {PurePosixPath(shard["url"]).name: int(shard["nsamples"]) for shard in index["shardlist"]}
         if not all(0 < count <= 10**6 for count in counts.values()):
             raise ValueError("a shard has a sample or more, and not millions")

@@ -20,7 +20,8 @@ class Unreadable(NamedTuple):
 class ReadableBatches(NamedTuple):
     """The batches of a loader of (batch or None, reasons) without what could not be read; iterates again and again.
 
-    Unreadable images are named in the log. Raises `UserError` past `limit` of them.
+    Unreadable images are named in the log. Raises `UserError` past `limit` of them, and where an endless loader gives
+    nothing else.
     """
 
     loader: DataLoader
@@ -28,6 +29,7 @@ class ReadableBatches(NamedTuple):
 
     def __iter__(self) -> Iterator[tuple]:
         known: set[str] = set()
+        empty = 0  # batches in a row
         for batch, unreadable in self.loader:
             for reason in unreadable:
                 if reason in known:  # met again in a later epoch
@@ -38,6 +40,9 @@ class ReadableBatches(NamedTuple):
                 logger.warning("%s Left out; %d so far.", reason, len(known))
             if batch is not None:
                 yield batch
+            empty = 0 if batch is not None else empty + 1
+            if empty > 100 + 10 * len(known):  # each of them again and again
+                raise UserError(f"None of the images can be read: {unreadable[-1]}")
 
     def __len__(self) -> int:
         return len(self.loader)

@@ -1,6 +1,8 @@
 """PASCAL VOC devkits: `Annotations/*.xml`, `ImageSets/Main/SPLIT.txt`, `JPEGImages/`."""
 
+import os
 import xml.etree.ElementTree as ElementTree
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,7 +10,7 @@ import numpy as np
 
 from ..errors import UserError, unknown
 from ..paths import read_whole, stays_below
-from .annotations import SIDE, Annotations, check_images_exist, finite_boxes, warn_of_skipped
+from .annotations import SIDE, Annotations, check_classes, check_images_exist, finite_boxes, warn_of_skipped
 from .images import image_size
 from .outlines import pack_outlines
 from .packed import pack_strings
@@ -48,19 +50,10 @@ def load_voc(name: str, root: Path, split: str, classes: Sequence[str] | None = 
     Raises `UserError` naming the file for a missing list, XML or image, XML that is corrupt and unknown classes.
     """
     root = Path(root)
-    listing = root / "ImageSets" / "Main" / f"{split}.txt"
-    if not listing.is_file():
-        splits = sorted(p.stem for p in listing.parent.glob("*.txt"))
-        raise UserError(f"Data set {name}: {listing} does not exist. Splits there: {', '.join(splits) or 'none'}.")
-    names = [line.split()[0] for line in listing.read_text(errors="replace").splitlines() if line.strip()]
-    strange = next((n for n in names if not stays_below(n)), None)
-    if strange is not None:
-        raise UserError(f"{listing}: image {strange[:80]!r} leaves the data set's folder; name it without its path.")
-    repeated = {n for n in names if names.count(n) > 1} if len(set(names)) < len(names) else set()
-    if repeated:
-        raise UserError(f"{listing}: image {min(repeated)} is listed twice; ids must be unique.")
+    names = _listed(root / "ImageSets" / "Main", split, name)
     if classes is None:
         classes = _all_classes(root)
+    check_classes(list(classes), f"Data set {name}")
     if len(set(classes)) < len(classes):
         raise UserError(f"Data set {name}: classes lists a name twice: {', '.join(classes)}.")
 
@@ -103,6 +96,28 @@ def load_voc(name: str, root: Path, split: str, classes: Sequence[str] | None = 
     return data
 
 
+def _listed(folder: Path, split: str, name: str) -> list[str]:
+    """The images that the list of a split names; one that leaves the data set's folder is a `UserError`."""
+    listing = folder / f"{split}.txt"
+    if not stays_below(f"{split}.txt"):
+        raise UserError(f"Data set {name}: split {split[:80]!r} leaves {folder}; name a list that lies there.")
+    if not os.path.isfile(listing):  # False, too, where the path is too long, for which Path raises
+        splits = sorted(p.stem for p in folder.glob("*.txt")) if os.path.isdir(folder) else []
+        raise UserError(f"Data set {name}: {listing} does not exist. Splits there: {', '.join(splits) or 'none'}.")
+    try:
+        lines = read_whole(listing).decode(errors="replace").splitlines()
+    except OSError as error:
+        raise UserError(f"{listing} cannot be read: {error.strerror}.") from error
+    names = [line.split()[0] for line in lines if line.strip()]
+    strange = next((n for n in names if not stays_below(n)), None)
+    if strange is not None:
+        raise UserError(f"{listing}: image {strange[:80]!r} leaves the data set's folder; name it without its path.")
+    repeated = [n for n, count in Counter(names).items() if count > 1]
+    if repeated:
+        raise UserError(f"{listing}: image {min(repeated)} is listed twice; ids must be unique.")
+    return names
+
+
 def _all_classes(root: Path) -> list[str]:
     files = sorted((root / "Annotations").glob("*.xml"))
     return sorted({_class_name(element, xml) for xml in files for element in _parse(xml).iter("object")})
@@ -126,7 +141,7 @@ def _parse(xml: Path) -> ElementTree.Element:
 
 def _image_file(root: Path, image_name: str) -> str:
     for suffix in (".jpg", ".jpeg", ".png", ".bmp"):
-        if (root / "JPEGImages" / (image_name + suffix)).is_file():
+        if os.path.isfile(root / "JPEGImages" / (image_name + suffix)):
             return f"JPEGImages/{image_name}{suffix}"
     return f"JPEGImages/{image_name}.jpg"
 

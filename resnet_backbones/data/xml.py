@@ -4,7 +4,7 @@ from xml.etree.ElementTree import Element, ParseError, TreeBuilder
 from xml.parsers import expat
 
 LARGEST = 2**24  # bytes; an annotation takes thousands
-DEEPEST = 64
+DEEPEST, MOST = 64, 300_000  # levels and elements
 
 
 def parse_xml(content: bytes) -> Element:
@@ -14,15 +14,17 @@ def parse_xml(content: bytes) -> Element:
     """
     if len(content) > LARGEST:
         raise ValueError(f"it is larger than {LARGEST >> 20} MiB")
-    builder, depth = TreeBuilder(), 0
+    builder, depth, count = TreeBuilder(), 0, 0
     parser = expat.ParserCreate()
     parser.buffer_text = True
 
     def start(tag: str, attributes: dict[str, str]) -> None:
-        nonlocal depth
-        depth += 1
+        nonlocal depth, count
+        depth, count = depth + 1, count + 1
         if depth > DEEPEST:
             raise ValueError(f"it is nested deeper than {DEEPEST} levels")
+        if count > MOST:
+            raise ValueError(f"it has more than {MOST} elements")
         builder.start(tag, attributes)
 
     def end(tag: str) -> None:

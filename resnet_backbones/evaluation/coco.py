@@ -5,6 +5,7 @@ import io
 
 import numpy as np
 
+from ..data.annotations import check_classes
 from ..data.masks import LARGEST_RLE, LONGEST, are_coordinates, check_rle, perimeter
 from ..errors import UserError, unknown
 from .backends import accumulate
@@ -61,6 +62,7 @@ def check_ground_truth(ground_truth: dict, iou_type: str) -> None:
             for key in keys:
                 if not isinstance(entry, dict) or key not in entry or not _usable(key, entry[key]):
                     raise UserError(f"The ground truth's {kind} hold an entry without {key!r}: {shown(entry)}.")
+    check_classes([category["name"] for category in ground_truth["categories"]], "The ground truth")
     if iou_type == "segm":
         _check_image_sizes(ground_truth)
 

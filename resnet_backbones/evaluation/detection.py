@@ -9,7 +9,6 @@ from tqdm import tqdm
 
 from .. import distributed
 from ..data import Annotations
-from ..data.masks import has_outline
 from .coco import coco_metrics, coco_results
 from .voc import voc_metrics
 
@@ -41,7 +40,7 @@ def score(
     if masks:
         # pycocotools takes sizes from boxes where there are any; those of masks are meant (as in detectron2).
         without_boxes = [{k: v for k, v in p.items() if k != "bbox"} for p in predictions]
-        outlined = [o for o in ground_truth["annotations"] if has_outline(o)]
+        outlined = [ground_truth["annotations"][j] for j in np.flatnonzero(data.outlines.enclosing())]
         metrics |= coco_metrics({**ground_truth, "annotations": outlined}, without_boxes, "segm", backend)
     if data.format == "voc":
         metrics |= voc_metrics(ground_truth, predictions)

@@ -1,13 +1,14 @@
 """Checkpoints of torchvision, timm, detectron2 and Caffe2 in our form, and ours in theirs."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import UserError, reason
 from ..preprocessing import Preprocessing, imagenet
 from . import folding
 from .names import CAFFE2, DETECTRON2, OURS, renames
@@ -37,11 +38,23 @@ def recognise(state: dict[str, Tensor]) -> str:
     return "timm" if "stages.0.blocks.0.norm1.weight" in state else "resnet_backbones"
 
 
+@contextmanager
+def _tensors_as_named() -> Iterator[None]:
+    """`UserError` for tensors whose names are a library's, but whose shapes or types are not."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # whatever torch makes of the wrong number of dimensions
+        raise UserError(f"The tensors are not of the shapes that their names ask for: {reason(error)}.") from error
+
+
+@_tensors_as_named()
 def to_ours(checkpoint: Checkpoint) -> Conversion:
     """`checkpoint` under our names, for RGB images. Mean and std stay in its metadata.
 
     What Caffe2's files and those of detectron2's model zoo do not say is known of them: BGR, no std, and in a plain
-    ResNet the stride in the first 1x1.
+    ResNet the stride in the first 1x1. Raises `UserError` where the tensors are not what their names say.
     """
     form, steps = recognise(checkpoint.state), []
     state, metadata = checkpoint.state, dict(checkpoint.metadata)
@@ -74,6 +87,7 @@ def to_ours(checkpoint: Checkpoint) -> Conversion:
     return Conversion(Checkpoint(state, metadata), steps, left)
 
 
+@_tensors_as_named()
 def from_ours(checkpoint: Checkpoint, form: str, channel_order: str = "RGB", fold: Sequence[str] = ()) -> Conversion:
     """Our `checkpoint` in the form of a library, for images in `channel_order`.
 
@@ -81,7 +95,7 @@ def from_ours(checkpoint: Checkpoint, form: str, channel_order: str = "RGB", fol
         form: one of `FORMATS`.
         fold: of "std" and "mean", what goes into the first convolution and its norm instead of the metadata.
 
-    Raises `UserError` where the first layer cannot take it.
+    Raises `UserError` where the first layer cannot take it, and where the tensors are not what their names say.
     """
     state, metadata, steps = checkpoint.state, dict(checkpoint.metadata), []
     preprocessing = checkpoint.preprocessing() or Preprocessing()

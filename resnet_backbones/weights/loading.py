@@ -56,7 +56,11 @@ def read_ours(source: str) -> Checkpoint:
 
     Raises `UserError` as `read_checkpoint` does.
     """
-    checkpoint, steps, left = to_ours(read_checkpoint(source))
+    checkpoint = read_checkpoint(source)
+    try:
+        checkpoint, steps, left = to_ours(checkpoint)
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from error
     if steps:
         unnamed = f"; {len(left)} tensors have no name here: {', '.join(left[:5])}" if left else ""
         logger.info("%s: %s%s", source, "; ".join(steps), unnamed)

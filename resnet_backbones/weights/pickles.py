@@ -170,6 +170,7 @@ ARRAYS: dict[tuple[str, str], Any] = {
     ("numpy._core.multiarray", "scalar"): _scalar,
     ("collections", "OrderedDict"): PlainDict,
     ("_codecs", "encode"): _latin1,
+    ("__builtin__", "bytes"): lambda: b"",  # of an array without elements, in protocol 2
 }
 
 

@@ -23,6 +23,7 @@ from .pickles import read_pickle
 from .torch_files import read_torch
 
 FORMAT = "resnet_backbones 1"  # says that the metadata of a safetensors file is ours
+LONGEST, DEEPEST = 8, 1000  # of an option: entries of a list, and blocks of a stage
 
 
 class Checkpoint(NamedTuple):
@@ -87,10 +88,21 @@ def _check_metadata(metadata: dict[str, Any], source: str) -> None:
         architecture = metadata.get("architecture", {})
         if not isinstance(architecture.get("name", ""), str) or not isinstance(architecture.get("options", {}), dict):
             raise ValueError(f"architecture is {architecture}")
+        for option, value in architecture.get("options", {}).items():
+            if not isinstance(option, str) or not _is_plain(value):
+                raise ValueError(f"architecture.options.{str(option)[:80]} is {str(value)[:80]}")
         if not all(isinstance(name, str) for name in metadata.get("classes") or []):
             raise ValueError("its classes are no names")
     except (AttributeError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise UserError(f"The metadata of the weights file {source} is damaged: {reason(error)}") from error
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether it is what a YAML would give for an option: a word, a number, or a few of them."""
+    if isinstance(value, (list, tuple)):
+        few = len(value) <= LONGEST
+        return few and all(isinstance(v, str) or (isinstance(v, int) and abs(v) <= DEEPEST) for v in value)
+    return value is None or isinstance(value, (str, float)) or (isinstance(value, int) and abs(value) < 2**31)
 
 
 def load_torch(path: Path) -> Any:

@@ -10,7 +10,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import UserError, reason
 from .pickles import write_pickle
 from .reading import FORMAT, Checkpoint
 
@@ -29,7 +29,10 @@ def save_safetensors(path: Path, state: dict[str, Tensor], metadata: dict[str, A
     Raises `UserError` where it cannot be written.
     """
     metadata = metadata | {"versions": _versions()}
-    text = {"format": FORMAT} | {key: json.dumps(value) for key, value in metadata.items()}
+    try:
+        text = {"format": FORMAT} | {key: json.dumps(value) for key, value in metadata.items()}
+    except (TypeError, ValueError, RecursionError) as error:  # of a torch file or pickle, which hold anything
+        raise UserError(f"The metadata for {path} cannot be written as JSON: {reason(error)}.") from error
     temporary = path.with_name(f".{path.name}.part")
     try:
         safetensors.torch.save_file({name: t.detach().cpu().contiguous() for name, t in state.items()}, temporary, text)
