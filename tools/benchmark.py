@@ -7,7 +7,8 @@ tools/benchmark.py --only detector --device cuda --amp bf16 --json detector.json
 
 backbone   ResNet, FrozenBN, stem and res2 frozen: forward, and forward and backward
 fpn        the same with an FPN
-detector   Faster R-CNN with an FPN: a training step of two images, its peak memory, and inference
+detector   Faster R-CNN with an FPN: a training step of two images, and inference
+memory     the peak memory of that training step, also with BN in evaluation instead of FrozenBN
 loader     images/s of the detection loader over drawn JPEGs
 evaluator  COCO's box figures, CPU time, beside pycocotools
 
@@ -76,9 +77,8 @@ def main(argv: list[str] | None = None) -> None:
         conditions, rows = report.conditions(__version__, command, settings), []
         print(report.header(conditions, settings.compile), flush=True)
         for part in settings.only:
-            for row in parts.measure_part(part, settings):
-                rows.append(row)
-                print(report.line(row, settings.compile), flush=True)
+            rows += (measured := parts.measure_part(part, settings))
+            print(*report.lines(measured, settings.compile), sep="\n", flush=True)
         if path:
             write_json(path, report.as_json(conditions, settings, rows))
 

@@ -3,14 +3,14 @@
 import torch
 
 from ..errors import UserError
-from .detector import detectors
+from .detector import detectors, memory_of_training
 from .loading import loaders
 from .networks import backbones, fpns
 from .scoring import evaluators
 from .settings import PARTS, Settings
 from .timing import Row
 
-MEASURES = dict(zip(PARTS, (backbones, fpns, detectors, loaders, evaluators), strict=True))
+MEASURES = dict(zip(PARTS, (backbones, fpns, detectors, memory_of_training, loaders, evaluators), strict=True))
 
 
 def prepare(settings: Settings) -> None:

@@ -39,21 +39,32 @@ def header(conditions: dict[str, str], compiled: bool) -> str:
     cells = ["measured", "by", "seconds", "images/s", *(f"{base} / it" for base in bases), "tensors MiB"]
     cells += ["process MiB", "remark"]
     lines = [f"- {key}: {value}" for key, value in conditions.items()]
-    lines += ["- seconds are medians; ratios are medians over rounds, with their quartiles in brackets"]
-    lines += ["- tensors MiB: the allocator's peak; process MiB: the peak of a process of its own; above those before"]
+    lines += [
+        "- seconds: medians; ratios: medians over rounds, with their quartiles in brackets",
+        "- tensors MiB: the most that tensors hold above what was there before, as the allocator records it; process "
+        "MiB: the same of a process of its own, as the system does; ours / it in brackets",
+    ]
     return "\n".join([*lines, "", _line(cells), _line(["---"] * len(cells))])
 
 
-def line(row: Row, compiled: bool) -> str:
-    """A row of the table."""
-    bases = BASES if compiled else BASES[:1]
+def lines(rows: list[Row], compiled: bool) -> list[str]:
+    """The table's lines of a part."""
+    ours = {row.measured: row for row in rows if row.contender == BASES[0]}
+    return [_line(_cells(row, ours[row.measured], compiled)) for row in rows]
+
+
+def _cells(row: Row, ours: Row, compiled: bool) -> list[str]:
     cells = [row.measured, row.contender]
     cells += [f"{row.median:.4g}", f"{row.images / row.median:.4g}"] if row.seconds else ["–", "–"]
-    cells += [_ratio(row.ratios.get(base)) if row.contender != base else "1" for base in bases]
-    cells += [f"{v / 2**20:.0f}" if v is not None else "–" for v in (row.peak_bytes, row.process_bytes)]
+    for base in BASES if compiled else BASES[:1]:
+        q1, median, q3 = row.ratios.get(base, [0, 0, 0])
+        cells.append(f"{median:.2f} ({q1:.2f} to {q3:.2f})" if median and row.contender != base else "–")
+    for key in ("peak_bytes", "process_bytes"):
+        held, ours_held = getattr(row, key), getattr(ours, key)
+        ratio = f" ({ours_held / held:.2f})" if held and ours_held and row is not ours else ""
+        cells.append("–" if held is None else f"{held / 2**20:.1f}{ratio}")
     apart = ", ".join(f"{what} {value:.1g}" for what, value in row.differences.items())
-    remarks = [row.remark, f"apart from ours by {apart}" if apart else ""]
-    return _line([*cells, "; ".join(filter(None, remarks))])
+    return [*cells, "; ".join(filter(None, [row.remark, f"apart from ours by {apart}" if apart else ""]))]
 
 
 def as_json(conditions: dict[str, str], settings: Settings, rows: list[Row]) -> dict:
@@ -62,10 +73,6 @@ def as_json(conditions: dict[str, str], settings: Settings, rows: list[Row]) -> 
         "settings": asdict(settings),
         "rows": [asdict(row) | {"median": row.median if row.seconds else None} for row in rows],
     }
-
-
-def _ratio(quartiles: list[float] | None) -> str:
-    return "–" if quartiles is None else f"{quartiles[1]:.2f} ({quartiles[0]:.2f} to {quartiles[2]:.2f})"
 
 
 def _line(cells: list[str]) -> str:
