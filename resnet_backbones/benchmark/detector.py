@@ -1,5 +1,6 @@
 """Faster R-CNN with an FPN: one training step, inference, and the memory that training takes."""
 
+import dataclasses
 from collections.abc import Callable
 
 import torch
@@ -63,11 +64,12 @@ def build_step(who: str, settings: Settings) -> Callable[[], object]:
 
 
 def _differences(models: dict[str, nn.Module | str], settings: Settings) -> tuple[dict[str, float], dict[str, float]]:
-    """Of torchvision's losses and detections from ours, before any training."""
+    """Of torchvision's losses and detections from ours, in fp32 and before any training."""
     ours, theirs = models["ours"], models["torchvision"]
     if isinstance(theirs, str):
         return {}, {}
     losses = {"losses": loss_difference(ours.train(), theirs.train(), *make_batch(settings))}
+    settings = dataclasses.replace(settings, amp="none")
     return losses, detection_differences(*(inference(model, settings)()[0] for model in (ours, theirs)))
 
 

@@ -63,7 +63,7 @@ def _cells(row: Row, ours: Row, compiled: bool) -> list[str]:
         held, ours_held = getattr(row, key), getattr(ours, key)
         ratio = f" ({ours_held / held:.2f})" if held and ours_held and row is not ours else ""
         cells.append("–" if held is None else f"{held / 2**20:.1f}{ratio}")
-    apart = ", ".join(f"{what} {value:.1g}" for what, value in row.differences.items())
+    apart = ", ".join(f"{what} {value:.2g}" for what, value in row.differences.items())
     return [*cells, "; ".join(filter(None, [row.remark, f"apart from ours by {apart}" if apart else ""]))]
 
 
