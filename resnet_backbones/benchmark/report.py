@@ -6,6 +6,7 @@ import platform
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from .settings import Settings
@@ -40,7 +41,7 @@ def header(conditions: dict[str, str], compiled: bool) -> str:
     cells += ["process MiB", "remark"]
     lines = [f"- {key}: {value}" for key, value in conditions.items()]
     lines += [
-        "- seconds: medians; ratios: medians over rounds, with their quartiles in brackets",
+        "- seconds and ratios: medians over rounds, with their quartiles in brackets",
         "- tensors MiB: the most that tensors hold above what was there before, as the allocator records it; process "
         "MiB: the same of a process of its own, as the system does; ours / it in brackets",
     ]
@@ -55,7 +56,7 @@ def lines(rows: list[Row], compiled: bool) -> list[str]:
 
 def _cells(row: Row, ours: Row, compiled: bool) -> list[str]:
     cells = [row.measured, row.contender]
-    cells += [f"{row.median:.4g}", f"{row.images / row.median:.4g}"] if row.seconds else ["–", "–"]
+    cells += [spread(row.seconds), f"{row.images / row.median:.4g}"] if row.seconds else ["–", "–"]
     for base in BASES if compiled else BASES[:1]:
         q1, median, q3 = row.ratios.get(base, [0, 0, 0])
         cells.append(f"{median:.2f} ({q1:.2f} to {q3:.2f})" if median and row.contender != base else "–")
@@ -73,6 +74,12 @@ def as_json(conditions: dict[str, str], settings: Settings, rows: list[Row]) -> 
         "settings": asdict(settings),
         "rows": [asdict(row) | {"median": row.median if row.seconds else None} for row in rows],
     }
+
+
+def spread(seconds: list[float]) -> str:
+    """Their median and quartiles; wide ones tell of a machine that did other things, too."""
+    q1, median, q3 = np.percentile(seconds, [25, 50, 75])
+    return f"{median:.4g} ({q1:.4g} to {q3:.4g})"
 
 
 def _line(cells: list[str]) -> str:
