@@ -10,7 +10,7 @@ AMP = ("none", "bf16")
 
 @dataclass(frozen=True)
 class Settings:
-    """The command line of `tools/benchmark.py`; its defaults are those of the figures in README.md.
+    """The command line of `tools/benchmark.py`.
 
     Raises `UserError` for a value that cannot be.
     """
