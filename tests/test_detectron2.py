@@ -12,6 +12,8 @@ from torch import nn
 
 from resnet_backbones import build_backbone, list_backbones
 from resnet_backbones.backbones import CIFAR_RESNETS, RESNETS, RandomFrozenWarning
+from resnet_backbones.benchmark import detection, networks, peers
+from resnet_backbones.benchmark.settings import Settings
 from resnet_backbones.detectors import torchvision
 from resnet_backbones.errors import UserError
 from resnet_backbones.weights import Checkpoint, from_ours, to_ours
@@ -369,3 +371,30 @@ def test_detectron2s_own_trainer(tool, tmp_path):
     assert status == 0, err
     assert {"AP", "AP50"} <= set(json.loads((tmp_path / "out/results.json").read_text())["bbox"])
     assert (tmp_path / "out/model_final.pth").exists()
+
+
+def test_the_benchmarks_nets_of_detectron2_are_ours_in_features_and_in_what_is_trained():
+    settings = Settings(name="resnet18", size=64, short_side=64)
+    for name, make_peer in (("resnet18", peers.peer_backbone), ("resnet18_fpn", peers.peer_fpn)):
+        images = torch.rand(1, 3, 64, 64)
+        state = networks.settle(build_backbone(name), images).state_dict()
+        ours, theirs = networks.frozen_backbone(name, state), make_peer("detectron2", "resnet18", state)
+        with torch.no_grad():
+            assert largest_difference(ours.eval()(images), theirs.eval()(images)) < 1e-5
+        assert trained_numbers(theirs) == trained_numbers(ours)
+
+    state = detection.shared_state(settings)
+    ours, theirs = (detection.build_detector(who, settings, state) for who in ("ours", "detectron2"))
+    background_boxes = 4 * (1024 + 1)  # which torchvision's heads have and never use
+    assert trained_numbers(theirs) == trained_numbers(ours) - background_boxes
+    images, targets = detection.make_batch(settings)
+    assert all(torch.isfinite(loss) for loss in theirs.train()(images, targets).values())
+    found = [detection.inference(model, settings)()[0] for model in (ours, theirs)]
+    boxes, rivals = found[0]["boxes"], found[1]["instances"].pred_boxes.tensor
+    near = torchvision_ops.box_iou(boxes, rivals).amax(1) > 0.7  # its anchors are not rounded, so not all of them
+    assert len(boxes) > 20
+    assert near.float().mean() > 0.8
+
+
+def trained_numbers(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)

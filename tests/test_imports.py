@@ -19,7 +19,7 @@ RANK = {
     "layers": 2, "compiling": 2, "kept_products": 1, "scaled_conv": 2, "conv_norm": 2.5, "stems": 3, "shortcuts": 3,
     "attention": 3, "deform": 3, "blocks": 4, "resnet": 5, "extractors": 5, "fpn": 5, "preact": 6, "options": 7,
     "weights": 8, "backbones": 9, "architecture": 9.5, "classifier": 10, "detectors": 10,
-    "analysis": 11, "pretraining": 11, "verification": 11, "truths": 12, "__main__": 13,
+    "analysis": 11, "pretraining": 11, "verification": 11, "benchmark": 11, "truths": 12, "__main__": 13,
 }  # fmt: skip
 APART = {
     "averaging", "checkpoint", "data", "evaluation", "journal", "nonfinite", "optimizer_state", "precise_bn", "run",
@@ -73,9 +73,9 @@ def test_imports_go_one_way(path):
         assert not higher, f"{room} imports {higher}"
 
 
-def test_only_the_twin_names_detectron2():
+def test_only_the_twin_and_its_rival_name_detectron2():
     named = [p for p in MODULES if "import detectron2" in p.read_text() or "from detectron2" in p.read_text()]
-    assert {p.name for p in named} <= {"detectron2.py"}
+    assert {p.relative_to(PACKAGE).as_posix() for p in named} == {"detectors/detectron2.py", "benchmark/detectron2.py"}
 
 
 def test_everything_imports_without_detectron2():
