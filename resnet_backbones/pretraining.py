@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from . import distributed
 from .backbones import RandomFrozenWarning, build_backbone
 from .classifier import Classifier, build_classifier, load_classifier, soft_binary_cross_entropy
+from .compiling import compile_backbone
 from .data.augmentation import BatchAugmentation, train_transform
 from .data.classification import ClassificationDataset, build_test_loader, build_train_loader
 from .data.imagenet import FileImages, load_images
@@ -46,10 +47,13 @@ def build_for_training(config: DictConfig, classes: list[str]) -> Classifier:
     loss = partial(LOSSES[config.loss.name], label_smoothing=config.loss.label_smoothing)
     options = backbone_options(config)
     if config.weights is None:
-        return build_classifier(num_classes=len(classes), loss=loss, **options)
-    model = load_trained(config, config.weights)
-    model.loss = loss
-    return check_classes(model, len(classes), classes, config.weights)
+        model = build_classifier(num_classes=len(classes), loss=loss, **options)
+    else:
+        model = check_classes(load_trained(config, config.weights), len(classes), classes, config.weights)
+        model.loss = loss
+    if config.solver.compile != "none":
+        compile_backbone(model.backbone, config.solver.compile)
+    return model
 
 
 def load_ensemble(config: DictConfig) -> list[Classifier]:

@@ -24,7 +24,7 @@ def run(config: DictConfig, eval_only: bool, resume: bool) -> None:
     # Here, because torch and torchvision take seconds that --help and a wrong config need not wait.
     from resnet_backbones import distributed
     from resnet_backbones.data import DetectionDataset, build_train_loader, check_same_classes, load_annotations
-    from resnet_backbones.detectors import build_detector, describe
+    from resnet_backbones.detectors import build_detector, compile_detector, describe
     from resnet_backbones.testing import DetectionTest
     from resnet_backbones.training import fit, set_seed
 
@@ -35,6 +35,8 @@ def run(config: DictConfig, eval_only: bool, resume: bool) -> None:
     for other in [*train_sets, *test_sets]:
         check_same_classes(test_sets[0], other)
     model = build_detector(config, len(test_sets[0].classes)).to(device)
+    if config.solver.compile != "none":
+        compile_detector(model, config.solver.compile)
     evaluation, unreadable = config.evaluation, config.data.max_unreadable
     test = DetectionTest(model, test_sets, masks, config.data.num_workers, evaluation.backend, unreadable)
 

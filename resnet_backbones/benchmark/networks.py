@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..backbones import RandomFrozenWarning, build_backbone
+from ..compiling import compile_backbone
 from .agreement import feature_difference
 from .peers import MissingError, peer_backbone, peer_fpn
 from .settings import Settings
@@ -27,7 +28,7 @@ def fpns(settings: Settings) -> list[Row]:
 
 def compiled(who: str, net: nn.Module) -> nn.Module:
     """A backbone or FPN under torch.compile: the one place that says how."""
-    return torch.compile(net)
+    return compile_backbone(net) if who == "ours" else torch.compile(net)
 
 
 def frozen_backbone(name: str, state: dict[str, Tensor] | None = None) -> nn.Module:

@@ -46,6 +46,7 @@ CHOICES = {
     "solver.schedule": ("steps", "cosine"),
     "solver.warmup_method": ("linear", "constant"),
     "solver.amp": ("none", "bf16", "fp16"),
+    "solver.compile": ("none", "default", "reduce-overhead"),
     "augmentation.crop": ("shorter_side", "random_resized", "padded"),
     "augmentation.auto_augment": ("none", "trivial", "rand"),
     "preprocessing.interpolation": (None, "bilinear", "bicubic"),

@@ -51,7 +51,9 @@ class SolverConfig:
     max_nonfinite: int = 2  # steps left out because loss or gradients are not finite; one more ends the run
     amp: str = "none"  # none, bf16 or fp16
     channels_last: bool = False  # memory format of the whole model's weights and of the images
-    compile: bool = False  # torch.compile of the backbone and its FPN; takes minutes at the start
+    compile: str = (
+        "none"  # torch.compile of the backbone and its FPN: default, or reduce-overhead (CUDA graphs); or none
+    )
     checkpoint_period: int = 5000  # iterations between writes of last.pt; 0: only at the end
     keep_checkpoints: int = 2  # last.pt and, from the writes before, last-1.pt …
     log_period: int = 20

@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from ..backbones import RandomFrozenWarning, build_backbone
+from ..compiling import compile_backbone
 from ..errors import UserError, unknown
 from ..initialization import SkipRandomInit
 from ..weights import load_state_dict, read_ours
@@ -61,6 +62,12 @@ def build_detector(config: DictConfig, num_classes: int) -> nn.Module:
         model = make_heads(backbone, num_classes, **settings)
     load_state_dict(model, checkpoint.state, config.weights)
     return model
+
+
+def compile_detector(model: nn.Module, mode: str) -> None:
+    """Compile the backbone of a detector, and pad its images to the few sizes that this needs (`compile_backbone`)."""
+    backbone = compile_backbone(getattr(model.backbone, "net", model.backbone), mode)
+    model.transform.size_divisible = backbone.size_divisible
 
 
 def describe(model: nn.Module, classes: list[str]) -> dict:

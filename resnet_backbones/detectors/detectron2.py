@@ -66,7 +66,7 @@ class OurBackbone(Backbone):
     @property
     def size_divisibility(self) -> int:
         """What detectron2 pads a pyramid's images to. Ours needs no padding, but its results would differ."""
-        return 32 if isinstance(self.net, FPN) else 0
+        return getattr(self.net, "size_divisible", 32 if isinstance(self.net, FPN) else 0)
 
 
 def build_backbone(name: str, **options) -> OurBackbone:
