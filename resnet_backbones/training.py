@@ -55,6 +55,8 @@ def fit(
     `SystemExit(INTERRUPTED)`.
     """
     device = next(model.parameters()).device
+    if solver.channels_last:
+        model.to(memory_format=torch.channels_last)
     optimizer, learning_rate = build_optimizer(model, solver), build_schedule(solver)
     scaler = torch.amp.GradScaler(device.type, enabled=solver.amp == "fp16")
     average = None if solver.ema_decay is None else MovingAverage(model, solver.ema_decay, solver.ema_period)
@@ -63,8 +65,6 @@ def fit(
         start, best = restore(whole, model, optimizer, scaler, average)
     elif resume:
         logger.warning("there is no %s to resume from; starting at step 0", last)
-    if solver.channels_last:
-        model.to(memory_format=torch.channels_last)
     model.train()
     parallel = distributed.wrap(model, device)
     nonfinite = NonFinite(model, solver.max_nonfinite, output_dir)
