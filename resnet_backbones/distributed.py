@@ -119,7 +119,7 @@ def mean(values: dict[str, torch.Tensor]) -> dict[str, float]:
 
 
 def total(values: torch.Tensor) -> torch.Tensor:
-    """The sum over ranks of a tensor on the CPU."""
+    """The sum over ranks of a tensor, on its device; the host does not wait for a GPU."""
     if world_size() > 1:
         values = values.clone()
         dist.all_reduce(values)
