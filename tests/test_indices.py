@@ -180,7 +180,7 @@ def test_what_could_not_be_parsed_has_no_index(folder, data):
     assert not folder.exists()
 
 
-@pytest.mark.parametrize("why", ["small", "fresh", "off", "another rank"])
+@pytest.mark.parametrize("why", ["small", "fresh", "off", "homeless", "another rank"])
 def test_what_gets_no_index(folder, data, monkeypatch, why):
     if why == "small":
         monkeypatch.setattr(indices, "SMALLEST", (data / "instances.json").stat().st_size + 1)
@@ -189,6 +189,8 @@ def test_what_gets_no_index(folder, data, monkeypatch, why):
     elif why == "off":
         monkeypatch.setenv("RESNET_BACKBONES_CACHE", "")
         monkeypatch.setenv("FVCORE_CACHE", str(folder))
+    elif why == "homeless":
+        monkeypatch.setenv("RESNET_BACKBONES_CACHE", "~nobody-of-this-name/indices")
     else:
         monkeypatch.setenv("LOCAL_RANK", "1")
     assert len(load(data)) == 5

@@ -40,11 +40,12 @@ def indexed(path: Path, name: str, root: Path, parse: Callable[[], Annotations])
         return parse()
     identity = _identity(path, status)
     file = folder / f"{hashlib.sha256(repr(identity).encode()).hexdigest()[:32]}.npz"
-    if file.exists():
-        try:
-            return _read(file, name, root)
-        except Exception as error:  # whatever numpy makes of a damaged file
-            logger.warning("%s: the index %s is broken and made anew: %s", name, file, reason(error))
+    try:
+        return _read(file, name, root)
+    except OSError:  # there is none; or the folder is out of reach, and writing will say so
+        pass
+    except Exception as error:  # whatever numpy makes of a damaged file
+        logger.warning("%s: the index %s is broken and made anew: %s", name, file, reason(error))
     data = parse()
     settled = now - max(status.st_mtime_ns, status.st_ctime_ns) >= SETTLED * 1e9
     if settled and distributed.local_rank() == 0:
@@ -53,10 +54,12 @@ def indexed(path: Path, name: str, root: Path, parse: Callable[[], Annotations])
 
 
 def _folder() -> Path | None:
-    chosen = os.environ.get("RESNET_BACKBONES_CACHE")
-    if chosen is not None:
+    downloads = os.environ.get("FVCORE_CACHE", "~/.torch/iopath_cache")
+    chosen = os.environ.get("RESNET_BACKBONES_CACHE", f"{downloads}/resnet_backbones/indices")
+    try:
         return Path(chosen).expanduser() if chosen else None
-    return Path(os.environ.get("FVCORE_CACHE", "~/.torch/iopath_cache")).expanduser() / "resnet_backbones" / "indices"
+    except RuntimeError:  # nobody's home
+        return None
 
 
 def _identity(path: Path, status: os.stat_result) -> tuple:
