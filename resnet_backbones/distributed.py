@@ -119,7 +119,7 @@ def mean(values: dict[str, torch.Tensor]) -> dict[str, float]:
 
 
 def total(values: torch.Tensor) -> torch.Tensor:
-    """The sum over ranks of a tensor on the CPU."""
+    """The sum over ranks of a tensor, on its device; the host does not wait for a GPU."""
     if world_size() > 1:
         values = values.clone()
         dist.all_reduce(values)
@@ -135,12 +135,11 @@ def largest(values: Sequence[int]) -> list[int]:
     return tensor.tolist()
 
 
-def shares(counts: Sequence[int]) -> list[float]:
-    """For means over `counts` things of this rank, the factors that make their average over ranks the mean over all."""
-    if world_size() == 1:
-        return [1.0] * len(counts)
-    totals = total(torch.tensor(counts)).tolist()
-    return [world_size() * max(mine, 1) / max(all_, 1) for mine, all_ in zip(counts, totals, strict=True)]
+def shares(counts: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+    """For means over `counts` things of this rank, scalars on their device, the factors that make their average over
+    ranks the mean over all."""
+    mine = torch.stack(list(counts))
+    return (world_size() * mine.clamp(min=1) / total(mine).clamp(min=1)).unbind()
 
 
 @contextmanager

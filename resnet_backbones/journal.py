@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
@@ -69,10 +70,11 @@ class Journal:
             self.waited += time.perf_counter() - start
             yield batch
 
-    def add(self, losses: dict[str, Tensor]) -> None:
-        """One step's losses and other figures; they stay on their device until `record`."""
-        self.sums = {name: self.sums.get(name, 0) + value.detach() for name, value in losses.items()}
-        self.count += 1
+    def add(self, losses: dict[str, Tensor], finite: Tensor) -> None:
+        """One step's losses and other figures, if it was `finite`; all stays on its device until `record`."""
+        taken = {name: torch.where(finite, value.detach(), 0) for name, value in losses.items()}
+        self.sums = {name: self.sums.get(name, 0) + value for name, value in taken.items()}
+        self.count = self.count + finite
 
     def record(self, step: int, lr: float) -> None:
         """Write down the state after `step` finished steps: losses, averaged since the last record and over ranks,
@@ -117,10 +119,10 @@ class Journal:
             if name != "step":
                 self.board.add_scalar(name, value, step)
 
-    def advance(self, outputs: dict[str, Tensor] | None) -> None:
-        """After a step, which gave these figures, or None where it was left out."""
+    def advance(self, outputs: dict[str, Tensor] | None, finite: Tensor) -> None:
+        """After a step, which gave these figures if it was `finite`; None where it is known to be left out."""
         if outputs is not None:
-            self.add(outputs)
+            self.add(outputs, finite)
         if self.active:
             self.bar.update()
 

@@ -55,6 +55,8 @@ def fit(
     `SystemExit(INTERRUPTED)`.
     """
     device = next(model.parameters()).device
+    if solver.channels_last:
+        model.to(memory_format=torch.channels_last)
     optimizer, learning_rate = build_optimizer(model, solver), build_schedule(solver)
     scaler = torch.amp.GradScaler(device.type, enabled=solver.amp == "fp16")
     average = None if solver.ema_decay is None else MovingAverage(model, solver.ema_decay, solver.ema_period)
@@ -63,11 +65,11 @@ def fit(
         start, best = restore(whole, model, optimizer, scaler, average)
     elif resume:
         logger.warning("there is no %s to resume from; starting at step 0", last)
-    if solver.channels_last:
-        model.to(memory_format=torch.channels_last)
     model.train()
     parallel = distributed.wrap(model, device)
-    nonfinite = NonFinite(model, solver.max_nonfinite, output_dir)
+    # The scaler of fp16 has a say of its own in what is left out.
+    late = device.type == "cuda" and optimizer.defaults.get("fused", False) and not scaler.is_enabled()
+    nonfinite = NonFinite(model, solver.max_nonfinite, output_dir, late)
     metadata, metrics = {"metadata": metadata or {}}, {}
 
     with (
@@ -84,12 +86,13 @@ def fit(
                 outputs = train_step(parallel, batches, optimizer, scaler, solver, step, nonfinite)
                 if average is not None:
                     average.update(step)
-                journal.advance(outputs)
+                journal.advance(outputs, nonfinite.finite)
                 if journal.due(step):
                     journal.record(step, learning_rate(step - 1))
 
                 interrupted = interruption.agreed()
                 if scored or interrupted or _due(step, solver.checkpoint_period):
+                    nonfinite.read()
                     state = training_state(model, optimizer, scaler, average, step, best)
                     if distributed.is_main():
                         save_checkpoint(last, state | metadata, solver.keep_checkpoints)
@@ -124,11 +127,12 @@ def train_step(
 ) -> dict[str, Tensor] | None:
     """One optimiser step over `solver.accumulate` batches; returns what the model gave for the last of them.
 
-    None where loss or gradients were not finite: then nothing has changed.
+    None where loss or gradients were not finite: then nothing has changed. Nor has it where the host does not know yet
+    (`nonfinite.late`), which nothing here waits for the device to tell.
     """
     device = next(parallel.parameters()).device
     nonfinite.begin_step()
-    parts, finite = [], torch.tensor(True, device=device)
+    parts, finite = [], torch.ones((), dtype=torch.bool, device=device)
     for part in reversed(range(solver.accumulate)):
         images, targets = next(batches)
         images, targets = to_device(images, device), to_device(targets, device)
@@ -148,6 +152,8 @@ def train_step(
     if not left_out:
         if solver.clip_norm is not None:
             nn.utils.clip_grads_with_norm_(trained, solver.clip_norm, norm)
+        if nonfinite.late:
+            optimizer.grad_scale, optimizer.found_inf = None, (~nonfinite.finite).float()
         scaler.step(optimizer)
     scaler.update()
     optimizer.zero_grad(set_to_none=True)

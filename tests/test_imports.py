@@ -22,8 +22,8 @@ RANK = {
     "analysis": 11, "pretraining": 11, "verification": 11, "benchmark": 11, "truths": 12, "__main__": 13,
 }  # fmt: skip
 APART = {
-    "averaging", "checkpoint", "data", "evaluation", "journal", "nonfinite", "optimizer_state", "precise_bn", "run",
-    "solver", "testing", "training", "visualize",
+    "averaging", "checkpoint", "data", "evaluation", "fused", "journal", "nonfinite", "optimizer_state", "precise_bn",
+    "run", "solver", "testing", "training", "visualize",
 }  # fmt: skip
 NETWORKS = {
     "layers",

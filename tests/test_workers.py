@@ -4,6 +4,8 @@ import errno
 import json
 import os
 import signal
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -85,22 +87,23 @@ def test_training_ends_where_no_image_can_be_read(tmp_path):
         next(iter(build_train_loader(dataset, 2, num_workers=0, seed=0, max_unreadable=3)))
 
 
-def test_a_folder_without_rights_is_named(tmp_path):
-    write_coco(tmp_path, 1)
-    spec = {"root": str(tmp_path / "images"), "annotations": str(tmp_path / "instances.json")}
-    (tmp_path / "images").chmod(0)
-    for folder in (tmp_path, *tmp_path.parents[:2]):
-        folder.chmod(0o755)
+def test_a_folder_without_rights_is_named():
     root = os.geteuid() == 0
-    try:
-        if root:
-            os.seteuid(65534)
-        with pytest.raises(UserError, match=r"Data set own: .*images cannot be read: Permission denied"):
-            load_annotations("own", {"own": spec})
-    finally:
-        if root:
-            os.seteuid(0)
-        (tmp_path / "images").chmod(0o755)
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own folders are closed to others further up
+        data = Path(folder)
+        write_coco(data, 1)
+        spec = {"root": str(data / "images"), "annotations": str(data / "instances.json")}
+        data.chmod(0o755)
+        (data / "images").chmod(0)
+        try:
+            if root:
+                os.seteuid(65534)
+            with pytest.raises(UserError, match=r"Data set own: .*images cannot be read: Permission denied"):
+                load_annotations("own", {"own": spec})
+        finally:
+            if root:
+                os.seteuid(0)
+            (data / "images").chmod(0o755)
 
 
 def test_annotations_are_the_same_out_of_arrays(tmp_path):

@@ -43,6 +43,7 @@ class Annotations:
     areas: np.ndarray  # (M,)
     crowds: np.ndarray  # (M,), 0 or 1
     outlines: Outlines  # M
+    left_out: tuple[int, str] = (0, "")  # boxes that are no coordinates: how many, and the first one's image
 
     def __len__(self) -> int:
         """The number of images."""
@@ -138,7 +139,10 @@ def check_images_exist(data: Annotations) -> None:
 
 
 def warn_of_skipped(data: Annotations) -> None:
-    """Count in the log the boxes that training will skip, and the outlines that enclose nothing."""
+    """Count in the log the boxes that were or will be skipped, and the outlines that enclose nothing."""
+    count, first = data.left_out
+    if count:
+        logger.warning("%s: skipped %d boxes that are not finite (first in %s)", data.name, count, first)
     flat = (data.boxes[:, 2:] <= data._smallest).any(1)
     outside = ~data._has_area & ~flat
     for reason, skipped in (("of no area", flat), ("outside the image", outside)):
@@ -167,12 +171,8 @@ def can_be_shown(text: str) -> bool:
     return not any(unicodedata.category(c) in ("Cc", "Cs") for c in text)
 
 
-def finite_boxes(boxes: np.ndarray, name: str, file_names: list[str], images_of: np.ndarray) -> np.ndarray:
-    """(M,), bool: the boxes that are coordinates; the others are counted in the log."""
+def finite_boxes(boxes: np.ndarray, file_names: list[str], images_of: np.ndarray) -> tuple[np.ndarray, tuple[int, str]]:
+    """(M,), bool: the boxes that are coordinates; and of the others what `Annotations.left_out` tells."""
     finite = (np.abs(boxes) < LARGEST).all(1)  # false for NaN, too
-    if not finite.all():
-        first = file_names[images_of[finite.argmin()]]
-        logger.warning(
-            "%s: skipped %d boxes that are not finite (first in %s)", name, len(finite) - finite.sum(), first
-        )
-    return finite
+    first = "" if finite.all() else file_names[images_of[finite.argmin()]]
+    return finite, (int(len(finite) - finite.sum()), first)

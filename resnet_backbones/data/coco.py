@@ -19,6 +19,7 @@ from .annotations import (
     finite_boxes,
     warn_of_skipped,
 )
+from .indices import indexed
 from .outlines import pack_outlines
 from .packed import pack_strings
 
@@ -31,15 +32,24 @@ def load_coco(name: str, root: Path, annotations: str) -> Annotations:
     Raises `UserError` naming the file and the entry for JSON that is corrupt or lacks what detection needs, duplicate
     ids, references to nothing, and images that are not in `root`.
     """
-    with without_garbage_collection():
-        data = parse_coco(name, root, read_json(annotations), annotations)
+    data = read_coco(name, root, annotations)
     check_images_exist(data)
     warn_of_skipped(data)
     return data
 
 
+def read_coco(name: str, root: Path, annotations: str) -> Annotations:
+    """What `load_coco` reads, before it looks for the images and warns."""
+
+    def parse() -> Annotations:
+        with without_garbage_collection():
+            return parse_coco(name, root, read_json(annotations), annotations)
+
+    return indexed(local_file(annotations, "annotation file"), name, root, parse)
+
+
 def parse_coco(name: str, root: Path, content: object, source: str) -> Annotations:
-    """The content of an instances file, checked; `source` is for messages."""
+    """The content of an instances file, checked; `source` is for messages. A change here raises `indices.FORMAT`."""
     if not isinstance(content, dict):
         raise UserError(f"{source}: a COCO file is a mapping with images, annotations and categories.")
     for key in ("images", "annotations", "categories"):
@@ -60,8 +70,8 @@ def parse_coco(name: str, root: Path, content: object, source: str) -> Annotatio
     labels = np.argsort(order)[_references("category", category_ids, objects, source)] + 1
     boxes = _boxes(objects, source)
     crowds, areas = _crowds_and_areas(objects, boxes, source)
-    kept = finite_boxes(boxes, name, file_names, images_of)
-    kept = np.flatnonzero(kept)[np.argsort(images_of[kept], kind="stable")]
+    finite, left_out = finite_boxes(boxes, file_names, images_of)
+    kept = np.flatnonzero(finite)[np.argsort(images_of[finite], kind="stable")]
     return Annotations(
         name,
         "coco",
@@ -77,6 +87,7 @@ def parse_coco(name: str, root: Path, content: object, source: str) -> Annotatio
         areas[kept],
         crowds[kept],
         pack_outlines([objects[j].get("segmentation") for j in kept]),
+        left_out,
     )
 
 

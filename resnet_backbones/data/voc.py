@@ -74,7 +74,8 @@ def load_voc(name: str, root: Path, split: str, classes: Sequence[str] | None = 
             crowds.append((element.findtext("difficult") or "0").strip() == "1")
     boxes = np.array(boxes, np.float64).reshape(-1, 4)
     images_of = np.array(images_of, np.int64)
-    kept = np.flatnonzero(finite_boxes(boxes, name, file_names, images_of))
+    finite, left_out = finite_boxes(boxes, file_names, images_of)
+    kept = np.flatnonzero(finite)
     data = Annotations(
         name,
         "voc",
@@ -90,6 +91,7 @@ def load_voc(name: str, root: Path, split: str, classes: Sequence[str] | None = 
         boxes[kept, 2:].prod(1),
         np.array(crowds, np.int8)[kept],
         pack_outlines([None] * len(kept)),
+        left_out,
     )
     check_images_exist(data)
     warn_of_skipped(data)

@@ -6,6 +6,7 @@ channel for the background; here they have `num_classes` channels, and labels ar
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 from torchvision.models.detection import FCOS, RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
@@ -41,15 +42,17 @@ class FCOSFromOne(LabelsFromOne, FCOS):
 
     def compute_loss(self, targets: list[dict], head_outputs: dict, anchors: list, num_anchors_per_level: list) -> dict:
         losses = super().compute_loss(targets, head_outputs, anchors, num_anchors_per_level)
-        (share,) = distributed.shares([self.head.foreground])
+        if distributed.world_size() == 1:
+            return losses
+        (share,) = distributed.shares([(torch.cat(self.head.matched) >= 0).sum()])
         return {name: loss * share for name, loss in losses.items()}
 
 
-class CountingFCOSHead(FCOSHead):
-    """torchvision's, which remembers how many positions of the last batch were an object's."""
+class RememberingFCOSHead(FCOSHead):
+    """torchvision's, which remembers whose object each position of the last batch was."""
 
     def compute_loss(self, targets: list[dict], head_outputs: dict, anchors: list, matched_idxs: list) -> dict:
-        self.foreground = sum(int((matched >= 0).sum()) for matched in matched_idxs)
+        self.matched = matched_idxs
         return super().compute_loss(targets, head_outputs, anchors, matched_idxs)
 
 
@@ -128,7 +131,7 @@ def fcos(
         backbone,
         num_classes,
         anchor_generator=anchors,
-        head=CountingFCOSHead(backbone.out_channels, anchors.num_anchors_per_location()[0], num_classes),
+        head=RememberingFCOSHead(backbone.out_channels, anchors.num_anchors_per_location()[0], num_classes),
         center_sampling_radius=center_sampling_radius,
         score_thresh=box_score_thresh,
         nms_thresh=box_nms_thresh,

@@ -1,5 +1,6 @@
 """The twin of `sampling.py`: in front of detectron2's classes, what makes many ranks train as one."""
 
+import torch
 from torch import Tensor
 
 from .. import distributed
@@ -15,13 +16,12 @@ class SeededAnchors:
 
 
 class SeededRoIs:
-    """In front of RoI heads: draws the RoIs of each image from the image's own seed, and counts them."""
+    """In front of RoI heads: draws the RoIs of each image from the image's own seed, and remembers their classes."""
 
     def _sample_proposals(self, matched_idxs: Tensor, matched_labels: Tensor, gt_classes: Tensor) -> tuple:
         with drawing_from(next(self.seeds), ROIS, matched_idxs.device):
             sampled, classes = super()._sample_proposals(matched_idxs, matched_labels, gt_classes)
-        self.samples += len(classes)
-        self.positives += int((classes < self.num_classes).sum())
+        self.sampled_classes.append(classes)
         return sampled, classes
 
 
@@ -31,10 +31,14 @@ class ShardedLosses:
     def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict]:
         rpn, heads = self.proposal_generator, self.roi_heads
         rpn.seeds, heads.seeds = iter(self.seeds), iter(self.seeds)
-        heads.samples = heads.positives = 0
+        heads.sampled_classes = []
         outputs = super().forward(batched_inputs)
-        if not self.training:
+        if not self.training or distributed.world_size() == 1:
             return outputs
-        rois, masks = distributed.shares([heads.samples, heads.positives])  # the RPN divides by a constant
+        classes = torch.cat(heads.sampled_classes)
+        samples = torch.full((), len(classes), device=classes.device)
+        rois, masks = distributed.shares(
+            [samples, (classes < heads.num_classes).sum()]
+        )  # the RPN divides by a constant
         share_of = {"loss_cls": rois, "loss_box_reg": rois, "loss_mask": masks}
         return {name: loss * share_of.get(name, 1.0) for name, loss in outputs.items()}

@@ -31,7 +31,7 @@ class SeededSampler(BalancedPositiveNegativeSampler):
         super().__init__(batch_size_per_image, positive_fraction)
         self.transform, self.stream = transform, stream
         self.boxes: list[Tensor] | None = None  # the candidates, where they are RoIs
-        self.positives = self.samples = 0  # of the last batch
+        self.taken: tuple[list[Tensor], list[Tensor]] = ([], [])  # of the last batch
 
     def __call__(self, matched_idxs: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """From labels (A,), 1 and up positive, 0 negative, below unused, to masks (A,) of those taken."""
@@ -45,13 +45,18 @@ class SeededSampler(BalancedPositiveNegativeSampler):
                     priorities = torch.rand(len(labels), device=labels.device, generator=draws)
                 else:
                     priorities = _hashes(self.boxes[k], draws)
-                positive = _take(labels >= 1, priorities, int(self.batch_size_per_image * self.positive_fraction))
-                negative = _take(labels == 0, priorities, self.batch_size_per_image - int(positive.sum()))
+                most = self.batch_size_per_image
+                positive = _take(labels >= 1, priorities, int(most * self.positive_fraction))
+                negative = _take(labels == 0, priorities, most, most - positive.sum())
             positives.append(positive)
             negatives.append(negative)
-        self.positives = sum(int(mask.sum()) for mask in positives)
-        self.samples = self.positives + sum(int(mask.sum()) for mask in negatives)
+        self.taken = (positives, negatives)
         return positives, negatives
+
+    def counts(self) -> tuple[Tensor, Tensor]:
+        """Positives and samples of the last batch, on its device."""
+        positives, negatives = (torch.cat(masks).sum() for masks in self.taken)
+        return positives, positives + negatives
 
 
 def _hashes(boxes: Tensor, draws: torch.Generator) -> Tensor:
@@ -60,14 +65,17 @@ def _hashes(boxes: Tensor, draws: torch.Generator) -> Tensor:
     return (boxes.round().long() * factors).sum(1)
 
 
-def _take(candidates: Tensor, priorities: Tensor, count: int) -> Tensor:
-    """The mask of the `count` candidates of highest priority."""
-    places = candidates.nonzero()[:, 0]
-    if len(places) <= count:
-        return candidates
-    taken = torch.zeros_like(candidates)
-    taken[places[priorities[places].topk(count).indices]] = True
-    return taken
+def _take(candidates: Tensor, priorities: Tensor, most: int, room: Tensor | None = None) -> Tensor:
+    """The mask of the candidates of highest priority, `most` of them at most, and no more than there is `room` for.
+
+    Nothing of it depends on how many there are, so that the host need not know.
+    """
+    lowest = (torch.finfo if priorities.is_floating_point() else torch.iinfo)(priorities.dtype).min
+    places = priorities.masked_fill(~candidates, lowest).topk(min(most, len(priorities))).indices
+    taken = candidates[places]
+    if room is not None:
+        taken &= torch.arange(len(places), device=places.device) < room
+    return torch.zeros_like(candidates).scatter_(0, places, taken)
 
 
 class SeededRoIHeads(RoIHeads):
@@ -83,10 +91,11 @@ class ShardedRCNN(GeneralizedRCNN):
 
     def forward(self, images: list[Tensor], targets: list[dict] | None = None) -> dict[str, Tensor] | list[dict]:
         outputs = super().forward(images, targets)
-        return self._weighted(outputs) if self.training else outputs
+        return self._weighted(outputs) if self.training and distributed.world_size() > 1 else outputs
 
     def _weighted(self, losses: dict[str, Tensor]) -> dict[str, Tensor]:
-        rpn, roi = self.rpn.fg_bg_sampler, self.roi_heads.fg_bg_sampler
-        anchors, rois, masks = distributed.shares([rpn.samples, roi.samples, roi.positives])
+        _, anchors = self.rpn.fg_bg_sampler.counts()
+        masks, rois = self.roi_heads.fg_bg_sampler.counts()
+        anchors, rois, masks = distributed.shares([anchors, rois, masks])
         share_of = {"loss_objectness": anchors, "loss_rpn_box_reg": anchors, "loss_mask": masks}
         return {name: loss * share_of.get(name, rois) for name, loss in losses.items()}

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import paste_masks_in_image
-from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from .. import distributed
 from ..preprocessing import Normalize, Preprocessing
@@ -65,6 +65,13 @@ class ImageTransform(GeneralizedRCNNTransform):
             if masks is not None:
                 detections["masks"] = paste(masks, detections["boxes"], size)
         return result
+
+
+def resize_boxes(boxes: Tensor, size: tuple[int, int], new_size: tuple[int, int]) -> Tensor:
+    """torchvision's, to the last bit, without its scalars made on the boxes' device, which wait for a GPU."""
+    ratio_y, ratio_x = torch.tensor(new_size, dtype=torch.float32) / torch.tensor(size, dtype=torch.float32)
+    x0, y0, x1, y1 = boxes.unbind(1)
+    return torch.stack((x0 * ratio_x, y0 * ratio_y, x1 * ratio_x, y1 * ratio_y), dim=1)
 
 
 def paste(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
