@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 
-import torch
 from torch import nn
 
 from . import options, stems
@@ -170,9 +169,6 @@ def build_backbone(
             whose 3x3 is deformable) and `deform_modulated` (version 2, the default), `drop_path` (stochastic depth),
             `zero_init_residual`, and `checkpoint_stages` (less memory, more time).
 
-    The weights of the residual families lie in memory as channels_last, and so do their features (whose shapes are as
-    ever); `.to(memory_format=torch.contiguous_format)` gives the other order.
-
     The backbone knows its `architecture` and, where its weights tell, the `preprocessing` that they were trained with,
     which the detectors follow.
 
@@ -192,8 +188,7 @@ def build_backbone(
         if isinstance(backbone, FPN):
             backbone.fpn.init_weights()  # which most checkpoints lack
         load_weights(backbone, weights)
-    body = getattr(backbone, "body", backbone)
-    freeze_stages(body, freeze_at)
+    freeze_stages(getattr(backbone, "body", backbone), freeze_at)
     if weights is None and (norm == "FrozenBN" or freeze_at > 0):
         warnings.warn(
             f"{name} is built with norm={norm!r} and freeze_at={freeze_at} but random weights: what is frozen never "
@@ -201,8 +196,7 @@ def build_backbone(
             RandomFrozenWarning,
             stacklevel=2,
         )
-    # The memory format of the weights is that of the whole pass; convolutions of these widths are faster in it.
-    return backbone.to(memory_format=torch.channels_last) if isinstance(body, ResNet) else backbone
+    return backbone
 
 
 def list_backbones(pattern: str = "*") -> list[str]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from . import stems
-from .conv_norm import conv_norm
+from .conv_norm import conv_norm, in_fastest_format
 from .layers import ShapeSpec, check_out_features, get_norm, recompute, with_gradient_in_its_format
 
 # The one table of which layerN is which resM. The papers and detectors say res2 … res5, checkpoints layer1 … layer4.
@@ -69,7 +69,7 @@ class ResNet(nn.Module):
         return self.maxpool(conv_norm(self.conv1, self.bn1, images, relu=True))
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        x = self.stem(images)
+        x = self.stem(in_fastest_format(images, self))
         features = {"stem": x}
         for feature in list(self.stages)[1:]:
             stage = getattr(self, LAYERS[feature])
