@@ -66,7 +66,9 @@ def roi_align(
     columns, column_weights = _samples(boxes[:, 0], boxes[:, 2], width, output_size[1], sampling_ratio)
     first = begins[level_of] + image_of * height * width
     rows = first[:, None, None] + rows * width[:, None, None]
-    places = rows[:, :, None, :, None] + columns[:, None, :, None, :]  # of M RoIs, in bins (i, j), of points (k, l)
+    places = (
+        rows[:, :, None, :, None] + columns[:, None, :, None, :]
+    ).int()  # of M RoIs, in bins (i, j), of points (k, l)
     weights = row_weights[:, :, None, :, None] * column_weights[:, None, :, None, :]
     pooled = F.embedding_bag(
         places.flatten(3).flatten(0, 2), table, mode="sum", per_sample_weights=weights.flatten(3).flatten(0, 2)
