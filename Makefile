@@ -5,7 +5,7 @@ BIN := .venv/bin
 # An environment with detectron2, for test-detectron2; the README says how to make one.
 DETECTRON2_PYTHON ?= python3
 
-# Inputs of each of the seven families that `make fuzz` draws, and what it draws them from.
+# Inputs of each of the eight families that `make fuzz` draws, and what it draws them from.
 FUZZ_EXAMPLES ?= 600
 FUZZ_SEED ?= $(shell date +%s)
 

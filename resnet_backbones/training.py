@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from . import distributed
 from .averaging import MovingAverage
 from .checkpoint import newest_whole, restore, save_checkpoint, training_state
+from .errors import UserError
 from .interruption import INTERRUPTED, Interruption
 from .journal import Journal
 from .nonfinite import NonFinite
@@ -63,6 +64,8 @@ def fit(
     last, start, best = output_dir / "last.pt", 0, -math.inf
     if resume and (whole := newest_whole(last)) is not None:
         start, best = restore(whole, model, optimizer, scaler, average)
+        if start > solver.max_iter:
+            raise UserError(f"{whole} is of step {start}, past solver.max_iter={solver.max_iter}; raise it to go on.")
     elif resume:
         logger.warning("there is no %s to resume from; starting at step 0", last)
     model.train()

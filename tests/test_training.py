@@ -119,6 +119,15 @@ def test_resume_of_a_finished_run_only_scores(train, tmp_path):
     assert equal(weights(tmp_path / "out/last.pt"), before)
 
 
+def test_resume_past_the_end_is_one_line(train, tmp_path):
+    train()
+    figures = (tmp_path / "out/metrics.json").read_text()
+    status, _, err = train("--resume", "solver.max_iter=2", "solver.steps=[]")
+    assert (status, err.count("\n")) == (2, 1)
+    assert "is of step 4, past solver.max_iter=2; raise it to go on." in err
+    assert (tmp_path / "out/metrics.json").read_text() == figures
+
+
 def test_resume_without_a_checkpoint_says_that_it_starts_afresh(train, tmp_path):
     status, out, _ = train("--resume")
     assert status == 0
