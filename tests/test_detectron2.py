@@ -111,12 +111,12 @@ def test_features_are_detectron2s_after_conversion_both_ways(name, depth, option
     theirs.load_state_dict(there.checkpoint.state)
     image = torch.randn(1, 3, 96, 128)
     with torch.no_grad():
-        assert largest_difference(ours(image), theirs(image)) < 1e-6
+        assert largest_difference(ours.double()(image.double()), theirs.double()(image.double())) < 1e-9
 
     theirs = with_statistics(plugin.own_resnet(depth, norm, **settings))
     ours.load_state_dict(to_ours(Checkpoint(theirs.state_dict(), {})).checkpoint.state)
     with torch.no_grad():
-        assert largest_difference(ours(image), theirs(image)) < 1e-6
+        assert largest_difference(ours.double()(image.double()), theirs.double()(image.double())) < 1e-9
 
 
 @pytest.mark.parametrize("norm", ["", "GN"])
@@ -135,7 +135,7 @@ def test_pyramids_are_detectron2s(form, builder, norm):
     theirs.load_state_dict(there.checkpoint.state)
     image = torch.randn(1, 3, 128, 160)
     with torch.no_grad():
-        assert largest_difference(ours(image), theirs(image)) < 1e-6
+        assert largest_difference(ours.double()(image.double()), theirs.double()(image.double())) < 1e-9
     assert {k: (s.channels, s.stride) for k, s in ours.output_shape().items()} == {
         k: (s.channels, s.stride) for k, s in theirs.output_shape().items()
     }
@@ -380,7 +380,8 @@ def test_the_benchmarks_nets_of_detectron2_are_ours_in_features_and_in_what_is_t
         state = networks.settle(build_backbone(name), images).state_dict()
         ours, theirs = networks.frozen_backbone(name, state), make_peer("detectron2", "resnet18", state)
         with torch.no_grad():
-            assert largest_difference(ours.eval()(images), theirs.eval()(images)) < 1e-5
+            ours, theirs, images = ours.double(), theirs.double(), images.double()
+            assert largest_difference(ours.eval()(images), theirs.eval()(images)) < 1e-9
         assert trained_numbers(theirs) == trained_numbers(ours)
 
     state = detection.shared_state(settings)
