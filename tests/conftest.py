@@ -9,6 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
+from resnet_backbones.data import Annotations, load_annotations
+
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared" / "data"
 
@@ -122,6 +124,12 @@ def write_coco(folder: Path, count: int = 4) -> dict:
 
 def save_coco(folder: Path, content: dict) -> None:
     (folder / "instances.json").write_text(json.dumps(content))
+
+
+def read_coco(folder: Path) -> Annotations:
+    """What `write_coco(folder)` wrote, as a user's own data set is read."""
+    spec = {"format": "coco", "root": str(folder / "images"), "annotations": str(folder / "instances.json")}
+    return load_annotations("own", {"own": spec})
 
 
 def coco_overrides(folder: Path) -> list[str]:

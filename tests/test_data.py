@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import save_coco, write_coco, write_voc
+from conftest import read_coco, save_coco, write_coco, write_voc
 
 from resnet_backbones.data import DetectionDataset, load_annotations
 from resnet_backbones.data.masks import decode_mask
@@ -15,11 +15,6 @@ from resnet_backbones.errors import UserError
 
 def coco(folder, **dataset_options) -> DetectionDataset:
     return DetectionDataset([read_coco(folder)], **{"train": True, "flip": 0.0} | dataset_options)
-
-
-def read_coco(folder):
-    spec = {"format": "coco", "root": str(folder / "images"), "annotations": str(folder / "instances.json")}
-    return load_annotations("own", {"own": spec})
 
 
 def read_voc(root, split="train", **spec):

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import save_coco, write_coco, write_images, write_voc
+from conftest import read_coco, save_coco, write_coco, write_images, write_voc
 from PIL import Image
 
 from resnet_backbones.config import load_config
@@ -277,9 +277,8 @@ def test_names_from_files_stay_on_one_line(tmp_path):
     content = write_coco(tmp_path)
     content["images"][0]["file_name"] = "a\nb\x1b[2J.png"
     save_coco(tmp_path, content)
-    spec = {"root": str(tmp_path / "images"), "annotations": str(tmp_path / "instances.json")}
     with pytest.raises(UserError, match="image 100 has the unusable file_name") as caught:
-        load_annotations("own", {"own": spec})
+        read_coco(tmp_path)
     assert str(caught.value).isprintable()
 
 
@@ -288,9 +287,8 @@ def test_file_names_that_no_file_can_have(tmp_path, name):
     content = write_coco(tmp_path)
     content["images"][0]["file_name"] = name
     save_coco(tmp_path, content)
-    spec = {"root": str(tmp_path / "images"), "annotations": str(tmp_path / "instances.json")}
     with pytest.raises(UserError, match="image 100"):
-        load_annotations("own", {"own": spec})
+        read_coco(tmp_path)
 
 
 def test_folders_that_link_to_each_other(tmp_path):
@@ -326,9 +324,8 @@ def test_class_names_that_cannot_be_shown(tmp_path, name):
     content = write_coco(tmp_path)
     content["categories"][0]["name"] = name
     save_coco(tmp_path, content)
-    spec = {"root": str(tmp_path / "images"), "annotations": str(tmp_path / "instances.json")}
     with pytest.raises(UserError, match="instances.json: the class .* has control characters in its name"):
-        load_annotations("own", {"own": spec})
+        read_coco(tmp_path)
     with pytest.raises(UserError, match="The ground truth: the class .* has control characters in its name"):
         coco_metrics(content, [], "bbox")
     if name == "a\nb":
@@ -341,9 +338,8 @@ def test_classes_beyond_number(tmp_path):
     content = write_coco(tmp_path)
     content["categories"] += [{"id": 100 + k, "name": str(k)} for k in range(20_000)]
     save_coco(tmp_path, content)
-    spec = {"root": str(tmp_path / "images"), "annotations": str(tmp_path / "instances.json")}
     with pytest.raises(UserError, match="there are 20002 classes; at most 20000 can be scored"):
-        load_annotations("own", {"own": spec})
+        read_coco(tmp_path)
     with pytest.raises(UserError, match="there are 20002 classes; at most 20000 can be scored"):
         coco_metrics(content, [], "bbox")
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import write_coco
+from conftest import read_coco, write_coco
 from torch.utils.data import Dataset
 
-from resnet_backbones.data import DetectionDataset, build_train_loader, load_annotations
+from resnet_backbones.data import DetectionDataset, build_train_loader
 from resnet_backbones.data.loader import data_loader
 from resnet_backbones.data.reading import PAUSES, with_retries
 from resnet_backbones.data.workers import name_dead_workers
@@ -66,8 +66,7 @@ def test_reads_are_tried_again_where_the_fault_may_pass(caplog):
 def test_an_unreadable_image_of_a_detection_set_is_left_out_up_to_the_limit(tmp_path, caplog):
     write_coco(tmp_path, 4)
     (tmp_path / "images/2.png").write_bytes(b"no image")
-    spec = {"root": str(tmp_path / "images"), "annotations": str(tmp_path / "instances.json")}
-    dataset = DetectionDataset([load_annotations("own", {"own": spec})], train=True)
+    dataset = DetectionDataset([read_coco(tmp_path)], train=True)
     with caplog.at_level("WARNING", "resnet_backbones"):
         batches = iter(build_train_loader(dataset, 4, num_workers=1, seed=0, max_unreadable=1))
         sizes = [len(next(batches)[0]) for _ in range(3)]
@@ -81,8 +80,7 @@ def test_training_ends_where_no_image_can_be_read(tmp_path):
     write_coco(tmp_path, 3)
     for k in range(3):
         (tmp_path / f"images/{k}.png").write_bytes(b"no image")
-    spec = {"root": str(tmp_path / "images"), "annotations": str(tmp_path / "instances.json")}
-    dataset = DetectionDataset([load_annotations("own", {"own": spec})], train=True)
+    dataset = DetectionDataset([read_coco(tmp_path)], train=True)
     with pytest.raises(UserError, match=r"None of the images can be read: .*png cannot be decoded"):
         next(iter(build_train_loader(dataset, 2, num_workers=0, seed=0, max_unreadable=3)))
 
@@ -92,14 +90,13 @@ def test_a_folder_without_rights_is_named():
     with tempfile.TemporaryDirectory() as folder:  # pytest's own folders are closed to others further up
         data = Path(folder)
         write_coco(data, 1)
-        spec = {"root": str(data / "images"), "annotations": str(data / "instances.json")}
         data.chmod(0o755)
         (data / "images").chmod(0)
         try:
             if root:
                 os.seteuid(65534)
             with pytest.raises(UserError, match=r"Data set own: .*images cannot be read: Permission denied"):
-                load_annotations("own", {"own": spec})
+                read_coco(data)
         finally:
             if root:
                 os.seteuid(0)
@@ -112,8 +109,7 @@ def test_annotations_are_the_same_out_of_arrays(tmp_path):
     content["annotations"][0]["segmentation"] = [[1.5, 2, 3, 4, 5, 6.25], [7, 8, 9, 10, 11, 12]]
     del content["annotations"][1]["segmentation"]
     (tmp_path / "instances.json").write_text(json.dumps(content))
-    spec = {"root": str(tmp_path / "images"), "annotations": str(tmp_path / "instances.json")}
-    data = load_annotations("own", {"own": spec})
+    data = read_coco(tmp_path)
     given = {o["id"]: o for o in content["annotations"]}
     objects = [o for k in range(len(data)) for o in data.objects(k)]
     assert {o["id"]: o for o in objects} == given
