@@ -17,11 +17,12 @@ def conv_norm(conv: nn.Module, norm: nn.Module, x: Tensor, relu: bool = False) -
     Where `norm` is y = x * scale + shift, the three are one convolution conv(x, weight * scale, shift). That is
     FrozenBN, and BN or SyncBN in evaluation. Gradients go through the product to all that wants them.
 
-    What has hooks, is parametrised, traced or compiled is called as it is (a compiler fuses by itself).
+    What has hooks, is parametrised or traced is called as it is.
     """
-    if torch.compiler.is_compiling() and isinstance(conv, nn.Conv2d) and _is_plain(conv) and _is_fixed(norm):
+    called = _is_called(conv) or _is_called(norm)
+    if torch.compiler.is_compiling() and not called and _is_plain(conv) and _is_fixed(norm):
         return scaled_conv(conv, *scale_and_shift(norm), x, relu)
-    if not _is_traced(x) and not _is_called(conv) and not _is_called(norm):
+    if not called and not _is_traced(x):
         if isinstance(conv, ConvNorms):
             return _chain([*conv, norm, *([nn.ReLU(inplace=True)] if relu else [])], x)
         if _is_plain(conv) and _is_fixed(norm) and _pays(conv, norm, x):

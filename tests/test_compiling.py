@@ -112,3 +112,11 @@ def test_a_compiler_that_fails_is_done_without_and_said_once(caplog):
         net.eval()(images)
     (line,) = [r.getMessage() for r in caplog.records if r.name == "resnet_backbones.compiling"]
     assert line == "torch.compile failed, so the backbone runs without it: no C++ compiler"
+
+
+def test_hooks_see_the_calls_of_a_compiled_net():
+    net, seen = compile_backbone(build(), backend=TRACED).eval(), []
+    net.body.layer2[0].conv1.register_forward_hook(lambda module, inputs, y: seen.append(tuple(y.shape)))
+    with torch.no_grad():
+        net(torch.randn(2, 3, 64, 96))
+    assert seen == [(2, 128, 8, 12)]

@@ -37,8 +37,7 @@ class ShardedLosses:
             return outputs
         classes = torch.cat(heads.sampled_classes)
         samples = torch.full((), len(classes), device=classes.device)
-        rois, masks = distributed.shares(
-            [samples, (classes < heads.num_classes).sum()]
-        )  # the RPN divides by a constant
+        rois, masks = distributed.shares([samples, (classes < heads.num_classes).sum()])
+        # Those of the RPN stay: it divides by a constant.
         share_of = {"loss_cls": rois, "loss_box_reg": rois, "loss_mask": masks}
         return {name: loss * share_of.get(name, 1.0) for name, loss in outputs.items()}

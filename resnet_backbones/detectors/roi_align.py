@@ -26,8 +26,8 @@ class PyramidRoIAlign(MultiScaleRoIAlign):
     the images' sizes. Gives (M, C, output_size, output_size) for all M RoIs.
     """
 
-    def __init__(self, strides: dict[str, int], output_size: int, sampling_ratio: int = 2) -> None:
-        super().__init__(list(strides), output_size, sampling_ratio)
+    def __init__(self, strides: dict[str, int], output_size: int) -> None:
+        super().__init__(list(strides), output_size, sampling_ratio=2)
         self.scales = [1 / stride for stride in strides.values()]
         lowest, highest = (round(math.log2(stride)) for stride in (min(strides.values()), max(strides.values())))
         self.map_levels = LevelMapper(lowest, highest, self.canonical_scale, self.canonical_level)
@@ -52,8 +52,7 @@ def roi_align(
     sampling_ratio: int,
 ) -> Tensor:
     """`torchvision.ops.roi_align` (not `aligned`) of boxes (M, 4), box m from level `level_of[m]` of image
-    `image_of[m]`, with `sampling_ratio`² points a bin. Gives (M, C, *output_size),
-    summed in at least float32.
+    `image_of[m]`, with `sampling_ratio`² points a bin. Gives (M, C, *output_size), summed in at least float32.
     """
     dtype = torch.promote_types(levels[0].dtype, torch.float32)
     channels = levels[0].shape[1]
@@ -66,9 +65,8 @@ def roi_align(
     columns, column_weights = _samples(boxes[:, 0], boxes[:, 2], width, output_size[1], sampling_ratio)
     first = begins[level_of] + image_of * height * width
     rows = first[:, None, None] + rows * width[:, None, None]
-    places = (
-        rows[:, :, None, :, None] + columns[:, None, :, None, :]
-    ).int()  # of M RoIs, in bins (i, j), of points (k, l)
+    # Of M RoIs, in bins (i, j), of points (k, l); in 32 bits because they are kept for the backward pass.
+    places = (rows[:, :, None, :, None] + columns[:, None, :, None, :]).int()
     weights = row_weights[:, :, None, :, None] * column_weights[:, None, :, None, :]
     pooled = F.embedding_bag(
         places.flatten(3).flatten(0, 2), table, mode="sum", per_sample_weights=weights.flatten(3).flatten(0, 2)
