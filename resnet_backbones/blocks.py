@@ -3,7 +3,7 @@
 A block maps (N, in_channels, H, W) to (N, planes * expansion, H / stride, W / stride), sizes rounded up. `planes` is
 the paper's base width of the stage: 64, 128, 256, 512. `shortcut` is a key of `shortcuts.SHORTCUTS`; `attention`,
 such as `SqueezeExcitation`, is built for the channels of the residual and scales it. `drop_path` is the identity
-unless `options.stochastic_depth` replaces it.
+unless `options.stochastic_depth` replaces it. `forward` may write over x if it is told that nobody else needs it.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .conv_norm import conv_norm
+from .conv_norm import conv_norm, is_called, is_identity
 from .layers import conv2d, get_norm
 from .shortcuts import build_shortcut
 
@@ -42,11 +42,10 @@ class BasicBlock(nn.Module):
         self.drop_path = nn.Identity()
         self.downsample = build_shortcut(shortcut, in_channels, planes, stride, norm)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, overwrite: bool = False) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
         x = conv_norm(self.conv1, self.bn1, x, relu=True)
-        x = conv_norm(self.conv2, self.bn2, x)
-        return F.relu_(self.drop_path(self.se(x)).add_(shortcut))
+        return residual_sum(self, self.conv2, self.bn2, x, shortcut, overwrite)
 
 
 class Bottleneck(nn.Module):
@@ -90,9 +89,30 @@ class Bottleneck(nn.Module):
         self.drop_path = nn.Identity()
         self.downsample = build_shortcut(shortcut, in_channels, out_channels, stride, norm)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, overwrite: bool = False) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
         x = conv_norm(self.conv1, self.bn1, x, relu=True)
         x = conv_norm(self.conv2, self.bn2, x, relu=True)
-        x = conv_norm(self.conv3, self.bn3, x)
-        return F.relu_(self.drop_path(self.se(x)).add_(shortcut))
+        return residual_sum(self, self.conv3, self.bn3, x, shortcut, overwrite)
+
+
+def residual_sum(
+    block: nn.Module, conv: nn.Module, norm: nn.Module, x: Tensor, shortcut: Tensor | int, overwrite: bool
+) -> Tensor:
+    """relu(shortcut + norm(conv(x))), with the block's attention and drop_path, if any, in between."""
+    if isinstance(shortcut, Tensor) and is_identity(block.se) and is_identity(block.drop_path):
+        projected = block.downsample is not None and not any(map(is_called, block.downsample.modules()))
+        return conv_norm(conv, norm, x, relu=True, plus=shortcut, overwrite=overwrite or projected)
+    x = conv_norm(conv, norm, x)
+    return F.relu_(block.drop_path(block.se(x)).add_(shortcut))
+
+
+class Stage(nn.Sequential):
+    """Blocks one after the other. Where no gradient is taken, each may write its sum over what the one before gave."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        overwrite = False
+        for block in self:
+            x = block(x, overwrite and not is_called(block))
+            overwrite = not is_called(block)
+        return x

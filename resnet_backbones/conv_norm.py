@@ -5,29 +5,36 @@ from collections.abc import Iterable
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
+from .folding import scaled_conv
 from .layers import FrozenBatchNorm2d, scale_and_shift
-from .scaled_conv import scaled_conv
 from .sync_bn import SyncBatchNorm
 
 
-def conv_norm(conv: nn.Module, norm: nn.Module, x: Tensor, relu: bool = False) -> Tensor:
-    """norm(conv(x)), with `relu` behind it: relu(norm(conv(x))).
+def conv_norm(
+    conv: nn.Module,
+    norm: nn.Module,
+    x: Tensor,
+    relu: bool = False,
+    plus: Tensor | None = None,
+    overwrite: bool = False,
+) -> Tensor:
+    """norm(conv(x)), with `plus` added and with `relu` behind it: relu(norm(conv(x)) + plus).
 
-    Where `norm` is y = x * scale + shift, the three are one convolution conv(x, weight * scale, shift). That is
-    FrozenBN, and BN or SyncBN in evaluation. Gradients go through the product to all that wants them.
+    Where `norm` is y = x * scale + shift, all are one convolution conv(x, weight * scale, shift). That is FrozenBN, and
+    BN or SyncBN in evaluation. Gradients go through the product to all that wants them.
 
-    What has hooks, is parametrised or traced is called as it is.
+    With `overwrite` the result may take the place of `plus` in memory. What has hooks, is parametrised or traced is
+    called as it is.
     """
-    called = _is_called(conv) or _is_called(norm)
-    if torch.compiler.is_compiling() and not called and _is_plain(conv) and _is_fixed(norm):
-        return scaled_conv(conv, *scale_and_shift(norm), x, relu)
-    if not called and not _is_traced(x):
-        if isinstance(conv, ConvNorms):
+    if not is_called(conv) and not is_called(norm) and not _is_traced(x):
+        if isinstance(conv, ConvNorms) and plus is None:
             return _chain([*conv, norm, *([nn.ReLU(inplace=True)] if relu else [])], x)
-        if _is_plain(conv) and _is_fixed(norm) and _pays(conv, norm, x):
-            return scaled_conv(conv, *scale_and_shift(norm), x.to(_autocast_dtype(x) or x.dtype), relu)
+        if _is_plain(conv) and _is_fixed(norm) and (torch.compiler.is_compiling() or _pays(conv, norm, x)):
+            return scaled_conv(conv, *scale_and_shift(norm), x.to(_autocast_dtype(x) or x.dtype), relu, plus, overwrite)
     y = norm(conv(x))
+    y = y if plus is None else y.add_(plus)
     return F.relu_(y) if relu else y
 
 
@@ -83,20 +90,26 @@ def _is_plain(conv: nn.Module) -> bool:
     return zeros and type(conv.weight) in (Tensor, nn.Parameter)
 
 
-def _is_called(module: nn.Module) -> bool:
+def is_called(module: nn.Module) -> bool:
     """Whether somebody wants to know of, or replaces, the calls of `module`."""
     hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    return bool(hooks) or "forward" in vars(module)
+    return bool(hooks) or _has_any_global_hook() or "forward" in vars(module)
+
+
+def is_identity(module: nn.Module) -> bool:
+    """Whether `module` may be left out."""
+    return type(module) is nn.Identity and not is_called(module)
 
 
 def _is_traced(x: Tensor) -> bool:
+    """Whether the calls are written down for others, who know no operators of ours."""
     if type(x) not in (Tensor, nn.Parameter) or x.is_meta:  # such as torch.fx's proxy
         return True
-    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+    return torch.compiler.is_exporting() or torch.jit.is_tracing()
 
 
 def _pays(conv: nn.Conv2d, norm: nn.Module, x: Tensor) -> bool:
-    """Whether the product is smaller than the result, or kept, and is in floats that hold it.
+    """Whether the product is in floats that hold it, and is used more than once or costs less than the norm.
 
     float16 would lose the small ones of its numbers. Without gradients a GPU is left the one kernel of a norm: cuDNN
     takes one to add the shift, too.
@@ -106,13 +119,8 @@ def _pays(conv: nn.Conv2d, norm: nn.Module, x: Tensor) -> bool:
         return False
     if (autocast or x.dtype) == torch.half or (autocast and torch.double in (x.dtype, conv.weight.dtype)):
         return False
-    if x.dim() != 4:
-        return False
     trains = torch.is_grad_enabled() and any(p.requires_grad for p in (*conv.parameters(), *norm.parameters()))
-    if not trains:
-        return x.device.type == "cpu"
-    positions = x.shape[0] * (x.shape[2] // conv.stride[0]) * (x.shape[3] // conv.stride[1])
-    return positions >= conv.weight[0].numel()
+    return x.dim() == 4 and (trains or x.device.type == "cpu")
 
 
 def _autocast_dtype(x: Tensor) -> torch.dtype | None:

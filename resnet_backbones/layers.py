@@ -70,11 +70,12 @@ class FrozenBatchNorm2d(nn.Module):
 
 def scale_and_shift(norm: nn.Module) -> tuple[Tensor, Tensor]:
     """Per channel, in at least float32, what `norm` with its running statistics does: y = x * scale + shift."""
-    var = norm.running_var.to(torch.promote_types(norm.running_var.dtype, torch.float32))
+    mean, var = norm.running_mean, norm.running_var
+    if var.dtype in (torch.half, torch.bfloat16):
+        var = var.float()
     scale = (var + norm.eps).rsqrt()
-    scale = scale if norm.weight is None else norm.weight * scale
-    shift = -norm.running_mean * scale if norm.bias is None else norm.bias - norm.running_mean * scale
-    return scale, shift
+    scale = scale if norm.weight is None else scale * norm.weight
+    return scale, -mean * scale if norm.bias is None else norm.bias - mean * scale
 
 
 def _replace(module: nn.Module, old: type | tuple[type, ...], new: type) -> nn.Module:

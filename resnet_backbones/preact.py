@@ -62,7 +62,7 @@ class PreActResNet(ResNet):
         return F.relu_(self.bn1(self.maxpool(self.conv1(images))))
 
     def make_stage(self, in_channels: int, *args, norm: str, **options) -> nn.Sequential:
-        stage = super().make_stage(in_channels, *args, norm=norm, **options)
+        stage = nn.Sequential(*super().make_stage(in_channels, *args, norm=norm, **options))
         stage[0].bn1 = None  # the closing BN-ReLU of the stage in front
         last = stage[-1]
         out_channels = (last.conv3 if isinstance(last, Bottleneck) else last.conv2).out_channels

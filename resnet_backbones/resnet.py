@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from . import stems
+from .blocks import Stage
 from .conv_norm import conv_norm, in_fastest_format
 from .layers import ShapeSpec, check_out_features, get_norm, recompute, with_gradient_in_its_format
 
@@ -63,7 +64,7 @@ class ResNet(nn.Module):
     ) -> nn.Sequential:
         """`depth` blocks, the first of which changes size and channels."""
         first = block(in_channels, planes, stride, **options)
-        return nn.Sequential(first, *(block(planes * block.expansion, planes, **options) for _ in range(depth - 1)))
+        return Stage(first, *(block(planes * block.expansion, planes, **options) for _ in range(depth - 1)))
 
     def stem(self, images: Tensor) -> Tensor:
         return self.maxpool(conv_norm(self.conv1, self.bn1, images, relu=True))

@@ -63,6 +63,36 @@ def test_each_size_is_compiled_once_for_training_and_once_for_evaluation(backend
     assert graphs() == 4
 
 
+def test_passes_on_the_cpu_are_those_of_the_net_in_float32():
+    net = build()
+    compiled = compile_backbone(copy.deepcopy(net), backend=TRACED)
+    images = torch.randn(2, 3, 64, 96)
+    for training in (True, False):
+        net.train(training), compiled.train(training)
+        pairs = zip(features_and_gradients(compiled, images), features_and_gradients(net, images), strict=True)
+        for one, other in pairs:
+            assert (one - other).abs().max() <= 1e-5 * other.abs().max()
+    with torch.no_grad():
+        for name, feature in net(images).items():
+            assert (compiled(images)[name] - feature).abs().max() <= 1e-5 * feature.abs().max()
+            assert compiled(images)[name].stride() == feature.stride()
+
+
+@pytest.mark.parametrize("positions", [60, 6])
+@pytest.mark.parametrize("kernel_size", [1, 3])
+def test_operators_are_what_they_say_they_are(kernel_size, positions):
+    x = torch.randn(1, 8, positions // 3, 3).to(memory_format=torch.channels_last)
+    weight = torch.randn(16, 8, kernel_size, kernel_size)
+    scale, shift, plus = torch.rand(16), torch.rand(16), torch.randn(1, 16, positions // 3, 3)
+    plus = plus.to(memory_format=torch.channels_last)
+    options = [1, 1], [kernel_size // 2] * 2, [1, 1], 1, True
+    operators = torch.ops.resnet_backbones
+    torch.library.opcheck(operators.scaled_conv, (x, weight, scale, shift, plus, *options, True))
+    torch.library.opcheck(operators.scaled_conv_over, (plus, x, weight, scale, shift, *options))
+    trained = [t.requires_grad_() for t in (x, weight, scale, shift, plus)]
+    torch.library.opcheck(operators.scaled_conv, (*trained, *options, False))
+
+
 def test_detectors_pad_to_few_sizes():
     model = faster_rcnn(build(), 3, min_size=[90], max_size=200)
     compile_detector(model, "default")

@@ -70,10 +70,123 @@ def test_outputs_and_all_gradients_are_those_of_the_two(frozen, options):
         assert_close(got, expected)
 
 
-def test_second_derivatives_are_right():
+FEW_POSITIONS = [  # fewer than the 16 channels of the result, which are taken as products of matrices
+    {}, {"stride": 2}, {"stride": (2, 1), "padding": (1, 2)}, {"kernel_size": (3, 5), "padding": 2}, {"bias": True},
+    {"dilation": 2, "padding": 2}, {"groups": 2},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.double])
+@pytest.mark.parametrize("options", FEW_POSITIONS)
+def test_outputs_and_all_gradients_of_few_positions(options, dtype):
+    conv, norm = pair(**options)
+    conv, norm = conv.to(dtype), norm.to(dtype)
+    for size in ((1, 8, 3, 3), (2, 8, 2, 3)):
+        x = torch.randn(size, dtype=dtype).to(memory_format=CHANNELS_LAST).requires_grad_()
+        wanted = [x, *conv.parameters()]
+        as_one, as_two = conv_norm(conv, norm, x, relu=True), F.relu(norm(conv(x)))
+        assert_close(as_one, as_two)
+        direction = torch.randn_like(as_two)
+        for got, expected in zip(*(torch.autograd.grad(y, wanted, direction) for y in (as_one, as_two)), strict=True):
+            assert_close(got, expected)
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+@pytest.mark.parametrize("kernel_size", [1, 3])
+@pytest.mark.parametrize("trained", ["conv", "plus", "x", "nothing"])
+def test_sums_with_a_shortcut(trained, kernel_size, frozen):
+    conv, norm = pair(frozen, kernel_size=kernel_size, padding=kernel_size // 2)
+    conv.requires_grad_(trained == "conv"), norm.requires_grad_(trained == "conv")
+    x, plus = image().requires_grad_(trained == "x"), torch.randn(2, 16, 20, 24).requires_grad_(trained == "plus")
+    for format in (torch.contiguous_format, CHANNELS_LAST):
+        ours = [t.detach().clone(memory_format=format).requires_grad_(t.requires_grad) for t in (x, plus)]
+        as_one = conv_norm(conv, norm, ours[0], relu=True, plus=ours[1])
+        as_two = F.relu(norm(conv(x)) + plus)
+        assert_close(as_one.detach(), as_two.detach())
+        assert torch.equal(ours[1], plus)
+        if trained != "nothing":
+            direction = torch.randn_like(as_two)
+            wanted = [*conv.parameters(), *norm.parameters()] if trained == "conv" else []
+            got = torch.autograd.grad(as_one, [*wanted, *(t for t in ours if t.requires_grad)], direction)
+            expected = torch.autograd.grad(as_two, [*wanted, *(t for t in (x, plus) if t.requires_grad)], direction)
+            for one, two in zip(got, expected, strict=True):
+                assert_close(one, two)
+
+
+def test_images_of_changing_sizes_and_kinds():
+    conv, norm = pair()
+    conv.requires_grad_(False)
+    images = [torch.randn(n, 8, h, w) for n, h, w in ((2, 20, 24), (2, 20, 24), (1, 7, 40), (2, 20, 24), (1, 7, 40))]
+    images += [images[0].to(memory_format=CHANNELS_LAST)] * 2 + [images[0].requires_grad_()]
+    for x in images:
+        for _ in range(3):
+            assert_close(conv_norm(conv, norm, x), norm(conv(x)))
+
+
+class OutputsOfBlocks:
+    """What the blocks of a net gave, and what their inputs were, as hooks see it."""
+
+    def __init__(self, net: nn.Module, kind: str) -> None:
+        self.seen, self.copies = [], []
+        blocks = [b for stage in (net.layer1, net.layer2, net.layer3, net.layer4) for b in stage]
+        if kind == "global":
+            self.hooks = [nn.modules.module.register_module_forward_hook(self.note)]
+        elif kind == "shortcuts":
+            norms = [m for b in blocks if b.downsample is not None for m in b.downsample]
+            self.hooks = [m.register_forward_hook(self.note) for m in norms]
+        else:
+            self.hooks = [b.register_forward_hook(self.note) for b in (blocks if kind == "all" else blocks[1::2])]
+
+    def note(self, module, inputs, output) -> None:
+        tensors = [t for t in (inputs[0], output) if isinstance(t, torch.Tensor) and not isinstance(module, nn.ReLU)]
+        self.seen += tensors
+        self.copies += [t.clone() for t in tensors]
+
+
+@pytest.mark.parametrize("kind", ["all", "every second", "shortcuts"])
+def test_what_hooks_have_seen_of_blocks_is_not_written_over(kind):
+    net = build_backbone("resnet50", norm="FrozenBN")
+    randomise_statistics(net)
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = {name: feature.clone() for name, feature in net(x).items()}
+        outputs = OutputsOfBlocks(net, kind)
+        features = net(x)
+    assert outputs.seen
+    for seen, copy_of in zip(outputs.seen, outputs.copies, strict=True):
+        assert torch.equal(seen, copy_of)
+    for name, feature in features.items():
+        assert_close(feature, expected[name])
+
+
+def test_hooks_on_all_modules_see_every_convolution_and_norm():
+    net, calls = build_backbone("resnet18", norm="FrozenBN"), []
+    hook = nn.modules.module.register_module_forward_hook(lambda module, *_: calls.append(module))
+    with torch.no_grad():
+        net(torch.randn(1, 3, 64, 64))
+    hook.remove()
+    assert {m for m in net.modules() if isinstance(m, nn.Conv2d | FrozenBatchNorm2d)} <= set(calls)
+
+
+def test_inputs_of_blocks_and_stages_and_features_are_not_written_over():
+    net = build_backbone("resnet50", norm="FrozenBN")
+    with torch.no_grad():
+        x = torch.randn(1, 256, 16, 16).to(memory_format=CHANNELS_LAST)
+        before = x.clone()
+        net.layer1[1](x), net.layer1[1:](x), net.layer2(x)
+        assert torch.equal(x, before)
+        features = net(torch.randn(1, 3, 64, 64))
+        copies = {name: feature.clone() for name, feature in features.items()}
+        net(torch.randn(1, 3, 64, 64))
+    for name, feature in features.items():
+        assert torch.equal(feature, copies[name])
+
+
+@pytest.mark.parametrize("size", [9, 3])
+def test_second_derivatives_are_right(size):
     conv, norm = pair(frozen=False)
     conv, norm = conv.double(), norm.double()
-    x = image(torch.double)[:1, :, :9, :9].requires_grad_()
+    x = image(torch.double)[:1, :, :size, :size].requires_grad_()
 
     def one(x, weight, bias):
         return torch.func.functional_call(Both(conv, norm), {"conv.weight": weight, "norm.bias": bias}, (x,))
@@ -277,10 +390,11 @@ def test_models_of_other_dtypes(dtype, tolerance):
     assert (y.double() - expected.double()).abs().max() <= tolerance * expected.abs().max()
 
 
-def test_batched_and_functional_gradients():
+@pytest.mark.parametrize("size", [20, 3])
+def test_batched_and_functional_gradients(size):
     conv, norm = pair()
     both, weights = Both(conv, norm), {"conv.weight": torch.randn(3, *conv.weight.shape)}
-    x = image()
+    x = image()[:1, :, :size, :size]
     stacked = torch.func.vmap(lambda w: torch.func.functional_call(both, w, (x,)))(weights)
     for k, weight in enumerate(weights["conv.weight"]):
         expected = norm(F.conv2d(x, weight, padding=1))

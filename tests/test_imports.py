@@ -16,7 +16,7 @@ RANK = {
     "errors": 0, "nesting": 0,
     "config": 1, "registry": 1, "distributed": 1, "optional": 1, "paths": 1, "preprocessing": 1,
     "report": 1, "curves": 1, "naming": 1, "interruption": 2, "launching": 3, "sync_bn": 1.5, "initialization": 1,
-    "layers": 2, "compiling": 2, "kept_products": 1, "scaled_conv": 2, "conv_norm": 2.5, "stems": 3, "shortcuts": 3,
+    "layers": 2, "compiling": 2, "folding": 2, "conv_norm": 2.5, "stems": 3, "shortcuts": 3,
     "attention": 3, "deform": 3, "blocks": 4, "resnet": 5, "extractors": 5, "fpn": 5, "preact": 6, "options": 7,
     "weights": 8, "backbones": 9, "architecture": 9.5, "classifier": 10, "detectors": 10,
     "analysis": 11, "pretraining": 11, "verification": 11, "benchmark": 11, "truths": 12, "__main__": 13,
