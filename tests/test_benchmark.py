@@ -69,6 +69,17 @@ def test_the_table_and_the_json_say_what_was_measured(tool, tmp_path, monkeypatc
 
 
 @pytest.mark.slow
+def test_the_profile_names_the_operators_of_a_training_step(tool, tmp_path):
+    status, out, _ = tool("benchmark", "--only", "profile", *SMALL, "--rounds", "1", "--json", tmp_path / "b.json")
+    assert status == 0
+    (rows,) = rows_by_measured(tmp_path / "b.json").values()
+    whole = rows.pop("ours")["median"]
+    assert sum(row["median"] for row in rows.values()) == pytest.approx(whole)
+    assert {"aten::mm", "aten::convolution_backward", "everything else"} <= set(rows)
+    assert f"{100 * rows['aten::mm']['median'] / whole:.1f} %" in out
+
+
+@pytest.mark.slow
 def test_detectors_are_timed_on_the_same_results(tool, tmp_path):
     status, _, _ = tool("benchmark", "--only", "detector", *SMALL, "--rounds", "2", "--json", tmp_path / "b.json")
     assert status == 0

@@ -11,6 +11,7 @@ detector   Faster R-CNN with an FPN: a training step of two images, and inferenc
 memory     the peak memory of that training step, also with BN in evaluation instead of FrozenBN
 loader     images/s of the detection loader over drawn JPEGs
 evaluator  COCO's box figures, CPU time, beside pycocotools
+profile    which operators our training step spends its time in
 
 All nets have the same weights, and the remarks tell how far their results are apart. The contenders of a part take
 turns within one process; a ratio is the median over rounds of our seconds / theirs, with its quartiles.

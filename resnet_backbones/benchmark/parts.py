@@ -6,11 +6,14 @@ from ..errors import UserError
 from .detector import detectors, memory_of_training
 from .loading import loaders
 from .networks import backbones, fpns
+from .profile import profiles
 from .scoring import evaluators
 from .settings import PARTS, Settings
 from .timing import Row
 
-MEASURES = dict(zip(PARTS, (backbones, fpns, detectors, memory_of_training, loaders, evaluators), strict=True))
+MEASURES = dict(
+    zip(PARTS, (backbones, fpns, detectors, memory_of_training, loaders, evaluators, profiles), strict=True)
+)
 
 
 def prepare(settings: Settings) -> None:

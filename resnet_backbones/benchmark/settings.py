@@ -4,7 +4,7 @@ from dataclasses import dataclass, fields
 
 from ..errors import UserError, unknown
 
-PARTS = ("backbone", "fpn", "detector", "memory", "loader", "evaluator")
+PARTS = ("backbone", "fpn", "detector", "memory", "loader", "evaluator", "profile")
 AMP = ("none", "bf16")
 
 
