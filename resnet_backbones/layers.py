@@ -163,7 +163,7 @@ def with_gradient_in_its_format(x: Tensor) -> Tensor:
     """
     if torch.compiler.is_compiling() or not x.requires_grad or not x.is_contiguous(memory_format=torch.channels_last):
         return x
-    feature = x.view_as(x)
+    feature = torch.ops.aten.alias(x)  # view_as would give a batch of one other strides, and the FPN another format
     feature.register_hook(lambda gradient: gradient.contiguous(memory_format=torch.channels_last))
     return feature
 

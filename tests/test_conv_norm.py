@@ -456,6 +456,7 @@ def test_neither_products_nor_outputs_of_the_norm_are_kept():
     assert sum(size for p, size in kept.items() if p not in weights) <= units + stem + 2e5
 
 
+@pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize(
     ("name", "norm", "training", "expected"),
     [
@@ -467,9 +468,9 @@ def test_neither_products_nor_outputs_of_the_norm_are_kept():
         ("seresnet18", "FrozenBN", True, True),
     ],
 )
-def test_features_are_channels_last_where_all_norms_are_fixed(name, norm, training, expected):
+def test_features_are_channels_last_where_all_norms_are_fixed(name, norm, training, expected, batch):
     net = build_backbone(name, norm=norm).train(training)
-    features = net(torch.randn(2, 3, 64, 64))
+    features = net(torch.randn(batch, 3, 64, 64))
     for name, feature in features.items():
         shown = feature.is_contiguous(memory_format=CHANNELS_LAST)
         assert shown == expected or feature.shape[2] < 2, name
