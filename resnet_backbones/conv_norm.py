@@ -109,7 +109,7 @@ def _is_traced(x: Tensor) -> bool:
 
 
 def _pays(conv: nn.Conv2d, norm: nn.Module, x: Tensor) -> bool:
-    """Whether the product is in floats that hold it, and is used more than once or costs less than the norm.
+    """Whether the product is in floats that hold it, and takes less time than the norm.
 
     float16 would lose the small ones of its numbers. Without gradients a GPU is left the one kernel of a norm: cuDNN
     takes one to add the shift, too.
