@@ -113,6 +113,7 @@ class Stage(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         overwrite = False
         for block in self:
-            x = block(x, overwrite and not is_called(block))
-            overwrite = not is_called(block)
+            unseen = not is_called(block)
+            x = block(x, overwrite and unseen)
+            overwrite = unseen
         return x

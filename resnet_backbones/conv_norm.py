@@ -3,11 +3,11 @@
 from collections.abc import Iterable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from .folding import scaled_conv
+from .folding.onednn import wants_gradient, with_sum_and_relu
 from .layers import FrozenBatchNorm2d, scale_and_shift
 from .sync_bn import SyncBatchNorm
 
@@ -33,9 +33,7 @@ def conv_norm(
             return _chain([*conv, norm, *([nn.ReLU(inplace=True)] if relu else [])], x)
         if _is_plain(conv) and _is_fixed(norm) and (torch.compiler.is_compiling() or _pays(conv, norm, x)):
             return scaled_conv(conv, *scale_and_shift(norm), x.to(_autocast_dtype(x) or x.dtype), relu, plus, overwrite)
-    y = norm(conv(x))
-    y = y if plus is None else y.add_(plus)
-    return F.relu_(y) if relu else y
+    return with_sum_and_relu(norm(conv(x)), plus, relu)
 
 
 class ConvNorms(nn.Sequential):
@@ -119,7 +117,7 @@ def _pays(conv: nn.Conv2d, norm: nn.Module, x: Tensor) -> bool:
         return False
     if (autocast or x.dtype) == torch.half or (autocast and torch.double in (x.dtype, conv.weight.dtype)):
         return False
-    trains = torch.is_grad_enabled() and any(p.requires_grad for p in (*conv.parameters(), *norm.parameters()))
+    trains = wants_gradient(*conv.parameters(), *norm.parameters())
     return x.dim() == 4 and (trains or x.device.type == "cpu")
 
 

@@ -87,10 +87,13 @@ def test_operators_are_what_they_say_they_are(kernel_size, positions):
     plus = plus.to(memory_format=torch.channels_last)
     options = [1, 1], [kernel_size // 2] * 2, [1, 1], 1, True
     operators = torch.ops.resnet_backbones
-    torch.library.opcheck(operators.scaled_conv, (x, weight, scale, shift, plus, *options, True))
-    torch.library.opcheck(operators.scaled_conv_over, (plus, x, weight, scale, shift, *options))
+    found = torch.library.opcheck(operators.scaled_conv, (x, weight, scale, shift, plus, *options, True))
+    assert set(found.values()) == {"SUCCESS"}
+    found = torch.library.opcheck(operators.scaled_conv_over, (plus, x, weight, scale, shift, *options))
+    assert set(found.values()) == {"SUCCESS"}
     trained = [t.requires_grad_() for t in (x, weight, scale, shift, plus)]
-    torch.library.opcheck(operators.scaled_conv, (*trained, *options, False))
+    found = torch.library.opcheck(operators.scaled_conv, (*trained, *options, False))
+    assert set(found.values()) == {"SUCCESS"}
 
 
 def test_detectors_pad_to_few_sizes():

@@ -23,10 +23,9 @@ def profiles(settings: Settings) -> list[Row]:
         for event in profiler.key_averages()
     }
     longest = sorted(times, key=times.get, reverse=True)[:SHOWN]
-    seconds = {"ours": sum(times.values())} | {name: times[name] for name in longest}
-    seconds["everything else"] = 2 * seconds["ours"] - sum(seconds.values())
+    whole, shown = sum(times.values()), {name: times[name] for name in longest}
+    seconds = {"ours": whole} | shown | {"everything else": whole - sum(shown.values())}
     measured = f"profile of the training step ({settings.name}_fpn, short side {settings.short_side})"
     return [
-        Row(measured, name, [spent], images=2, remark=f"{100 * spent / seconds['ours']:.1f} %")
-        for name, spent in seconds.items()
+        Row(measured, name, [spent], images=2, remark=f"{100 * spent / whole:.1f} %") for name, spent in seconds.items()
     ]

@@ -50,7 +50,9 @@ def kept_product(weight: Tensor, scale: Tensor, x: Tensor, options: onednn.Optio
                 made = made.contiguous(memory_format=torch.channels_last)
         else:
             made = onednn.packed(kept.made, options, size) if again else kept.made
-        _kept[weight] = Kept(weight.detach(), weight._version, _checksum(weight), scale.clone(), size, made)
+        if kept is None:
+            kept = Kept(weight.detach(), weight._version, _checksum(weight), scale.clone(), size, made)
+        _kept[weight] = kept._replace(size=size, made=made)
     return made
 
 

@@ -17,8 +17,17 @@ def takes(x: Tensor) -> bool:
 def is_usable(x: Tensor, plus: Tensor | None = None) -> bool:
     """Whether a call that autograd, torch.func and dispatch modes (counters of FLOPs) do not know of will do."""
     unseen = not torch._C._are_functorch_transforms_active() and _get_current_dispatch_mode() is None
-    wanted = torch.is_grad_enabled() and (x.requires_grad or (plus is not None and plus.requires_grad))
-    return takes(x) and unseen and not wanted
+    return takes(x) and unseen and not wants_gradient(x, plus)
+
+
+def wants_gradient(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def with_sum_and_relu(y: Tensor, plus: Tensor | None, relu: bool) -> Tensor:
+    """y + plus and through a ReLU if asked for, each written over y."""
+    y = y if plus is None else y.add_(plus)
+    return F.relu_(y) if relu else y
 
 
 def convolution(
@@ -36,11 +45,9 @@ def convolution(
     saves a third of the traffic.
     """
     if plus is not None and not is_usable(x, plus):
-        y = convolution(x, weight, shift, options, relu=False).add_(plus)
-        return F.relu_(y) if relu else y
+        return with_sum_and_relu(convolution(x, weight, shift, options, relu=False), plus, relu)
     if not is_usable(x):
-        y = F.conv2d(x, weight, shift, *options)
-        return F.relu_(y) if relu else y
+        return with_sum_and_relu(F.conv2d(x, weight, shift, *options), plus, relu)
     stride, padding, dilation, groups = options
     options = padding, stride, dilation, groups
     unary = "relu" if relu else "none", [], ""

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .onednn import Options
+from .onednn import Options, wants_gradient
 from .passes import backward_pass, forward_pass
 
 CONV = "Tensor x, Tensor weight, Tensor scale, Tensor shift"
@@ -23,31 +23,35 @@ def compiled_conv(
     plus: Tensor | None,
     options: Options,
     relu: bool,
+    keep: bool,
     overwrite: bool,
 ) -> Tensor:
     """The forward pass in a graph of torch.compile, with the backward pass in its own."""
-    inputs = (x, weight, scale, shift, *(() if plus is None else (plus,)))
-    keep = not (torch.is_grad_enabled() and any(t.requires_grad for t in inputs[1:4]))
-    if overwrite and not (torch.is_grad_enabled() and any(t.requires_grad for t in inputs)):
+    if overwrite and keep and not wants_gradient(x, plus):
         torch.ops.resnet_backbones.scaled_conv_over(plus, x, weight, scale, shift, *options, relu)
         return plus
     return torch.ops.resnet_backbones.scaled_conv(x, weight, scale, shift, plus, *options, relu, keep)
 
 
+def _options(stride: list[int], padding: list[int], dilation: list[int], groups: int) -> Options:
+    """From an operator's lists to a convolution's tuples."""
+    return tuple(stride), tuple(padding), tuple(dilation), groups
+
+
 def _scaled_conv(x, weight, scale, shift, plus, stride, padding, dilation, groups, relu, keep):
-    options = tuple(stride), tuple(padding), tuple(dilation), groups
+    options = _options(stride, padding, dilation, groups)
     return forward_pass(x, weight, scale, shift, plus, options, relu, keep)
 
 
 def _scaled_conv_over(plus, x, weight, scale, shift, stride, padding, dilation, groups, relu):
-    options = tuple(stride), tuple(padding), tuple(dilation), groups
+    options = _options(stride, padding, dilation, groups)
     y = forward_pass(x, weight, scale, shift, plus, options, relu, keep=True, overwrite=True)
     if y is not plus:
         plus.copy_(y)
 
 
 def _scaled_conv_backward(grad, y, x, weight, scale, shift, stride, padding, dilation, groups, relu, wanted):
-    options = tuple(stride), tuple(padding), tuple(dilation), groups
+    options = _options(stride, padding, dilation, groups)
     gradients = backward_pass(grad, x, weight, scale, y if relu else None, options, wanted)
     promised = _fake_backward(grad, y, x, weight, scale, shift, stride, padding, dilation, groups, relu, wanted)
     return [_as_promised(*pair, grad) for pair in zip(gradients, promised, strict=True)]
@@ -62,8 +66,8 @@ def _as_promised(gradient: Tensor | None, promised: Tensor, grad: Tensor) -> Ten
 
 
 def _setup_context(ctx, inputs, output):
-    x, weight, scale, shift, _, *ctx.options, relu, _ = inputs
-    ctx.options += [relu]
+    x, weight, scale, shift, _, *ctx.options, _ = inputs
+    relu = ctx.options[-1]
     ctx.save_for_backward(output if relu else x, x, weight, scale, shift)
 
 

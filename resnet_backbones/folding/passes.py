@@ -23,8 +23,7 @@ def forward_pass(
     """y, for `scale` and `shift` (C,); `keep` the product for the next call, `overwrite` the memory of `plus`."""
     if not keep and has_few_positions(x, weight, options):
         y = (conv_by_patches(x, weight, options) * scale[:, None, None]).add_(shift[:, None, None])
-        y = y if plus is None else y.add_(plus)
-        return torch.relu_(y) if relu else y
+        return onednn.with_sum_and_relu(y, plus, relu)
     made = kept_product(weight, scale, x, options) if keep else product(weight, scale, x.dtype)
     return onednn.convolution(x, made, shift.to(x.dtype), options, relu, plus, overwrite)
 

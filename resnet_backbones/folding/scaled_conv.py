@@ -28,13 +28,13 @@ def scaled_conv(
     if conv.bias is not None:
         shift = shift + conv.bias * scale
     options = conv.stride, conv.padding, conv.dilation, conv.groups
+    trains = onednn.wants_gradient(conv.weight, scale, shift)
     if torch.compiler.is_compiling():
         if onednn.takes(x):
-            return compiled_conv(x, conv.weight, scale, shift, plus, options, relu, overwrite)
+            return compiled_conv(x, conv.weight, scale, shift, plus, options, relu, not trains, overwrite)
         y = F.conv2d(x, product(conv.weight, scale, x.dtype), shift.to(x.dtype), *options)
-        y = y if plus is None else y + plus
-        return F.relu(y) if relu else y
-    if torch.is_grad_enabled() and any(t.requires_grad for t in (conv.weight, scale, shift)):
+        return onednn.with_sum_and_relu(y, plus, relu)
+    if trains:
         forget(conv.weight)
         return _ScaledConv.apply(x, conv.weight, scale, shift, plus, options, relu)
     return forward_pass(x, conv.weight, scale, shift, plus, options, relu, True, overwrite)
