@@ -5,26 +5,26 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .backbones import build_backbone, list_backbones
-    from .fpn import FPN
-    from .layers import FrozenBatchNorm2d, ShapeSpec
+    from .models.fpn import FPN
+    from .models.layers import FrozenBatchNorm2d, ShapeSpec
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["FPN", "FrozenBatchNorm2d", "ShapeSpec", "build_backbone", "list_backbones"]
 
-_HOMES = {
-    "FPN": "fpn",
-    "FrozenBatchNorm2d": "layers",
-    "ShapeSpec": "layers",
+_MODULES = {
+    "FPN": "models.fpn",
+    "FrozenBatchNorm2d": "models.layers",
+    "ShapeSpec": "models.layers",
     "build_backbone": "backbones",
     "list_backbones": "backbones",
 }
 
 
 def __getattr__(name: str) -> Any:
-    """The public names, imported when first asked for: the tools' --help needs none of them, nor torchvision."""
-    if name not in _HOMES:
+    """The public names, imported when first asked for: `--help` needs none of them, nor torch."""
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    return getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)
 
 
 def __dir__() -> list[str]:

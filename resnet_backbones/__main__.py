@@ -7,9 +7,9 @@ Figures are for images of 224x224 pixels, 32x32 for cifar_*.
 
 import argparse
 
+from .analysis.truths import billions, feature_list, load_truths, measure, millions
 from .backbones import list_backbones
 from .errors import UserError, one_line_errors
-from .truths import billions, feature_list, load_truths, measure, millions
 
 
 def main(argv: list[str] | None = None) -> None:

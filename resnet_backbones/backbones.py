@@ -9,17 +9,18 @@ from contextlib import nullcontext
 
 from torch import nn
 
-from . import options, stems
-from .attention import SqueezeExcitation
-from .blocks import BasicBlock, Bottleneck
 from .errors import UserError, unknown
-from .extractors import EXTRACTORS, timm_backbone
-from .fpn import FPN
-from .initialization import SkipRandomInit
-from .layers import freeze_stages
-from .preact import PreActBasicBlock, PreActBottleneck, PreActResNet
+from .models import stems
+from .models import variants as options
+from .models.attention import SqueezeExcitation
+from .models.blocks import BasicBlock, Bottleneck
+from .models.extractors import EXTRACTORS, timm_backbone
+from .models.fpn import FPN
+from .models.initialization import SkipRandomInit
+from .models.layers import freeze_stages
+from .models.preact import PreActBasicBlock, PreActBottleneck, PreActResNet
+from .models.resnet import ResNet
 from .registry import Registry
-from .resnet import ResNet
 from .weights import load_weights
 
 BACKBONES = Registry("backbone")

@@ -13,8 +13,8 @@ from torch import nn
 from resnet_backbones import FrozenBatchNorm2d, ShapeSpec, build_backbone, list_backbones
 from resnet_backbones.backbones import BACKBONES, RandomFrozenWarning, register_family
 from resnet_backbones.errors import UserError
-from resnet_backbones.resnet import ResNet
-from resnet_backbones.sync_bn import SyncBatchNorm
+from resnet_backbones.models.resnet import ResNet
+from resnet_backbones.models.sync_bn import SyncBatchNorm
 
 # Many layers: slow to build even without memory, and alike to a smaller one of the family.
 HUGE = ["cifar_resnet1202", "cifar_preact_resnet1001"]

@@ -107,7 +107,7 @@ def test_help_imports_nothing_that_only_a_run_needs():
     modules = loaded_by(f"""import runpy; sys.argv = [{path!r}, "--help"]
     with contextlib.suppress(SystemExit):
         runpy.run_path(sys.argv[0], run_name="__main__")""")
-    assert "resnet_backbones.run" in modules
+    assert "resnet_backbones.cli.run" in modules
     assert not modules & (HEAVY | {"torch", "torchvision", "fvcore", "tensorboard", "resnet_backbones.data"})
 
 

@@ -16,12 +16,12 @@ import warnings
 from omegaconf import OmegaConf
 
 from resnet_backbones import build_backbone
-from resnet_backbones.analysis import analyze
+from resnet_backbones.analysis.cost import analyze
+from resnet_backbones.analysis.truths import setting
 from resnet_backbones.backbones import RandomFrozenWarning
-from resnet_backbones.classifier import build_classifier
+from resnet_backbones.classifiers import build_classifier
 from resnet_backbones.config.loading import NOT_YAML
 from resnet_backbones.errors import UserError, one_line_errors, reason
-from resnet_backbones.truths import setting
 
 COLUMNS = ("parameters", "trainable", "frozen", "flops", "activations")
 

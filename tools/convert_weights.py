@@ -13,8 +13,8 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-from resnet_backbones import verification
 from resnet_backbones.architecture import told_architecture
+from resnet_backbones.cli import verify as verification
 from resnet_backbones.errors import UserError, one_line_errors
 from resnet_backbones.preprocessing import imagenet
 from resnet_backbones.weights import FORMATS, check_suffix, from_ours, read_checkpoint, recognise, to_ours

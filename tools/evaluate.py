@@ -14,7 +14,7 @@ from resnet_backbones.data.coco import read_json
 from resnet_backbones.errors import one_line_errors
 from resnet_backbones.evaluation.backends import BACKENDS
 from resnet_backbones.evaluation.coco import IOU_TYPES, evaluate_coco
-from resnet_backbones.report import metrics_table, write_json
+from resnet_backbones.evaluation.report import metrics_table, write_json
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -13,15 +13,16 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from resnet_backbones import distributed, pretraining
+from resnet_backbones import distributed
+from resnet_backbones.cli import pretraining
+from resnet_backbones.cli.run import run_tool, start
 from resnet_backbones.config import PretrainConfig, load_config
-from resnet_backbones.curves import draw_comparison, draw_curves
 from resnet_backbones.data.imagenet import load_images
-from resnet_backbones.report import metrics_table, write_json
-from resnet_backbones.run import run_tool, start
-from resnet_backbones.solver import in_iterations
-from resnet_backbones.testing import ClassificationTest
-from resnet_backbones.training import fit, set_seed
+from resnet_backbones.evaluation.report import metrics_table, write_json
+from resnet_backbones.evaluation.testing import ClassificationTest
+from resnet_backbones.training.curves import draw_comparison, draw_curves
+from resnet_backbones.training.loop import fit, set_seed
+from resnet_backbones.training.solver import in_iterations
 from resnet_backbones.weights import save_safetensors
 
 logger = logging.getLogger("resnet_backbones.pretrain")

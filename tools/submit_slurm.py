@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 from resnet_backbones.errors import UserError, one_line_errors
-from resnet_backbones.interruption import INTERRUPTED
+from resnet_backbones.training.preemption import INTERRUPTED
 
 os.environ["SUBMITIT_PREEMPT_SIGNAL"] = "USR1"  # read when submitit is imported, here and in the job
 

@@ -12,9 +12,9 @@ from functools import partial
 
 from omegaconf import DictConfig
 
+from resnet_backbones.cli.run import run_tool, start
 from resnet_backbones.config import load_config
-from resnet_backbones.report import metrics_table, write_json
-from resnet_backbones.run import run_tool, start
+from resnet_backbones.evaluation.report import metrics_table, write_json
 
 logger = logging.getLogger("resnet_backbones.train_net")
 
@@ -25,8 +25,8 @@ def run(config: DictConfig, eval_only: bool, resume: bool) -> None:
     from resnet_backbones import distributed
     from resnet_backbones.data import DetectionDataset, build_train_loader, check_same_classes, load_annotations
     from resnet_backbones.detectors import build_detector, compile_detector, describe
-    from resnet_backbones.testing import DetectionTest
-    from resnet_backbones.training import fit, set_seed
+    from resnet_backbones.evaluation.testing import DetectionTest
+    from resnet_backbones.training.loop import fit, set_seed
 
     device, output_dir, config = start(config, eval_only)
     own, masks = config.datasets, config.detector.name == "mask_rcnn"

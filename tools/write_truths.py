@@ -12,8 +12,8 @@ import fnmatch
 from pathlib import Path
 
 from resnet_backbones import list_backbones
+from resnet_backbones.analysis.truths import PATH, load_truths, measure, to_json, to_markdown
 from resnet_backbones.errors import UserError, one_line_errors
-from resnet_backbones.truths import PATH, load_truths, measure, to_json, to_markdown
 
 README = Path(__file__).parent.parent / "configs" / "README.md"
 BEGIN, END = "<!-- models -->\n", "<!-- /models -->"

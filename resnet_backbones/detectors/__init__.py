@@ -9,9 +9,9 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from ..backbones import RandomFrozenWarning, build_backbone
-from ..compiling import compile_backbone
 from ..errors import UserError, unknown
-from ..initialization import SkipRandomInit
+from ..models.compile import compile_backbone
+from ..models.initialization import SkipRandomInit
 from ..weights import load_state_dict, read_ours
 
 LIBRARIES = ("torchvision", "detectron2")

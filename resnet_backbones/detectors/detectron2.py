@@ -34,9 +34,9 @@ from torch.nn import functional as F
 
 from .. import backbones, distributed
 from ..errors import UserError
-from ..fpn import FPN
-from ..layers import split_last_stage
-from ..naming import hide_child
+from ..models.fpn import FPN
+from ..models.layers import split_last_stage
+from ..models.naming import hide_child
 from ..preprocessing import Preprocessing, detector_preprocessing
 from . import torchvision
 from .detectron2_config import FORMS, build_from

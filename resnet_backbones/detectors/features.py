@@ -6,7 +6,7 @@ from typing import NamedTuple
 from torch import nn
 
 from ..errors import UserError, unknown
-from ..layers import ShapeSpec, split_last_stage
+from ..models.layers import ShapeSpec, split_last_stage
 
 BOX_HEADS = ("mlp", "res5")
 DENSE_LEVELS = ["p3", "p4", "p5", "p6", "p7"]

@@ -1,0 +1,85 @@
+"""Loaders of detection: images/s from a COCO data set of drawn JPEGs to batches of bytes and boxes."""
+
+import contextlib
+import io
+import json
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+from torchvision import datasets
+from torchvision.transforms import v2
+
+from resnet_backbones.data import DetectionDataset, build_train_loader
+from resnet_backbones.data.coco import load_coco
+
+from .peers import MissingError, import_detectron2
+from .settings import Settings
+from .timing import Row, measure
+
+BATCH, WIDTH, HEIGHT = 2, 640, 480
+OBJECTS = 7  # an image; COCO's train2017 has 7.3
+
+
+def loaders(settings: Settings) -> list[Row]:
+    """Each decodes every image once a round in this process, flips half of them and gives uint8 images with boxes."""
+    count = -(-settings.jpegs // BATCH) * BATCH
+    with tempfile.TemporaryDirectory() as folder:
+        draw_coco(Path(folder), count)
+        passes: dict[str, Callable[[], object] | str] = {"ours": _ours(folder), "torchvision": _torchvisions(folder)}
+        try:
+            passes["detectron2"] = _all(import_detectron2().own_loader(f"{folder}/instances.json", folder, BATCH))
+        except MissingError as reason:
+            passes["detectron2"] = str(reason)
+        what = f"loader ({count} JPEGs of {WIDTH}x{HEIGHT}, no workers)"
+        return measure(what, passes, images=count, rounds=settings.rounds, warmup=1, device=torch.device("cpu"))
+
+
+def draw_coco(folder: Path, count: int) -> None:
+    """Smooth random pictures with some noise, which compress about as photographs do, and `instances.json`."""
+    content = {"images": [], "annotations": [], "categories": [{"id": k, "name": f"c{k}"} for k in range(1, 81)]}
+    for k in range(count):
+        rng = np.random.default_rng(k)
+        smooth = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)).resize((WIDTH, HEIGHT))
+        noisy = np.asarray(smooth) + rng.normal(0, 8, (HEIGHT, WIDTH, 3))
+        Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(folder / f"{k}.jpg", quality=90)
+        content["images"].append({"id": k + 1, "file_name": f"{k}.jpg", "width": WIDTH, "height": HEIGHT})
+        for _ in range(OBJECTS):
+            x, y, w, h = (int(v) for v in rng.integers([0, 0, 20, 20], [400, 300, 200, 150]))
+            o = {"id": len(content["annotations"]) + 1, "image_id": k + 1, "category_id": int(rng.integers(1, 81))}
+            outline = [[x, y, x + w, y, x + w, y + h, x, y + h]]
+            content["annotations"].append(
+                o | {"bbox": [x, y, w, h], "area": w * h, "iscrowd": 0, "segmentation": outline}
+            )
+    (folder / "instances.json").write_text(json.dumps(content))
+
+
+def _ours(folder: str) -> Callable[[], object]:
+    dataset = DetectionDataset([load_coco("drawn", Path(folder), f"{folder}/instances.json")], train=True)
+    batches = iter(build_train_loader(dataset, BATCH, num_workers=0, seed=0))
+
+    def once() -> None:
+        for _ in range(len(dataset) // BATCH):
+            next(batches)
+
+    return once
+
+
+def _torchvisions(folder: str) -> Callable[[], object]:
+    transforms = v2.Compose([v2.ToImage(), v2.RandomHorizontalFlip()])
+    with contextlib.redirect_stdout(io.StringIO()):
+        dataset = datasets.CocoDetection(folder, f"{folder}/instances.json", transforms=transforms)
+    dataset = datasets.wrap_dataset_for_transforms_v2(dataset, target_keys=("image_id", "boxes", "labels"))
+    return _all(DataLoader(dataset, BATCH, shuffle=True, collate_fn=lambda samples: tuple(zip(*samples, strict=True))))
+
+
+def _all(batches: Iterable) -> Callable[[], object]:
+    def once() -> None:
+        for _ in batches:
+            pass
+
+    return once

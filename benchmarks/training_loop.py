@@ -1,0 +1,100 @@
+#!/usr/bin/env python3
+"""Seconds per training iteration of Faster R-CNN: our loop and model beside a bare loop over torchvision's own model.
+
+    tools/benchmark_training.py --config bccd_faster_rcnn_R18.yaml [solver.max_iter=40]
+
+The same network, settings, images and workers, in turns; the first quarter of a turn is not counted.
+"""
+
+import argparse
+import itertools
+import json
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+from PIL import Image
+from torch.utils.data import DataLoader
+from torchvision import models
+
+from resnet_backbones.config import load_config
+from resnet_backbones.data import DetectionDataset, build_train_loader, load_annotations
+from resnet_backbones.detectors import build_detector
+from resnet_backbones.errors import one_line_errors
+from resnet_backbones.training.loop import fit
+
+
+def ours(config: DictConfig, dataset: DetectionDataset) -> list[float]:
+    """Seconds of each iteration of `fit`."""
+    loader = partial(build_train_loader, dataset, config.solver.batch_size, num_workers=config.data.num_workers, seed=0)
+    with tempfile.TemporaryDirectory() as folder:
+        fit(build_detector(config, len(dataset.classes)), loader, config.solver, Path(folder), lambda: {"bbox/AP": 0.0})
+        rows = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
+    return [config.solver.batch_size / row["images_per_second"] for row in rows if "loss" in row]
+
+
+def read_bare(dataset: DetectionDataset, indices: list[int]) -> tuple[list[torch.Tensor], list[dict]]:
+    images, targets, data = [], [], dataset.sets[0]
+    for i in indices:
+        pixels = np.array(Image.open(dataset.place(i)).convert("RGB"))
+        images.append(torch.from_numpy(pixels).permute(2, 0, 1).float() / 255)
+        objects = [o for o in data.objects(dataset.images[i]) if min(o["bbox"][2:]) > 0]
+        boxes = torch.tensor([o["bbox"] for o in objects])
+        boxes[:, 2:] += boxes[:, :2]
+        targets.append({"boxes": boxes, "labels": torch.tensor([o["category_id"] for o in objects])})
+    return images, targets
+
+
+def bare(config: DictConfig, dataset: DetectionDataset) -> list[float]:
+    """Seconds of each iteration of the shortest loop over torchvision's Faster R-CNN."""
+    d, solver = config.detector, config.solver
+    resnet = getattr(models, config.backbone.name.removesuffix("_fpn"))()
+    sizes, ratios = [tuple(level) for level in d.anchor_sizes], tuple(d.aspect_ratios)
+    anchors = models.detection.anchor_utils.AnchorGenerator(sizes, [ratios] * len(sizes))
+    channels = [resnet.inplanes // 8 * 2**k for k in range(4)]
+    model = models.detection.FasterRCNN(
+        models.detection.backbone_utils.BackboneWithFPN(
+            resnet, {f"layer{k + 1}": str(k) for k in range(4)}, channels, config.backbone.fpn_channels
+        ),
+        len(dataset.classes) + 1,
+        min_size=list(d.min_size),
+        max_size=d.max_size,
+        rpn_anchor_generator=anchors,
+        **{k: v for k, v in d.items() if k.startswith(("rpn_", "box_")) and not k.endswith(("_size", "_width"))},
+    )
+    sgd = torch.optim.SGD(model.parameters(), solver.lr, solver.momentum, weight_decay=solver.weight_decay)
+    options = {"num_workers": config.data.num_workers, "shuffle": True, "drop_last": True}
+    loader = DataLoader(range(len(dataset)), solver.batch_size, collate_fn=partial(read_bare, dataset), **options)
+    batches = itertools.chain.from_iterable(itertools.repeat(loader))
+    marks = [time.perf_counter()]
+    for images, targets in itertools.islice(batches, solver.max_iter):
+        loss = sum(model(images, targets).values())
+        sgd.zero_grad()
+        loss.backward()
+        sgd.step()
+        marks.append(time.perf_counter())
+    return np.diff(marks).tolist()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default="bccd_faster_rcnn_R18")
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    args = parser.parse_intermixed_args()
+    with one_line_errors():
+        config = load_config(args.config, ["solver.max_iter=40", "solver.log_period=1", *args.overrides])
+        dataset = DetectionDataset([load_annotations(config.data.train[0], config.datasets)], train=True)
+        ratios = []
+        for _ in range(3):
+            mine, theirs = (np.mean(loop(config, dataset)[config.solver.max_iter // 4 :]) for loop in (ours, bare))
+            ratios.append(mine / theirs)
+            print(f"ours {mine:.3f} s  bare torchvision {theirs:.3f} s  ratio {ratios[-1]:.3f}", flush=True)
+        print(f"median ratio {np.median(ratios):.3f}")
+
+
+if __name__ == "__main__":
+    main()

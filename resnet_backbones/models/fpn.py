@@ -1,0 +1,129 @@
+"""Feature Pyramid Networks, arXiv 1612.03144 §3, and the levels above P5."""
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import UserError
+from .conv_norm import ConvNorms
+from .layers import ShapeSpec, check_out_features, conv2d, get_norm
+
+LATERALS = {"p2": "res2", "p3": "res3", "p4": "res4", "p5": "res5"}
+
+
+class MaxPoolP6(nn.Module):
+    """P6 is P5 subsampled by 2, used for proposals only (arXiv 1612.03144 §4.1, footnote 2)."""
+
+    levels = ("p6",)
+
+    def forward(self, p5: Tensor, res5: Tensor) -> list[Tensor]:
+        return [F.max_pool2d(p5, kernel_size=1, stride=2)]
+
+
+class ConvP6P7(nn.Module):
+    """P6 = conv(res5), P7 = conv(relu(P6)), 3x3 of stride 2 (RetinaNet, arXiv 1708.02002 §4)."""
+
+    levels = ("p6", "p7")
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.p6 = nn.Conv2d(in_channels, out_channels, 3, stride=2, padding=1)
+        self.p7 = nn.Conv2d(out_channels, out_channels, 3, stride=2, padding=1)
+
+    def forward(self, p5: Tensor, res5: Tensor) -> list[Tensor]:
+        p6 = self.p6(res5)
+        return [p6, self.p7(F.relu(p6))]
+
+
+class Pyramid(nn.Module):
+    """P_l = output_l(M_l), M_l = lateral_l(C_l) + upsample(M_{l+1}); laterals are 1x1, outputs 3x3, no ReLU (§3).
+
+    Up-sampling is nearest-neighbour to the lateral's size, so that odd sizes work. The parameters bear the names of
+    torchvision's `FeaturePyramidNetwork` (`inner_blocks` are the laterals, `layer_blocks` the outputs).
+    """
+
+    def __init__(self, channels: Sequence[int], out_channels: int, norm: str, top: nn.Module | None) -> None:
+        super().__init__()
+        self.inner_blocks = nn.ModuleList(_conv_norm(c, out_channels, 1, norm) for c in channels)
+        self.layer_blocks = nn.ModuleList(_conv_norm(out_channels, out_channels, 3, norm) for _ in channels)
+        self.extra_blocks = top
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):  # Xavier, as in every FPN of the field; there is no ReLU behind these
+                nn.init.kaiming_uniform_(module.weight, a=1)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def forward(self, features: list[Tensor]) -> list[Tensor]:
+        merged = self.inner_blocks[-1](features[-1])
+        outputs = [self.layer_blocks[-1](merged)]
+        for i in reversed(range(len(features) - 1)):
+            lateral = self.inner_blocks[i](features[i])
+            merged = lateral + F.interpolate(merged, size=lateral.shape[-2:], mode="nearest")
+            outputs.insert(0, self.layer_blocks[i](merged))
+        if self.extra_blocks is not None:
+            outputs += self.extra_blocks(outputs[-1], features[-1])
+        return outputs
+
+
+class FPN(nn.Module):
+    """A backbone made of a backbone: res2 … res5 of `body` in, p2 … p7 of equal width out, p_l at stride 2^l.
+
+    Args:
+        body: a backbone that gives at least the residual features the wanted levels need.
+        out_channels: channels of every level.
+        norm: after each pyramid convolution; "none" in the paper.
+        out_features: levels to return. "p7" brings RetinaNet's strided convolutions for P6 and P7, "p6" without "p7"
+            the paper's subsampled P5. Levels below the lowest wanted are not computed.
+
+    Raises `UserError` where `body` lacks a feature that a level needs.
+    """
+
+    def __init__(
+        self,
+        body: nn.Module,
+        out_channels: int = 256,
+        norm: str = "none",
+        out_features: Sequence[str] = ("p2", "p3", "p4", "p5", "p6"),
+    ) -> None:
+        super().__init__()
+        self.out_features = check_out_features(out_features, (*LATERALS, "p6", "p7"))
+        shapes = body.output_shape()
+        lowest = min((list(LATERALS).index(f) for f in self.out_features if f in LATERALS), default=3)
+        self.in_features = list(LATERALS.values())[lowest:]
+        missing = [f for f in self.in_features if f not in shapes]
+        if missing:
+            raise UserError(f"FPN levels {', '.join(self.out_features)} need {', '.join(missing)} of the backbone.")
+        for level, feature in LATERALS.items():
+            if feature in self.in_features and shapes[feature].stride != 2 ** int(level[1:]):
+                raise UserError(
+                    f"{level} of an FPN has stride {2 ** int(level[1:])}, but the backbone's {feature} has "
+                    f"{shapes[feature].stride}; output_stride below 32 is for heads without a pyramid."
+                )
+
+        channels = [shapes[f].channels for f in self.in_features]
+        top = None
+        if "p7" in self.out_features:
+            top = ConvP6P7(channels[-1], out_channels)
+        elif "p6" in self.out_features:
+            top = MaxPoolP6()
+        self.levels = [*list(LATERALS)[lowest:], *(top.levels if top else ())]
+        self.out_channels = out_channels
+        self.body = body
+        self.fpn = Pyramid(channels, out_channels, norm, top)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        features = self.body(images)
+        outputs = dict(zip(self.levels, self.fpn([features[f] for f in self.in_features]), strict=True))
+        return {name: outputs[name] for name in self.out_features}
+
+    def output_shape(self) -> dict[str, ShapeSpec]:
+        return {name: ShapeSpec(self.out_channels, 2 ** int(name[1:])) for name in self.out_features}
+
+
+def _conv_norm(in_channels: int, out_channels: int, kernel_size: int, norm: str) -> nn.Sequential:
+    conv = conv2d(in_channels, out_channels, kernel_size, norm)
+    return nn.Sequential(conv) if norm == "none" else ConvNorms(conv, get_norm(norm, out_channels))

@@ -1,0 +1,266 @@
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+import torchvision
+from conftest import ROOT
+from torch.utils.flop_counter import FlopCounterMode
+
+import resnet_backbones.__main__ as main_module
+from resnet_backbones import build_backbone, list_backbones
+from resnet_backbones.__main__ import main as list_names
+from resnet_backbones.analysis.cost import analyze
+from resnet_backbones.analysis.truths import load_truths, measure, setting, to_json, to_markdown
+from resnet_backbones.classifiers import build_classifier
+from resnet_backbones.errors import UserError
+
+SUMMED = ("parameters", "trainable", "frozen", "flops", "activations")
+
+
+# As the papers give them, in millions: arXiv 1512.03385 Table 6 for CIFAR, 1709.01507 Table 2 (28.1, in its text),
+# 1603.05027 Table 4 (its 10.2 for 1001 layers are without norms), 1611.05431 Tables 1 and 7; the ImageNet ResNets as
+# everybody counts them.
+PAPERS = {
+    "resnet18": 11.7, "resnet34": 21.8, "resnet50": 25.6, "resnet101": 44.5, "resnet152": 60.2,
+    "resnext50_32x4d": 25.0, "seresnet50": 28.1, "cifar_resnext29_8x64d": 34.4,
+    "cifar_resnet20": 0.27, "cifar_resnet32": 0.46, "cifar_resnet44": 0.66, "cifar_resnet56": 0.85,
+    "cifar_resnet110": 1.7, "cifar_resnet1202": 19.4, "cifar_preact_resnet110": 1.7, "cifar_preact_resnet164": 1.7,
+    "cifar_preact_resnet1001": 10.3,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_parameters_of_the_papers(name):
+    digits = 2 if PAPERS[name] < 1 else 1
+    tolerance = 10**-digits if name.startswith("cifar") else 10**-digits / 2  # some are cut off, not rounded
+    assert load_truths()[name]["classifier_parameters"] / 1e6 == pytest.approx(PAPERS[name], abs=tolerance)
+
+
+# Table 1 of arXiv 1512.03385, in 1e9; some of its figures are cut off, some rounded.
+FLOPS = {"resnet18": 1.8, "resnet34": 3.6, "resnet50": 3.8, "resnet101": 7.6, "resnet152": 11.3}
+
+
+@pytest.mark.parametrize("name", FLOPS)
+def test_flops_of_the_paper(name):
+    options = {} if name in ("resnet18", "resnet34") else {"stride_in_1x1": True}
+    total = analyze(build_classifier(name, **options), (224, 224))["total"]
+    assert total["flops"] / 1e9 == pytest.approx(FLOPS[name], abs=0.1)
+
+
+@pytest.mark.parametrize(
+    "name", ["resnet18", "resnet50", "resnext50_32x4d", "googlenet", "densenet121", "regnet_y_400mf", "convnext_tiny"]
+)
+def test_figures_of_torchvision(name):
+    meta = torchvision.models.get_model_weights(name).DEFAULT.meta
+    truth = load_truths()[name]
+    assert truth["classifier_flops"] / 1e9 == pytest.approx(meta["_ops"], abs=1e-3)
+    unused = 1536 if name == "convnext_tiny" else 0  # the LayerNorm of its head
+    assert truth["classifier_parameters"] + unused == meta["num_params"]
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("resnet50_fpn", {}), ("seresnet18", {}), ("swin_t", {}), ("resnet18", {"norm": "GN", "output_stride": 8})],
+)
+def test_flops_agree_with_torchs_own_counter(name, options):
+    model = build_backbone(name, **options).eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(torch.rand(1, 3, 96, 128))
+    assert 2 * analyze(model, (96, 128))["total"]["flops"] == counter.get_total_flops()
+
+
+def test_a_deformable_convolution_costs_its_offsets_more():
+    plain = analyze(build_backbone("resnet18"), (64, 64))["res5"]
+    for modulated, offsets in ((False, 18), (True, 27)):
+        options = {"deform_on": ["res5"], "deform_modulated": modulated}
+        deformable = analyze(build_backbone("resnet18", **options), (64, 64))["res5"]
+        assert deformable["flops"] - plain["flops"] == 2 * (512 * 9 * offsets * 2 * 2)  # two blocks, 2x2 positions
+        assert deformable["activations"] - plain["activations"] == 2 * (offsets * 2 * 2)
+
+
+def test_activations_agree_with_fvcores():
+    from fvcore.nn import ActivationCountAnalysis
+
+    model = build_backbone("seresnet18_fpn").eval()
+    theirs = ActivationCountAnalysis(model, torch.zeros(1, 3, 64, 64)).unsupported_ops_warnings(False)
+    assert analyze(model, (64, 64))["total"]["activations"] == theirs.total()
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["preact_resnet18_fpn", "seresnet18", "resnet18d", "cifar_preact_resnet110", "vgg11", "densenet121", "googlenet",
+     "efficientnet_b0", "regnet_x_400mf", "convnext_tiny", "swin_t_fpn", "zfnet", "alexnet"],
+)  # fmt: skip
+def test_stages_add_up_and_shapes_are_the_real_ones(name):
+    model = build_backbone(name)
+    rows = analyze(model, (96, 128))
+    total = rows.pop("total")
+    for key in SUMMED:
+        assert sum(row[key] for row in rows.values()) == total[key]
+    assert total["parameters"] == total["trainable"] == sum(p.numel() for p in model.parameters())
+    with torch.no_grad():
+        features = model.eval()(torch.rand(1, 3, 96, 128))
+    outputs = {f: tuple(shape) for row in rows.values() for f, shape in row["output"].items()}
+    assert outputs.items() >= {f: tuple(x.shape[1:]) for f, x in features.items()}.items()
+    assert list(rows)[:2] == ["stem", "res2"]
+    assert all(row["output"] for row in rows.values())
+
+
+@pytest.mark.filterwarnings("ignore::resnet_backbones.backbones.RandomFrozenWarning")
+def test_frozen_and_trainable():
+    plain = analyze(build_classifier("resnet18"), (32, 32))
+    frozen = analyze(build_classifier("resnet18", norm="FrozenBN", freeze_at=2), (32, 32))
+    for row in plain:
+        assert frozen[row]["parameters"] == plain[row]["parameters"]
+        assert frozen[row]["parameters"] == frozen[row]["frozen"] + frozen[row]["trainable"]
+        assert frozen[row]["flops"] == plain[row]["flops"]
+    assert frozen["stem"]["trainable"] == frozen["res2"]["trainable"] == 0
+    assert frozen["res3"]["frozen"] == 2 * 5 * 128  # the FrozenBN of four convolutions and a shortcut
+    assert frozen["fc"]["frozen"] == 0
+
+
+def test_the_model_stays_as_it_was():
+    model = build_classifier("resnet18", in_channels=1)
+    model.backbone.layer1.eval()
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    rows = analyze(model, (64, 64), in_channels=1)
+    assert rows["stem"]["output"] == {"stem": [64, 16, 16]}
+    assert rows["fc"]["output"] == {"fc": [1000]}
+    assert model.training
+    assert not model.backbone.layer1.training
+    assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_timms_networks():
+    pytest.importorskip("timm")
+    rows = analyze(build_backbone("timm:resnet18"), (64, 64))
+    assert rows["total"]["flops"] == analyze(build_backbone("resnet18"), (64, 64))["total"]["flops"]
+    whole = analyze(build_backbone("timm:hrnet_w18_small"), (64, 64))
+    assert list(whole) == ["backbone", "total"]
+    assert list(whole["backbone"]["output"]) == ["res2", "res3", "res4", "res5"]
+
+
+def test_an_image_that_is_too_small():
+    with pytest.raises(UserError, match="3x1x1"):
+        analyze(build_backbone("alexnet"), (1, 1))
+
+
+def test_truths_hold_every_name_with_its_parameters_and_features(monkeypatch):
+    for init in ("kaiming_uniform_", "kaiming_normal_", "trunc_normal_", "normal_", "uniform_"):
+        monkeypatch.setattr(torch.nn.init, init, lambda tensor, *args, **kwargs: tensor)  # half of the time
+    truths = load_truths()
+    assert list(truths) == list_backbones()
+    found = {}
+    for name in truths:
+        if f"{name}_fpn" not in truths:  # NAME comes as the body of NAME_fpn
+            with torch.device("meta"):
+                found[name] = build_backbone(name)
+        if name.endswith("_fpn"):
+            found[name.removesuffix("_fpn")] = found[name].body
+    for name, truth in truths.items():
+        assert truth["parameters"] == sum(p.numel() for p in found[name].parameters()), name
+        assert truth["features"] == {f: list(shape) for f, shape in found[name].output_shape().items()}, name
+        if not name.endswith("_fpn"):
+            fc = (list(truth["features"].values())[-1][0] + 1) * setting(name)[1]
+            assert truth["classifier_parameters"] == truth["parameters"] + fc, name
+
+
+@pytest.mark.parametrize("name", ["resnet18", "preact_resnet18_fpn", "cifar_resnet20", "regnet_x_400mf", "zfnet"])
+def test_truths_measured_anew(name):
+    assert load_truths()[name] == measure(name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list_backbones())
+def test_all_truths_measured_anew(name):
+    assert load_truths()[name] == measure(name)
+
+
+def test_the_files_made_of_the_truths_are_up_to_date():
+    truths = load_truths()
+    assert (ROOT / "resnet_backbones/truths.json").read_text() == to_json(truths)
+    block = re.search("<!-- models -->\n(.*)<!-- /models -->", (ROOT / "configs/README.md").read_text(), re.DOTALL)
+    assert block[1] == to_markdown(truths), "run tools/write_truths.py 'names that changed'"
+
+
+def test_the_tools_table(tool):
+    status, out, err = tool("analyze_model", "resnet18_fpn", "norm=FrozenBN", "--input", "64x96", "freeze_at=2")
+    lines = out.splitlines()
+    assert (status, err) == (0, "")
+    assert lines[0].split() == ["parameters", "trainable", "frozen", "flops", "activations", "output"]
+    assert [line.split()[0] for line in lines[1:]] == ["stem", "res2", "res3", "res4", "res5", "fpn", "total"]
+    assert lines[1].split()[1:4] == ["9,536", "0", "9,536"]
+    assert lines[1].endswith("64x16x24")
+    assert "p2 256x16x24, p3 256x8x12" in lines[6]
+
+
+def test_the_tools_json(tool):
+    status, out, _ = tool(
+        "analyze_model", "cifar_resnet20", "--classifier", "--json", "drop_path=1e-1", "in_channels=1"
+    )
+    content = json.loads(out)
+    assert status == 0
+    assert content["input"] == [32, 32]
+    assert content["options"] == {"drop_path": 0.1, "in_channels": 1, "num_classes": 10}
+    assert content["rows"]["fc"]["parameters"] == 650
+    assert content["rows"]["total"]["parameters"] == load_truths()["cifar_resnet20"]["classifier_parameters"] - 2 * 144
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["resnet_18"], "Did you mean resnet18"),
+        (["resnet18", "--input", "800by1333"], "HEIGHTxWIDTH"),
+        (["resnet18", "--input", "0x64"], "HEIGHTxWIDTH"),
+        (["resnet18", "--input", "64x0"], "HEIGHTxWIDTH"),
+        (["alexnet", "--input", "2x2"], "cannot take an image of 3x2x2"),
+        (["resnet18", "norm"], "key=value"),
+        (["resnet18", "=3"], "key=value"),
+        (["resnet18", "width=" + "9" * 5000], "key=value"),
+        (["resnet18", "out_features=[res4"], "key=value"),
+        (["resnet18", "normm=GN"], "Did you mean norm"),
+        (["resnet18", "freeze_at=nothing"], "freeze_at"),
+        (["resnet18", "in_channels=three"], "in_channels"),
+        (["cifar_resnet20", "in_channels=-1"], "in_channels"),
+        (["zfnet", "in_channels=0"], "0x224x224"),
+        (["resnet18_fpn", "--classifier"], "FPN"),
+        (["resnet18", "num_classes=3"], "num_classes"),
+        (["resnet18", "--classifier", "num_classes=-3"], "num_classes"),
+    ],
+)
+def test_the_tools_errors_are_one_line(tool, arguments, message):
+    status, out, err = tool("analyze_model", *arguments)
+    assert (status, out) == (2, "")
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert message in err
+
+
+def test_the_list_of_names(capsys):
+    list_names(["preact*"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:]] == list_backbones("preact*")
+    assert lines[1].split()[:3] == ["preact_resnet101", "42.49M", "7.80G"]
+    assert lines[1].endswith("  res2 256/4, res3 512/8, res4 1024/16, res5 2048/32")
+    list_names(["resnet18*_fpn"])
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]] == ["resnet18_fpn", "resnet18d_fpn"]
+    with pytest.raises(SystemExit):
+        list_names(["resnet19"])
+    assert capsys.readouterr().err.startswith("error: No backbone is called 'resnet19'")
+
+
+def test_the_list_of_names_as_a_command():
+    command = [sys.executable, "-m", "resnet_backbones"]
+    result = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    assert len(result.stdout.splitlines()) == 1 + len(list_backbones())
+    assert result.stderr == ""
+
+
+def test_a_name_that_the_truths_lack_is_measured(capsys, monkeypatch):
+    monkeypatch.setattr(main_module, "load_truths", dict)
+    list_names(["cifar_resnet20"])
+    assert capsys.readouterr().out.splitlines()[1].split()[:3] == ["cifar_resnet20", "0.27M", "0.04G"]

@@ -1,0 +1,302 @@
+"""Weights on their way between libraries, without detectron2: names, folding, class order, and what is refused."""
+
+import json
+import os
+import pickle
+import re
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from PIL import Image
+from torch import nn
+from torchvision.transforms.v2.functional import pil_to_tensor
+
+from resnet_backbones import build_backbone
+from resnet_backbones.classifiers import load_classifier
+from resnet_backbones.cli.verify import architecture_of
+from resnet_backbones.detectors.torchvision import mask_rcnn
+from resnet_backbones.errors import UserError
+from resnet_backbones.preprocessing import Normalize, Preprocessing, imagenet
+from resnet_backbones.weights import Checkpoint, from_ours, read_checkpoint, read_ours, recognise, to_ours
+from resnet_backbones.weights.folding import fold_mean, fold_std
+from resnet_backbones.weights.names import CAFFE2, DETECTRON2, OURS, renames
+
+
+def with_statistics(net: nn.Module) -> nn.Module:
+    """`net` in evaluation, with norms that do something."""
+    torch.manual_seed(3)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.weight.data.uniform_(0.5, 1.5)
+            module.bias.data.normal_(0, 0.1)
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 2)
+    return net.eval()
+
+
+@pytest.fixture(scope="module")
+def resnet18():
+    return with_statistics(torchvision.models.resnet18(num_classes=10))
+
+
+def published_by_caffe2(net: nn.Module) -> dict[str, np.ndarray]:
+    """The arrays of a torchvision ResNet as He et al. published theirs: BGR in [0, 255], no std, norms affine."""
+    arrays, state = {}, net.state_dict()
+    stages = {"layer1": "res2", "layer2": "res3", "layer3": "res4", "layer4": "res5"}
+
+    def affine(norm: str, name: str) -> None:
+        scale = state[f"{norm}.weight"] / (state[f"{norm}.running_var"] + 1e-5).sqrt()
+        arrays[f"{name}_s"] = scale.numpy()
+        arrays[f"{name}_b"] = (state[f"{norm}.bias"] - state[f"{norm}.running_mean"] * scale).numpy()
+
+    std = 255 * torch.tensor([0.229, 0.224, 0.225])
+    arrays["conv1_w"] = (state["conv1.weight"] / std[:, None, None]).flip(1).numpy()
+    affine("bn1", "res_conv1_bn")
+    for layer, stage in stages.items():
+        for k in range(len(getattr(net, layer))):
+            block, name = f"{layer}.{k}", f"{stage}_{k}_branch"
+            for conv, letter in (("1", "2a"), ("2", "2b"), ("3", "2c")):
+                arrays[f"{name}{letter}_w"] = state[f"{block}.conv{conv}.weight"].numpy()
+                affine(f"{block}.bn{conv}", f"{name}{letter}_bn")
+            if f"{block}.downsample.0.weight" in state:
+                arrays[f"{name}1_w"] = state[f"{block}.downsample.0.weight"].numpy()
+                affine(f"{block}.downsample.1", f"{name}1_bn")
+    arrays["fc1000_w"], arrays["fc1000_b"] = state["fc.weight"].numpy(), state["fc.bias"].numpy()
+    arrays["conv1_w_momentum"] = np.zeros(3, np.float32)
+    return arrays
+
+
+def stride_in_1x1(net: nn.Module) -> nn.Module:
+    for module in net.modules():
+        if isinstance(module, torchvision.models.resnet.Bottleneck):
+            module.conv1.stride, module.conv2.stride = module.conv2.stride, (1, 1)
+    return net
+
+
+def photograph(shared) -> torch.Tensor:
+    return pil_to_tensor(Image.open(next((shared / "bccd/JPEGImages").glob("*.jpg"))).convert("RGB"))
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_published_caffe2_pickle_is_the_same_net_in_rgb(shared, tmp_path, wrapped):
+    net = with_statistics(stride_in_1x1(torchvision.models.resnet50()))
+    arrays = published_by_caffe2(net)
+    content = {"model": arrays, "__author__": "Caffe2", "matching_heuristics": True} if wrapped else {"blobs": arrays}
+    (tmp_path / "R-50.pkl").write_bytes(pickle.dumps(content, protocol=2))
+    backbone = build_backbone("resnet50", stride_in_1x1=True, weights=str(tmp_path / "R-50.pkl")).eval()
+    image = photograph(shared)[:, :256, :320]
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    x = ((image / 255 - mean[:, None, None]) / std[:, None, None])[None]
+    with torch.no_grad():
+        ours = backbone(Normalize(backbone.preprocessing)(image)[None])
+        x = net.maxpool(net.relu(net.bn1(net.conv1(x))))
+        for layer, feature in ((net.layer1, "res2"), (net.layer2, "res3"), (net.layer3, "res4"), (net.layer4, "res5")):
+            x = layer(x)
+            # The published mean is rounded: 123.675 / 255 is 0.485 exactly, 103.53 / 255 0.406.
+            assert (ours[feature] - x).abs().max() / x.abs().max() < 1e-5
+    assert backbone.preprocessing.channel_order == "RGB"
+    with pytest.raises(UserError, match="stride_in_1x1=True, but the backbone is built with stride_in_1x1=None"):
+        build_backbone("resnet50", weights=str(tmp_path / "R-50.pkl"))
+
+
+@pytest.mark.parametrize(
+    ("to", "suffix"),
+    [("detectron2", ".pkl"), ("caffe2", ".pkl"), ("timm", ".pth"), ("torchvision", ".safetensors")],
+)
+def test_there_and_back(tool, resnet18, tmp_path, to, suffix):
+    torch.save(resnet18.state_dict(), tmp_path / "r18.pth")
+    there, back = str(tmp_path / f"there{suffix}"), str(tmp_path / "back.safetensors")
+    status, out, err = tool("convert_weights", tmp_path / "r18.pth", there, "--to", to)
+    assert status == 0, err
+    assert "architecture resnet18" in out
+    assert "features here, read back: largest difference" in out
+    assert ("in torchvision's own network: largest difference" in out) == (to == "torchvision")
+    assert recognise(read_checkpoint(there).state) == (to if to in ("detectron2", "caffe2") else "resnet_backbones")
+    assert tool("convert_weights", there, back, "--to", "resnet_backbones")[0] == 0
+    one, other = build_backbone("resnet18", weights=str(tmp_path / "r18.pth")), build_backbone("resnet18", weights=back)
+    x = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        for feature, expected in one.eval()(x).items():
+            assert (other.eval()(x)[feature] - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+def test_pre_activation_to_timm_and_back(tool, tmp_path):
+    timm = pytest.importorskip("timm")
+    theirs = with_statistics(timm.create_model("resnetv2_50", num_classes=7))
+    torch.save(theirs.state_dict(), tmp_path / "timm.pth")
+    ours = tmp_path / "ours.safetensors"
+    assert tool("convert_weights", tmp_path / "timm.pth", ours, "--to", "resnet_backbones")[0] == 0
+    status, out, _ = tool("convert_weights", ours, tmp_path / "back.pth", "--to", "timm")
+    assert status == 0
+    assert "features in timm's own network: largest difference" in out
+    back = torch.load(tmp_path / "back.pth", weights_only=True)["model"]
+    again = timm.create_model("resnetv2_50", num_classes=7)
+    again.load_state_dict(back)
+    assert all(torch.equal(v, theirs.state_dict()[k]) for k, v in again.state_dict().items())
+    assert load_classifier(str(ours)).fc.out_features == 7
+
+
+def test_every_name_is_unique_in_its_column():
+    for laterals in (3, 4):
+        there, back = renames(OURS, DETECTRON2, laterals), renames(DETECTRON2, OURS, laterals)
+        assert len(there) == len(set(there.values())) == len(back)
+        assert all(back[theirs] == ours for ours, theirs in there.items())
+    assert renames(OURS, CAFFE2)["layer3.22.bn3.running_var"] == "res4_22_branch2c_bn_riv"
+    assert renames(OURS, DETECTRON2)["backbone.fpn.inner_blocks.3.0.weight"] == "backbone.fpn_lateral5.weight"
+
+
+def test_the_background_class_moves_between_the_heads():
+    torch.manual_seed(0)
+    model = mask_rcnn(build_backbone("resnet18_fpn", fpn_channels=32), 4, box_head_width=16, mask_head_width=8)
+    state = model.state_dict()
+    there = from_ours(Checkpoint(state, {}), "detectron2")
+    assert not [name for name in there.left if "num_batches" not in name]
+    moved = there.checkpoint.state
+    score, box = "roi_heads.box_predictor.cls_score.weight", "roi_heads.box_predictor.bbox_pred.weight"
+    assert torch.equal(moved[score], torch.cat([state[score][1:], state[score][:1]]))
+    assert torch.equal(moved[box], state[box][4:])
+    assert moved["roi_heads.mask_head.predictor.weight"].shape[0] == 4
+    back = to_ours(there.checkpoint)
+    assert back.checkpoint.state.keys() == state.keys()
+    for name, tensor in ((name, tensor) for name, tensor in state.items() if tensor.ndim):
+        background = 4 if "bbox_pred" in name and "roi" in name else 1 if "mask_fcn_logits" in name else 0
+        assert torch.equal(back.checkpoint.state[name][background:], tensor[background:]), name
+        assert not back.checkpoint.state[name][:background].any()
+
+
+@pytest.mark.parametrize("order", ["RGB", "BGR"])
+@pytest.mark.parametrize("fold", [(), ("std",)])
+def test_folding_is_exact(resnet18, order, fold):
+    ours = Checkpoint(resnet18.state_dict(), {"preprocessing": vars(Preprocessing())})
+    there = from_ours(ours, "resnet_backbones", order, fold).checkpoint
+    image = torch.randint(256, (3, 64, 96), dtype=torch.uint8)
+    taken = there.preprocessing()
+    assert taken.channel_order == order
+    if fold:
+        assert taken.input_range == 255
+        np.testing.assert_allclose(taken.as_rgb()[0], [0.485, 0.456, 0.406], rtol=1e-6)
+    convolve = torch.nn.functional.conv2d
+    one = convolve(Normalize(Preprocessing())(image)[None], resnet18.conv1.weight, stride=2, padding=3)
+    other = convolve(Normalize(taken)(image)[None], there.state["conv1.weight"], stride=2, padding=3)
+    torch.testing.assert_close(other, one, rtol=1e-5, atol=1e-5)
+
+
+def test_the_folded_mean_is_exact_inside(resnet18):
+    state, preprocessing = fold_mean(*fold_std(resnet18.state_dict(), Preprocessing()))
+    assert list(preprocessing.mean) == [0, 0, 0]
+    image = torch.randint(256, (3, 64, 96), dtype=torch.uint8)
+    norm = torch.nn.functional.batch_norm
+
+    def stem(weights, taken):
+        x = torch.nn.functional.conv2d(Normalize(taken)(image)[None], weights["conv1.weight"], stride=2, padding=3)
+        statistics = [weights[f"bn1.{k}"] for k in ("running_mean", "running_var", "weight", "bias")]
+        return norm(x, *statistics)[:, :, 2:-2, 2:-2]
+
+    torch.testing.assert_close(
+        stem(state, preprocessing), stem(resnet18.state_dict(), Preprocessing()), rtol=1e-4, atol=1e-4
+    )
+
+
+def test_the_architecture_is_recognised_by_its_tensors():
+    for name in ("resnet18", "resnext50_32x4d", "preact_resnet50", "seresnet50", "plain34", "cifar_resnext29_8x64d"):
+        with torch.device("meta"):
+            assert architecture_of(build_backbone(name).state_dict()) == name
+    with torch.device("meta"):
+        assert architecture_of(build_backbone("resnet50d_fpn").state_dict()) == "resnet50d"
+        assert architecture_of(build_backbone("vgg11").state_dict()) is None
+        assert architecture_of(build_backbone("cifar_resnet20").state_dict()) is None  # or cifar_plain20
+
+
+def test_detectron2s_zoo_is_bgr_and_other_files_are_as_they_are():
+    resnet50 = torchvision.models.resnet50()
+    state = from_ours(Checkpoint(resnet50.state_dict(), {}), "detectron2").checkpoint.state
+    plain, zoo = to_ours(Checkpoint(state, {})), to_ours(Checkpoint(state, {"author": "Detectron2 Model Zoo"}))
+    assert plain.checkpoint.preprocessing() is None
+    assert torch.equal(plain.checkpoint.state["conv1.weight"], resnet50.conv1.weight)
+    assert torch.equal(zoo.checkpoint.state["conv1.weight"], resnet50.conv1.weight.flip(1))
+    assert zoo.checkpoint.preprocessing().as_rgb() == imagenet("BGR").as_rgb()
+    assert zoo.checkpoint.metadata["architecture"]["options"] == {"stride_in_1x1": True}
+
+
+class Command:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.path}",)
+
+
+@pytest.mark.parametrize("place", ["value", "key beside the model", "whole"])
+@pytest.mark.parametrize("protocol", [0, 2, 5])
+def test_a_pickle_that_would_run_a_command_does_not(tool, tmp_path, place, protocol):
+    evil = Command(tmp_path / "created")
+    content = {"value": {"model": {"conv1_w": evil}}, "key beside the model": {"model": {}, "x": evil}, "whole": evil}
+    (tmp_path / "evil.pkl").write_bytes(pickle.dumps(content[place], protocol=protocol))
+    with pytest.raises(UserError, match=r"evil.pkl holds more than arrays and is refused: it asks for posix.system"):
+        build_backbone("resnet18", weights=str(tmp_path / "evil.pkl"))
+    status, _, err = tool("convert_weights", tmp_path / "evil.pkl", tmp_path / "out.pth", "--to", "torchvision")
+    assert status == 2
+    assert err.count("error: ") == 1
+    assert not (tmp_path / "created").exists()
+    evil.__reduce__()[0](*evil.__reduce__()[1])  # the command itself works
+    assert (tmp_path / "created").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"\x80\x02", b"text", b"\x80\x05\x95\xff\xff\xff\xff\xff\xff\xff\x7f."])
+def test_a_damaged_pickle_is_named(tmp_path, content):
+    (tmp_path / "bad.pkl").write_bytes(content)
+    with pytest.raises(UserError, match=r"weights file .*bad.pkl"):
+        build_backbone("resnet18", weights=str(tmp_path / "bad.pkl"))
+
+
+def test_metadata_goes_with_every_file_kind(tool, resnet18, tmp_path):
+    torch.save(resnet18.state_dict(), tmp_path / "r18.pth")
+    for suffix in (".pkl", ".pth"):
+        out = tmp_path / f"out{suffix}"
+        arguments = ["--to", "detectron2", "--source-order", "RGB", "--channel-order", "BGR", "--fold", "std"]
+        status, printed, _ = tool("convert_weights", tmp_path / "r18.pth", out, *arguments)
+        assert status == 0
+        assert "INPUT.FORMAT BGR MODEL.PIXEL_MEAN [103.53, 116.28, 123.675]" in printed
+        assert read_checkpoint(str(out)).preprocessing().channel_order == "BGR"
+        backbone = build_backbone("resnet18", weights=str(out))
+        rgb = backbone.preprocessing.as_rgb()
+        np.testing.assert_allclose(rgb[0], [0.485, 0.456, 0.406], rtol=1e-6)
+        assert json.dumps(read_ours(str(out)).metadata["architecture"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["gone.pth", "o.pth", "--to", "timm"], "weights file gone.pth does not exist"),
+        (["{r18}", "o.bin", "--to", "timm"], "o.bin has no known suffix; choose .safetensors, .pth or .pkl"),
+        (["{r18}", "o.pth", "--to", "timm", "--fold", "mean"], "--fold mean needs std"),
+    ],
+)
+def test_bad_commands_are_one_line(tool, resnet18, tmp_path, arguments, message):
+    torch.save(resnet18.state_dict(), tmp_path / "r18.pth")
+    status, _, err = tool("convert_weights", *(a.format(r18=tmp_path / "r18.pth") for a in arguments))
+    assert status == 2
+    assert f"error: {message}" in err.replace("The ", "")
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("backbone.bottom_up.stem.conv1.weight", (2,)),
+        ("backbone.bottom_up.stem.conv1.weight", (0,)),
+        ("roi_heads.box_predictor.cls_score.weight", ()),
+        ("roi_heads.box_predictor.bbox_pred.weight", ()),
+    ],
+)
+def test_tensors_that_are_not_what_their_names_say(tmp_path, tool, name, shape):
+    state = {"backbone.bottom_up.stem.conv1.weight": np.zeros((64, 3, 7, 7), "f4"), name: np.zeros(shape, "f4")}
+    path = tmp_path / "model.pkl"
+    path.write_bytes(pickle.dumps({"model": state, "__author__": "Detectron2 Model Zoo"}, 2))
+    fault = "(The tensors are not of the shapes that their names ask for|Channels can only be swapped)"
+    with pytest.raises(UserError, match=f"model.pkl: {fault}"):
+        read_ours(str(path))
+    status, _, err = tool("convert_weights", path, tmp_path / "out.pth", "--to", "resnet_backbones")
+    assert status == 2
+    assert re.search(f"^error: .*{fault}", err)

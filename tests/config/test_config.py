@@ -1,0 +1,150 @@
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from resnet_backbones.classifiers import build_classifier
+from resnet_backbones.cli.pretraining import backbone_options
+from resnet_backbones.config import CONFIG_FOLDER, PretrainConfig, load_config, save_config
+from resnet_backbones.detectors import build_detector
+from resnet_backbones.errors import UserError
+
+CONFIGS = sorted(path.name for path in CONFIG_FOLDER.glob("*.yaml"))
+OF_CLASSIFIERS = [name for name in CONFIGS if name.startswith(("imagenet_", "cifar10_"))]
+OF_DETECTORS = [name for name in CONFIGS if name not in OF_CLASSIFIERS]
+
+
+@pytest.mark.parametrize("name", OF_DETECTORS)
+def test_every_yaml_of_a_detector_loads_and_builds(name):
+    config = load_config(name, ["backbone.weights=null", "backbone.norm=BN", "backbone.freeze_at=0"])
+    with torch.device("meta"):
+        model = build_detector(config, num_classes=3)
+    if config.detector.name in ("retinanet", "fcos"):
+        assert model.head.classification_head.num_classes == 3
+    else:
+        assert model.roi_heads.box_predictor.cls_score.out_features == 4
+        assert (model.roi_heads.mask_predictor is not None) == (config.detector.name == "mask_rcnn")
+
+
+@pytest.mark.parametrize("name", OF_CLASSIFIERS)
+def test_every_yaml_of_a_classifier_loads_and_builds(name):
+    config = load_config(name, schema=PretrainConfig)
+    with torch.device("meta"):
+        for backbone in config.compare or [config.backbone.name]:
+            model = build_classifier(num_classes=3, **backbone_options(config) | {"name": backbone})
+            assert model.fc.out_features == 3
+    assert name.removesuffix(".yaml") in config.output_dir
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_yaml_opens_with_its_command_and_schedule(name):
+    head = [line for line in (CONFIG_FOLDER / name).read_text().splitlines() if line.startswith("#")]
+    tool = "pretrain" if name in OF_CLASSIFIERS else "train_net"
+    assert f"tools/{tool}.py --config {name}" in " ".join(head) or "make quickstart" in " ".join(head)
+    assert any(unit in " ".join(head) for unit in ("iterations of", "epochs of", "steps of"))
+
+
+def test_the_published_3x_schedule():
+    config = load_config("coco_faster_rcnn_R101.yaml")
+    assert (config.solver.max_iter, list(config.solver.steps)) == (270000, [210000, 250000])
+    assert (config.solver.lr, config.solver.batch_size) == (0.02, 16)
+    assert (config.backbone.norm, config.backbone.freeze_at) == ("FrozenBN", 2)
+
+
+def test_a_name_without_suffix_and_a_path_mean_the_same():
+    by_path = load_config(str(CONFIG_FOLDER / "coco_mask_rcnn_R50.yaml"))
+    assert load_config("coco_mask_rcnn_R50") == load_config("coco_mask_rcnn_R50.yaml") == by_path
+
+
+def test_overrides_are_typed():
+    config = load_config("coco_mask_rcnn_R50", ["solver.lr=1e-3", "data.test=[a,b]", "backbone.weights=null"])
+    assert config.solver.lr == 0.001
+    assert list(config.data.test) == ["a", "b"]
+    assert config.backbone.weights is None
+
+
+def test_the_saved_config_is_complete_and_loads_to_the_same(tmp_path):
+    config = load_config("bccd_faster_rcnn_R18", ["seed=5"])
+    save_config(config, tmp_path / "config.yaml")
+    text = (tmp_path / "config.yaml").read_text()
+    assert "rpn_nms_thresh: 0.7" in text  # a default
+    assert "oc.env" not in text
+    again = load_config(str(tmp_path / "config.yaml"))
+    assert OmegaConf.to_container(again, resolve=True) == OmegaConf.to_container(config, resolve=True)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("solver.lrr=0.1", "override 'solver.lrr=0.1': unknown key solver.lrr. Did you mean lr?"),
+        ("sovler.lr=0.1", "unknown key sovler. Did you mean solver?"),
+        ("datasets.mine={roots: x}", "unknown key datasets.mine.roots. Did you mean root?"),
+        (
+            "solver.max_iter=many",
+            "solver.max_iter cannot be set: Value 'many'.*could not be converted to Integer",
+        ),
+        ("data.train=coco", "data.train cannot be set"),
+        ("solver=3", "override 'solver=3': the config cannot be set"),
+        ("solver.lr", "Override 'solver.lr' is not of the form key=value"),
+        ("data.train=[a", "Override 'data.train=\\[a' cannot be read"),
+        ("solver.amp=int8", "solver.amp is int8; it must be none, bf16 or fp16"),
+        ("solver.schedule=poly", "solver.schedule is poly; it must be steps or cosine"),
+        ("solver.steps=[9,3]", r"solver.steps is \[9, 3\]; it must be increasing"),
+        ("solver.accumulate=3", "solver.accumulate is 3; it must be a divisor of solver.batch_size, 16"),
+        ("solver.batch_size=0", "solver.batch_size is 0; it must be from 1 to"),
+        ("backbone.fpn_channels=0", "backbone.fpn_channels is 0; it must be from 1"),
+        ("backbone.fpn_channels=1000000", "backbone.fpn_channels is 1000000; it must be from 1 to 16384"),
+        ("detector.box_pool_size=65536", "detector.box_pool_size is 65536; it must be from 1 to 64"),
+        ("solver.batch_size=1000000000", "solver.batch_size is 1000000000; it must be from 1 to 131072"),
+        ("detector.mask_head_depth=-1", "detector.mask_head_depth is -1; it must be from 1"),
+        ("detector.rpn_nms_thresh=nan", "rpn_nms_thresh is nan; it must be from 0 to 1"),
+        ("detector.rpn_bg_iou_thresh=0.9", "rpn_bg_iou_thresh is 0.9; it must be at most rpn_fg_iou_thresh, 0.7"),
+        ("detector.image_std=[1]", "image_std is .1.0.; it must be three numbers"),
+        ("detector.min_size=[[1]]", "min_size is ..1..; it must be a list of at least one number"),
+        ("detector.min_size=[0]", "min_size is 0; it must be from 1"),
+        ("detector.anchor_sizes=[[-8]]", "anchor_sizes is -8; it must be from 1"),
+        ("data.train=[[a]]", "data.train is ..'a'..; it must be a list of names"),
+        ("data.num_workers=100000000000000000000", "data.num_workers is 1"),
+        ("data.train={a: 1}", "override 'data.train={a: 1}': Cannot merge incompatible container types"),
+        ("evaluation.samples=-1", "evaluation.samples is -1; it must be from 0"),
+        ("data.train=[]", "data.train is \\[\\]; it must be at least one data set"),
+        ("data.flip=2", "data.flip is 2.0; it must be from 0 to 1"),
+        ("output_dir=${nowhere}", "output_dir cannot be resolved"),
+    ],
+)
+def test_bad_overrides_name_the_key_and_the_remedy(override, message):
+    with pytest.raises(UserError, match=message) as caught:
+        load_config("coco_mask_rcnn_R50", [override])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("solver: {lrr: 1}", "bad.yaml: unknown key solver.lrr. Did you mean lr"),
+        ("solver: {lr: fast}", "bad.yaml: solver.lr cannot be set"),
+        ("a: [1", "bad.yaml is not valid YAML"),
+        ("- 1", "bad.yaml must hold a mapping"),
+        ("\x00", "bad.yaml is not valid YAML"),
+    ],
+)
+def test_bad_files_are_named(tmp_path, text, message):
+    (tmp_path / "bad.yaml").write_text(text)
+    with pytest.raises(UserError, match=message):
+        load_config(str(tmp_path / "bad.yaml"))
+
+
+def test_a_config_that_does_not_exist_lists_the_near_ones():
+    with pytest.raises(
+        UserError,
+        match="Config coco_faster_rcnn_R102.yaml does not exist.*Did you mean coco_faster_rcnn_R101",
+    ):
+        load_config("coco_faster_rcnn_R102.yaml")
+    with pytest.raises(UserError, match="Config x does not exist.*Available: bccd_faster_rcnn_R18.yaml"):
+        load_config("x")
+
+
+def test_a_folder_is_no_config(tmp_path: Path):
+    with pytest.raises(UserError, match="does not exist"):
+        load_config(str(tmp_path))

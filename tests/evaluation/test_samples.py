@@ -1,0 +1,28 @@
+"""The pictures that a run leaves, of images and objects as they come."""
+
+from conftest import draw, read_coco, save_coco, write_coco
+from PIL import Image
+
+from resnet_backbones.evaluation.samples import save_samples
+
+
+def test_samples_of_what_no_screen_can_hold(tmp_path):
+    content = write_coco(tmp_path, 3)
+    long = "x" * 250 + ".png"
+    draw(1, 1900).save(tmp_path / "images" / long)
+    content["images"][0] |= {"file_name": long, "width": 1, "height": 1900}
+    content["categories"][0]["name"] = "Größe 猫 " * 200_000
+    content["annotations"][0]["bbox"] = [-9e7, -9e7, 9.9e7, 9.9e7]
+    save_coco(tmp_path, content)
+    paths = save_samples(read_coco(tmp_path), [], tmp_path / "samples", 10**9, 0.5)
+    assert [p.name for p in paths] == ["x" * 50 + ".png", "1.png", "2.png"]
+    assert Image.open(paths[0]).size == (2 * 1 + 8, 1920)
+    assert Image.open(paths[1]).size == (2 * 576 + 8, 480)
+
+
+def test_an_image_that_cannot_be_read_has_no_sample(tmp_path, caplog):
+    write_coco(tmp_path, 3)
+    (tmp_path / "images/1.png").write_bytes(b"no image")
+    paths = save_samples(read_coco(tmp_path), [], tmp_path / "samples", 3, 0.5)
+    assert [p.name for p in paths] == ["0.png", "2.png"]
+    assert "1.png cannot be decoded: it is no image. No sample is drawn of it." in caplog.text

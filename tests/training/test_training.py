@@ -1,0 +1,301 @@
+"""The main job from the command line: what it leaves, how it goes on, and how it fails."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY, coco_overrides, draw, save_coco, write_coco
+from PIL import Image
+
+from resnet_backbones.evaluation.coco import FIGURES, coco_metrics
+
+
+@pytest.fixture
+def train(tool, tmp_path):
+    """Train the tiny Mask R-CNN on a small COCO set into tmp_path/out; gives status, stdout and stderr."""
+    write_coco(tmp_path / "data", 5)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        settings = [*TINY, *coco_overrides(tmp_path / "data"), f"output_dir={tmp_path}/out", *arguments]
+        return tool("train_net", "--config", "quickstart_mask_rcnn.yaml", *settings)
+
+    return run
+
+
+def weights(path) -> dict[str, torch.Tensor]:
+    return torch.load(path, weights_only=True)["model"]
+
+
+def equal(one: dict, other: dict) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(v, other[k]) for k, v in one.items())
+
+
+def test_what_a_run_leaves(train, tmp_path):
+    status, out, _ = train("evaluation.period=2", "evaluation.samples=3", "evaluation.sample_score=0.0")
+    assert status == 0
+    folder = tmp_path / "out"
+    assert "rpn_nms_thresh: 0.7" in (folder / "config.yaml").read_text()
+    assert "step 4/4  loss" in (folder / "log.txt").read_text()
+
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert {f"{kind}/{figure}" for kind in ("bbox", "segm") for figure in FIGURES} < set(metrics)
+    assert {"bbox/AP-cat", "segm/AP-dog"} < set(metrics)
+    predictions = json.loads((folder / "predictions.json").read_text())
+    truth = json.loads((tmp_path / "data/instances.json").read_text())
+    assert {p["image_id"] for p in predictions} <= {100, 101, 102, 103, 104}
+    assert {p["category_id"] for p in predictions} <= {3, 7}
+    assert coco_metrics(truth, predictions, "bbox")["bbox/AR100"] == metrics["bbox/AR100"]
+    assert coco_metrics(truth, predictions, "segm")["segm/AR100"] == metrics["segm/AR100"]
+
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    losses = [row for row in rows if "loss" in row]
+    assert [row["step"] for row in losses] == [1, 2, 3, 4]
+    assert {"loss_classifier", "loss_mask", "lr", "images_per_second"} < set(losses[0])
+    assert losses[0]["loss"] == pytest.approx(sum(v for k, v in losses[0].items() if k.startswith("loss_")))
+    assert [row["step"] for row in rows if "bbox/AP" in row] == [2, 4]
+    assert list((folder / "tensorboard").iterdir())
+
+    assert "roi_heads.mask_predictor.mask_fcn_logits.weight" in weights(folder / "last.pt")
+    assert weights(folder / "best.pt").keys() == weights(folder / "last.pt").keys()
+    samples = sorted((folder / "samples").glob("*.png"))
+    assert [p.name for p in samples] == ["0.png", "2.png", "4.png"]
+    assert Image.open(samples[0]).size == (2 * 576 + 8, 480)  # 48 x 40 drawn larger, twice
+    table, files = out.rstrip().splitlines()[-9:], out.rstrip().splitlines()[-1]
+    assert any(line.strip().startswith("AP ") for line in table)
+    assert str(folder) in files
+
+
+def test_eval_only_scores_a_checkpoint(train, tmp_path):
+    train()
+    trained = json.loads((tmp_path / "out/metrics.json").read_text())
+    status, _, _ = train(
+        "--eval-only",
+        f"weights={tmp_path}/out/last.pt",
+        f"output_dir={tmp_path}/scored",
+        "backbone.weights=gone.pth",
+    )
+    assert status == 0
+    assert json.loads((tmp_path / "scored/metrics.json").read_text()) == trained
+    assert not (tmp_path / "scored/last.pt").exists()
+
+
+def test_a_resumed_run_ends_with_the_same_weights(train, tmp_path):
+    train(f"output_dir={tmp_path}/whole", "solver.deterministic=true")
+    # The same schedule, stopped: lr depends on max_iter, so the stop is a checkpoint of the whole run.
+    train("solver.deterministic=true", "solver.checkpoint_period=2", f"output_dir={tmp_path}/parts")
+    assert equal(weights(tmp_path / "whole/last.pt"), weights(tmp_path / "parts/last.pt"))
+
+    class Stop(Exception):
+        pass
+
+    import resnet_backbones.training.loop as training
+
+    original = training.save_checkpoint
+
+    def stop_after_saving(*arguments):
+        original(*arguments)
+        raise Stop
+
+    training.save_checkpoint = stop_after_saving
+    try:
+        with pytest.raises(Stop):
+            train("solver.deterministic=true", "solver.checkpoint_period=2")
+    finally:
+        training.save_checkpoint = original
+    assert torch.load(tmp_path / "out/last.pt", weights_only=True)["step"] == 2
+    status, out, _ = train("solver.deterministic=true", "--resume", "data.num_workers=1")
+    assert status == 0
+    assert "after step 2" in out
+    assert equal(weights(tmp_path / "out/last.pt"), weights(tmp_path / "whole/last.pt"))
+    steps = [json.loads(line)["step"] for line in (tmp_path / "out/metrics.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3, 4, 4]  # the last with the figures
+
+
+def test_resume_of_a_finished_run_only_scores(train, tmp_path):
+    train()
+    before = weights(tmp_path / "out/last.pt")
+    assert train("--resume")[0] == 0
+    assert equal(weights(tmp_path / "out/last.pt"), before)
+
+
+def test_resume_past_the_end_is_one_line(train, tmp_path):
+    train()
+    figures = (tmp_path / "out/metrics.json").read_text()
+    status, _, err = train("--resume", "solver.max_iter=2", "solver.steps=[]")
+    assert (status, err.count("\n")) == (2, 1)
+    assert "is of step 4, past solver.max_iter=2; raise it to go on." in err
+    assert (tmp_path / "out/metrics.json").read_text() == figures
+
+
+def test_resume_without_a_checkpoint_says_that_it_starts_afresh(train, tmp_path):
+    status, out, _ = train("--resume")
+    assert status == 0
+    assert f"there is no {tmp_path}/out/last.pt to resume from; starting at step 0" in out
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"step": "x"}, "is no checkpoint to resume from: it lacks step"),
+        ({"random": None, "optimizer": 3}, "is no checkpoint to resume from: it lacks optimizer, random"),
+        ({"random": [{"cpu": 3}]}, "has the state of another model, optimiser, average or freeze_at"),
+        ({"optimizer": {"state": {}}}, "has the state of another model, optimiser, average or freeze_at"),
+    ],
+)
+def test_a_damaged_checkpoint_is_named(train, tmp_path, change, message):
+    train("solver.max_iter=1", "solver.steps=[]")
+    last = tmp_path / "out" / "last.pt"
+    torch.save(torch.load(last, weights_only=True) | change, last)
+    status, _, err = train("--resume")
+    assert status == 2
+    assert f"error: {last} {message}" in err
+
+
+def test_a_damaged_record_of_metrics_is_passed_over(train, tmp_path):
+    train("solver.max_iter=1", "solver.steps=[]")
+    file = tmp_path / "out/metrics.jsonl"
+    kept = [line for line in file.read_text().splitlines() if '"loss"' in line]
+    file.write_bytes(b"null\n5\n{}\n[1]\n\xff\n" + b"[" * 9000 + b'\n{"step": "x"}\n' + kept[0].encode() + b'\n{"st')
+    status, _, err = train("solver.max_iter=1", "solver.steps=[]", "--resume")
+    assert status == 0, err
+    assert file.read_text().splitlines()[:1] == kept
+
+
+def test_accumulated_parts_give_the_whole_batchs_gradient(train, tmp_path):
+    for parts in (1, 2):
+        # Frozen norms: batch statistics would differ. No random draws of proposals: all of them are taken.
+        train(
+            f"solver.accumulate={parts}",
+            f"output_dir={tmp_path}/{parts}",
+            "backbone.norm=none",
+            "detector.name=faster_rcnn",
+            "detector.rpn_batch_size_per_image=100000",
+            "detector.box_batch_size_per_image=100000",
+            "solver.max_iter=1",
+            "solver.warmup_iters=0",
+            "solver.lr=0.001",
+        )
+    one, two = weights(tmp_path / "1/last.pt"), weights(tmp_path / "2/last.pt")
+    changed = weights(tmp_path / "1/last.pt")["roi_heads.box_predictor.cls_score.bias"]
+    assert changed.abs().max() > 0
+    for name, value in one.items():
+        torch.testing.assert_close(value, two[name], rtol=2e-2, atol=2e-4)
+
+
+@pytest.mark.parametrize("amp", ["bf16", "fp16"])
+def test_mixed_precision_trains(train, tmp_path, amp):
+    status, _, err = train(f"solver.amp={amp}", "solver.max_iter=2", "solver.clip_norm=1.0")
+    assert status == 0, err
+    assert all(v.dtype in (torch.float32, torch.int64) for v in weights(tmp_path / "out/last.pt").values())
+
+
+def test_gradients_are_clipped(train, tmp_path):
+    for clip in ("null", "1e-9"):
+        train(
+            f"solver.clip_norm={clip}",
+            "solver.max_iter=1",
+            "solver.weight_decay=0",
+            f"output_dir={tmp_path}/{clip}",
+        )
+    train("solver.max_iter=1", "solver.lr=1e-30", "solver.weight_decay=0", f"output_dir={tmp_path}/still")
+    name = "roi_heads.box_head.fc6.weight"
+    still, clipped, free = (weights(tmp_path / run / "last.pt")[name] for run in ("still", "1e-9", "null"))
+    assert torch.allclose(clipped, still, atol=1e-9)
+    assert not torch.allclose(free, still, atol=1e-9)
+
+
+def test_several_test_sets_are_scored_apart(train, tmp_path):
+    write_coco(tmp_path / "more", 2)
+    spec = f"{{format: coco, root: {tmp_path}/more/images, annotations: {tmp_path}/more/instances.json}}"
+    assert train(f"datasets.more={spec}", "data.test=[own,more]", "solver.max_iter=1")[0] == 0
+    metrics = json.loads((tmp_path / "out/metrics.json").read_text())
+    assert {"bbox/AP", "more/bbox/AP"} < set(metrics)
+    assert (tmp_path / "out/predictions_more.json").exists()
+
+
+def one_line_error(result: tuple[int, str, str]) -> str:
+    status, _, err = result
+    lines = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert status == 2
+    assert len(lines) == 1
+    assert "Traceback" not in err
+    return lines[0]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_unreadable_image_is_named(train, tmp_path, workers):
+    broken = tmp_path / "data/images/3.png"
+    broken.write_bytes(broken.read_bytes()[:200])
+    message = one_line_error(train(f"data.num_workers={workers}", "solver.max_iter=10"))
+    assert f"Image {broken} cannot be decoded" in message
+
+
+def test_a_missing_image_is_named_before_any_work(train, tmp_path):
+    (tmp_path / "data/images/3.png").unlink()
+    assert "1 of 5 images are missing from" in one_line_error(train())
+    assert not (tmp_path / "out/last.pt").exists()
+
+
+def test_odd_images_train(train, tmp_path):
+    content = json.loads((tmp_path / "data/instances.json").read_text())
+    for k, mode in enumerate(["L", "RGBA", "CMYK", "I;16"]):
+        name = f"odd{k}.{'jpg' if mode == 'CMYK' else 'png'}"
+        picture = Image.fromarray(np.full((40, 48), 9000, np.uint16)) if mode == "I;16" else draw().convert(mode)
+        picture.save(tmp_path / "data/images" / name)
+        content["images"][k]["file_name"] = name
+    draw(1, 1).save(tmp_path / "data/images/dot.png")
+    content["images"][4] |= {"file_name": "dot.png", "width": 1, "height": 1}
+    content["annotations"][8] |= {"bbox": [0, 0, 1, 1], "segmentation": {"size": [1, 1], "counts": [0, 1]}}
+    save_coco(tmp_path / "data", content)
+    assert train()[0] == 0
+    assert json.loads((tmp_path / "out/metrics.json").read_text())["bbox/AR100"] >= 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config", "coco_faster_rcnn_R102.yaml"], "Did you mean coco_faster_rcnn_R101.yaml"),
+        (["solver.lrr=1"], "unknown key solver.lrr. Did you mean lr?"),
+        (["backbone.name=resnet19_fpn"], "Unknown backbone 'resnet19_fpn'. Did you mean resnet1"),
+        (["data.train=[onw]"], "Unknown data set 'onw'. Did you mean own"),
+        (["--eval-only"], "--eval-only needs the weights to score: weights=FILE"),
+        (["solver.lr=1e9", "solver.warmup_iters=0"], "The loss is not finite at step "),
+        (["weights=gone.pt"], "weights file gone.pt does not exist"),
+    ],
+)
+def test_bad_commands_are_one_line(train, arguments, message):
+    assert message in one_line_error(train(*arguments))
+
+
+def test_non_finite_steps_are_left_out_up_to_a_limit_and_kept_for_inspection(train, tmp_path):
+    status, out, err = train("solver.lr=1e9", "solver.warmup_iters=0", "solver.max_iter=20", "solver.max_nonfinite=1")
+    message = one_line_error((status, out, err))
+    assert "The loss is not finite at step 2 (loss_classifier" in out
+    assert "Left out; 1 so far" in out
+    assert "at step 3" in message
+    assert f"{tmp_path}/data/images/" in message
+    assert "1 steps before it were left out (solver.max_nonfinite)" in message
+    kept = torch.load(tmp_path / "out/nonfinite-3-0.pt", weights_only=True)
+    (part,) = kept["parts"]
+    assert kept["step"] == 3
+    assert not all(torch.isfinite(value).all() for value in part["losses"].values())
+    assert [image.shape for image in part["images"]] == [(3, 40, 48)] * 2
+    assert part["targets"][0]["file_name"].startswith(f"{tmp_path}/data/images/")
+    rows = [json.loads(line) for line in (tmp_path / "out/metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1]
+
+
+def test_an_output_dir_that_cannot_be_written(train, tmp_path):
+    (tmp_path / "file").write_text("")
+    message = one_line_error(train(f"output_dir={tmp_path}/file/out"))
+    assert f"output_dir {tmp_path}/file/out cannot be written: Not a directory" in message
+
+
+def test_a_checkpoint_of_another_architecture(train, tmp_path):
+    train()
+    other = [f"weights={tmp_path}/out/last.pt", "backbone.name=resnet34_fpn", "--eval-only"]
+    assert "missing in the file: backbone.body.layer1.2.conv1.weight" in one_line_error(train(*other))
+    assert "last.pt does not fit" in one_line_error(train("--resume", "backbone.name=resnet34_fpn"))
+    (tmp_path / "out/last.pt").write_bytes(b"cut")
+    assert "last.pt is no checkpoint to resume from" in one_line_error(train("--resume"))

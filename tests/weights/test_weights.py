@@ -1,0 +1,253 @@
+import functools
+import http.server
+import os
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+from safetensors.torch import load_file, save_file
+
+from resnet_backbones import build_backbone
+from resnet_backbones.classifiers import build_classifier, load_classifier
+from resnet_backbones.detectors.torchvision import faster_rcnn
+from resnet_backbones.errors import UserError
+from resnet_backbones.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from resnet_backbones.weights import save_safetensors
+
+
+@pytest.fixture(scope="module")
+def published():
+    torch.manual_seed(1)
+    return torchvision.models.resnet18().state_dict()
+
+
+def same(backbone, state) -> bool:
+    return all(torch.equal(v, state[k]) for k, v in backbone.state_dict().items())
+
+
+def test_every_file_kind_loads(tmp_path, published):
+    save_file(published, tmp_path / "r18.safetensors")
+    torch.save(published, tmp_path / "r18.pth")
+    torch.save({"model": {f"module.{k}": v for k, v in published.items()}}, tmp_path / "r18.pt")
+    for name in ("r18.safetensors", "r18.pth", "r18.pt"):
+        assert same(build_backbone("resnet18", weights=str(tmp_path / name)), published)
+
+
+def test_a_url_loads(tmp_path, published, monkeypatch):
+    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "cache"))  # where iopath keeps what it fetched
+    torch.save(published, tmp_path / "r18.pth")
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        assert same(build_backbone("resnet18", weights=f"{address}/r18.pth"), published)
+        with pytest.raises(UserError, match=r"weights file http.*gone.pth cannot be fetched: HTTP Error 404"):
+            build_backbone("resnet18", weights=f"{address}/gone.pth")
+        server.shutdown()
+
+
+def test_classifier_weights_fill_the_body_of_an_fpn(tmp_path, published, caplog):
+    torch.save(published, tmp_path / "r18.pth")
+    with caplog.at_level("INFO", "resnet_backbones"):
+        backbone = build_backbone("resnet18_fpn", norm="FrozenBN", freeze_at=2, weights=str(tmp_path / "r18.pth"))
+    assert same(backbone.body, published)
+    assert "dropped fc.weight, fc.bias; the FPN keeps its random weights" in caplog.text
+
+
+def test_a_detectors_checkpoint_gives_its_backbone(tmp_path):
+    detector = faster_rcnn(build_backbone("resnet18_fpn"), num_classes=2)
+    torch.save({"model": detector.state_dict()}, tmp_path / "last.pt")
+    whole = build_backbone("resnet18_fpn", weights=str(tmp_path / "last.pt"))
+    assert same(whole, detector.backbone.state_dict())
+    body = build_backbone("resnet18", weights=str(tmp_path / "last.pt"))
+    assert same(body, detector.backbone.body.state_dict())
+
+
+def test_torchvision_weights_resolve_through_its_own_api(tmp_path, monkeypatch, published):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    cache = Path(torch.hub.get_dir()) / "checkpoints"
+    cache.mkdir(parents=True)
+    torch.save(published, cache / os.path.basename(torchvision.models.ResNet18_Weights.IMAGENET1K_V1.url))
+    backbone = build_backbone("resnet18", weights="torchvision://resnet18/IMAGENET1K_V1")
+    assert same(backbone, published)
+    assert backbone.preprocessing == Preprocessing(IMAGENET_MEAN, IMAGENET_STD, resize=256, size=224)
+    assert len(load_classifier("torchvision://resnet18/IMAGENET1K_V1").classes) == 1000
+    with pytest.raises(UserError, match="holds a resnet18, but the backbone is resnet18d"):
+        build_backbone("resnet18d", weights="torchvision://resnet18/IMAGENET1K_V1")
+
+
+def test_torchvision_weights_of_a_detector_give_its_backbone(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    cache = Path(torch.hub.get_dir()) / "checkpoints"
+    cache.mkdir(parents=True)
+    detector = torchvision.models.detection.fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None)
+    published = torchvision.models.detection.FasterRCNN_ResNet50_FPN_Weights.COCO_V1
+    torch.save(detector.state_dict(), cache / os.path.basename(published.url))
+    backbone = build_backbone("resnet50_fpn", weights="torchvision://fasterrcnn_resnet50_fpn/COCO_V1")
+    assert same(backbone, {k.removeprefix("backbone."): v for k, v in detector.state_dict().items()})
+    assert backbone.preprocessing.mean == IMAGENET_MEAN
+
+
+def test_timm_weights_resolve_through_its_own_api(tmp_path, monkeypatch, published):
+    timm = pytest.importorskip("timm")
+    constants = pytest.importorskip("huggingface_hub").constants
+    folder = tmp_path / "models--timm--resnet18.a1_in1k"  # as the hub's library keeps what it fetched
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text("1" * 40)
+    (folder / "snapshots" / ("1" * 40)).mkdir(parents=True)
+    save_file(published, folder / "snapshots" / ("1" * 40) / "model.safetensors")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    backbone = build_backbone("resnet18", weights="timm://resnet18.a1_in1k")
+    assert same(backbone, published)
+    given = timm.get_pretrained_cfg("resnet18.a1_in1k")
+    assert backbone.preprocessing.interpolation == given.interpolation == "bicubic"
+    assert (backbone.preprocessing.mean, backbone.preprocessing.size) == (given.mean, 224)
+    assert backbone.preprocessing.resize == int(224 / given.crop_pct)
+    with pytest.raises(
+        UserError, match=r"timm://resnet18.a9: Unknown timm weights 'resnet18.a9'. Did you mean resnet18"
+    ):
+        build_backbone("resnet18", weights="timm://resnet18.a9")
+
+
+def test_our_own_file_tells_what_it_is(tmp_path):
+    one = build_backbone("resnet50", stride_in_1x1=True)
+    path = tmp_path / "r50.safetensors"
+    told = {"architecture": one.architecture, "preprocessing": {"mean": [104, 117, 124], "std": [1, 1, 1],
+            "channel_order": "BGR", "input_range": 255}}  # fmt: skip
+    save_safetensors(path, one.state_dict(), told)
+    backbone = build_backbone("resnet50_fpn", stride_in_1x1=True, weights=str(path))
+    assert same(backbone.body, one.state_dict())
+    torch.testing.assert_close(backbone.preprocessing.as_rgb()[0], [124 / 255, 117 / 255, 104 / 255])
+    with pytest.raises(
+        UserError, match="holds a resnet50 with stride_in_1x1=True, but the backbone is built with stri"
+    ):
+        build_backbone("resnet50", weights=str(path))
+    with pytest.raises(UserError, match="holds a resnet50, but the backbone is seresnet50"):
+        build_backbone("seresnet50", weights=str(path))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("preprocessing", {"mean": [0.5], "std": [1, 1, 1]}),
+        ("preprocessing", {"colour": "RGB"}),
+        ("preprocessing", {"std": [0, 0, 0]}),
+        ("preprocessing", {"mean": ["1", "1", "1"]}),
+        ("preprocessing", {"input_range": 0}),
+        ("preprocessing", {"size": 10**9}),
+        ("preprocessing", {"interpolation": "x"}),
+        ("architecture", "r50"),
+        ("architecture", {"name": "resnet18", "options": {"norm": {}}}),
+        ("architecture", {"name": "resnet18", "options": {"depths": [10**9] * 4}}),
+        ("architecture", {"name": "resnet18", "options": {"depths": [1] * 99}}),
+        ("architecture", {"name": "resnet18", "options": {"width": 2**70}}),
+    ],
+)
+def test_damaged_metadata_is_named(tmp_path, published, key, value):
+    save_safetensors(tmp_path / "r18.safetensors", published, {key: value})
+    with pytest.raises(UserError, match=r"The metadata of the weights file .*r18.safetensors is damaged"):
+        build_backbone("resnet18", weights=str(tmp_path / "r18.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"x": 1}, "tells architecture.options wrongly: Unknown option of resnet18 'x'"),
+        ({"weights": "other.pth"}, "tells architecture.options wrongly: Unknown option of resnet18 'weights'"),
+        ({"freeze_at": 5}, "tells architecture.options wrongly: Unknown option of resnet18 'freeze_at'"),
+        ({"norm": 5}, "tells architecture.options of which no resnet18 can be built: Unknown norm"),
+        ({"block": "Bottleneck"}, "tells architecture.options of which no resnet18 can be built: "),
+        ({"depths": [2, "2", 2, 2]}, "tells architecture.options of which no resnet18 can be built: "),
+        ({"in_channels": -3}, "tells architecture.options of which no resnet18 can be built: "),
+        ({"width": 10**6}, "tells that it is a resnet18 of 2,715,.* parameters, but holds 11,187,158 n"),
+    ],
+)
+def test_an_architecture_that_cannot_be_is_named(tmp_path, options, message):
+    path, state = tmp_path / "own.safetensors", build_classifier("resnet18", num_classes=2).state_dict()
+    save_safetensors(path, state, {"architecture": {"name": "resnet18", "options": options}})
+    with pytest.raises(UserError, match=f"own.safetensors {message}"):
+        load_classifier(str(path))
+    save_safetensors(path, state, {"architecture": {"name": "resnet81"}})
+    with pytest.raises(
+        UserError, match=r"own.safetensors tells its architecture.name wrongly: .*Did you mean resnet18"
+    ):
+        load_classifier(str(path))
+    save_safetensors(path, state, {"architecture": {"name": "resnet18"}, "classes": ["a", "b", "c"]})
+    with pytest.raises(UserError, match=r"own.safetensors names 3 classes, but tells 2 apart"):
+        load_classifier(str(path))
+
+
+def test_keys_that_are_no_names(tmp_path, published):
+    for options in ({7: 1}, {"norm": torch.zeros(2)}, {None: "BN"}):
+        torch.save({"model": published, "metadata": {"architecture": {"options": options}}}, tmp_path / "a.pth")
+        with pytest.raises(UserError, match=r"a.pth is damaged: architecture.options.(7|norm|None) is"):
+            build_backbone("resnet18", weights=str(tmp_path / "a.pth"))
+
+
+def test_plain_torchvision_reads_our_file(tmp_path):
+    model = build_classifier("resnet18", num_classes=7)
+    save_safetensors(tmp_path / "r18.safetensors", model.state_dict(), {"classes": list("abcdefg")})
+    theirs = torchvision.models.resnet18(num_classes=7)
+    theirs.load_state_dict(load_file(tmp_path / "r18.safetensors"))
+    images = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(theirs.eval()(images), model.eval()(images), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (
+            "torchvision://resnet19/IMAGENET1K_V1",
+            "Unknown torchvision model 'resnet19'. Did you mean resnet1",
+        ),
+        (
+            "torchvision://resnet50/V3",
+            "Unknown weights of resnet50 'V3'.*Available: DEFAULT, IMAGENET1K_V1, IMAGENET1K_V2",
+        ),
+        ("nowhere.pth", "weights file nowhere.pth does not exist"),
+        (".", "weights file . is no file but a folder"),
+    ],
+)
+def test_sources_that_do_not_exist(source, message):
+    with pytest.raises(UserError, match=message):
+        build_backbone("resnet18", weights=source)
+
+
+def test_another_architecture_names_the_tensors(tmp_path, published):
+    torch.save(published, tmp_path / "r18.pth")
+    with pytest.raises(UserError, match=r"r18.pth does not fit.*of another shape: layer1.0.conv1.weight \(file \(64, "):
+        build_backbone("resnet50", weights=str(tmp_path / "r18.pth"))
+    with pytest.raises(UserError, match=r"missing in the file: layer1.2.conv1.weight"):
+        build_backbone("resnet34", weights=str(tmp_path / "r18.pth"))
+    torch.save(torchvision.models.resnet34().state_dict(), tmp_path / "r34.pth")
+    with pytest.raises(UserError, match=r"not in the model: layer1.2.conv1.weight"):
+        build_backbone("resnet18", weights=str(tmp_path / "r34.pth"))
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 a zip cut short"])
+@pytest.mark.parametrize("name", ["bad.pth", "bad.safetensors"])
+def test_damaged_files_are_named(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=f"weights file .*{name}"):
+        build_backbone("resnet18", weights=str(tmp_path / name))
+
+
+def test_a_file_that_wants_to_run_code_is_refused(tmp_path):
+    class Touch:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "created"),)
+
+    torch.save({"model": Touch()}, tmp_path / "evil.pth")
+    with pytest.raises(UserError, match="asks to run code, posix.mkdir, which is refused"):
+        build_backbone("resnet18", weights=str(tmp_path / "evil.pth"))
+    assert not (tmp_path / "created").exists()
+
+
+def test_a_file_without_a_state_dict_is_named(tmp_path):
+    torch.save({"epoch": 3}, tmp_path / "other.pth")
+    with pytest.raises(UserError, match="other.pth holds no state_dict"):
+        build_backbone("resnet18", weights=str(tmp_path / "other.pth"))
