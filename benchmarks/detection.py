@@ -5,13 +5,13 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from omegaconf import OmegaConf
-from resnet_backbones.training.solver import build_optimizer
 from torch import Tensor, nn
 
 from resnet_backbones.backbones import build_backbone
 from resnet_backbones.config.shared import SolverConfig
 from resnet_backbones.detectors.torchvision import faster_rcnn
 from resnet_backbones.preprocessing import Normalize, Preprocessing
+from resnet_backbones.training.solver import build_optimizer
 
 from .networks import autocast, frozen_backbone, settle
 from .peers import BN_IN_EVAL, longest_side, peer_detector

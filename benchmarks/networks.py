@@ -6,10 +6,10 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 import torch
-from resnet_backbones.models.compile import compile_backbone
 from torch import Tensor, nn
 
 from resnet_backbones.backbones import RandomFrozenWarning, build_backbone
+from resnet_backbones.models.compile import compile_backbone
 
 from .agreement import feature_difference
 from .peers import MissingError, peer_backbone, peer_fpn

@@ -3,6 +3,8 @@
 import errno
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from iopath.common.file_io import HTTPURLHandler, PathManager
@@ -57,3 +59,20 @@ def output_folder(path: str) -> Path:
     except (OSError, ValueError) as error:  # ValueError: no name that a folder can have
         raise UserError(f"The output_dir {path} cannot be written: {reason(error)}; choose another.") from error
     return folder
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` to write to; it replaces `path` when the block ends, and is removed on an error.
+
+    A run that is killed while it writes leaves the old file as it was.
+    """
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

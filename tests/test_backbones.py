@@ -7,7 +7,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 from conftest import REPRESENTATIVES
-from test_parity import assert_equal_features
+from helpers import assert_equal_features
 from torch import nn
 
 from resnet_backbones import FrozenBatchNorm2d, ShapeSpec, build_backbone, list_backbones

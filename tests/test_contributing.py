@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 from conftest import ROOT
-from test_parity import assert_equal_features, randomise_statistics
+from helpers import assert_equal_features, randomize_statistics
 
 from resnet_backbones import backbones, build_backbone
 
@@ -29,7 +29,7 @@ def example():
 def test_the_new_family_is_timms(example):
     timm = pytest.importorskip("timm", reason="timm is not installed")
     theirs = timm.create_model("ecaresnet50d").eval()
-    randomise_statistics(theirs)
+    randomize_statistics(theirs)
     ours = build_backbone("ecaresnet50d").eval()
     ours.load_state_dict({k: v for k, v in theirs.state_dict().items() if not k.startswith("fc.")}, strict=True)
     image = torch.randn(1, 3, 67, 101)

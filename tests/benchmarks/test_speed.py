@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from helpers import randomize_statistics
 from omegaconf import OmegaConf
-from test_parity import randomise_statistics
 from torch import nn
 from torchvision.ops import MultiScaleRoIAlign
 
@@ -25,7 +25,7 @@ SMOOTH = {
 def detector() -> nn.Module:
     torch.manual_seed(0)
     backbone = build_backbone("resnet18_fpn", norm="BN", fpn_channels=32)
-    randomise_statistics(backbone)
+    randomize_statistics(backbone)
     for block in (m for m in backbone.modules() if hasattr(m, "bn2")):
         nn.init.constant_(block.bn2.weight, 0.2)
     FrozenBatchNorm2d.convert(backbone.body)

@@ -5,7 +5,7 @@ import logging
 
 import pytest
 import torch
-from test_parity import randomise_statistics
+from helpers import randomize_statistics
 from torch import nn
 
 from resnet_backbones import build_backbone
@@ -30,7 +30,7 @@ def graphs() -> int:
 
 def build() -> nn.Module:
     net = build_backbone("resnet18_fpn", norm="FrozenBN", freeze_at=2, fpn_channels=16)
-    randomise_statistics(net)
+    randomize_statistics(net)
     return net
 
 

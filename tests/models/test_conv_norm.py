@@ -7,7 +7,7 @@ import threading
 import pytest
 import torch
 import torch.nn.functional as F
-from test_parity import randomise_statistics
+from helpers import randomize_statistics
 from torch import nn
 
 from resnet_backbones import FrozenBatchNorm2d, build_backbone
@@ -21,7 +21,7 @@ def pair(frozen: bool = True, **options) -> tuple[nn.Conv2d, nn.Module]:
     """A convolution of 8 to 16 channels and its norm, with a trained net's statistics."""
     conv = nn.Conv2d(8, 16, **{"kernel_size": 3, "padding": 1, "bias": False} | options)
     norm = nn.BatchNorm2d(16).eval()
-    randomise_statistics(norm)
+    randomize_statistics(norm)
     return conv, FrozenBatchNorm2d.convert(norm) if frozen else norm
 
 
@@ -141,7 +141,7 @@ class OutputsOfBlocks:
 @pytest.mark.parametrize("kind", ["all", "every second", "shortcuts"])
 def test_what_hooks_have_seen_of_blocks_is_not_written_over(kind):
     net = build_backbone("resnet50", norm="FrozenBN")
-    randomise_statistics(net)
+    randomize_statistics(net)
     x = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         expected = {name: feature.clone() for name, feature in net(x).items()}
@@ -412,7 +412,7 @@ FAMILIES = [
 @pytest.mark.parametrize(("name", "options"), FAMILIES)
 def test_whole_nets_give_the_features_and_gradients_of_plain_calls(name, options, norm):
     net = build_backbone(name, norm="BN", **options)
-    randomise_statistics(net)
+    randomize_statistics(net)
     net = (FrozenBatchNorm2d.convert(net) if norm == "FrozenBN" else net).eval().double()
     x = torch.randn(2, 3, 64, 96, dtype=torch.double)  # in which no ReLU is on in one and off in the other
     results = []

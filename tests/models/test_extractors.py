@@ -4,7 +4,7 @@ import sys
 
 import pytest
 import torch
-from test_parity import assert_equal_features, randomise_statistics
+from helpers import assert_equal_features, randomize_statistics
 from torch import nn
 from torchvision import models
 from torchvision.models.regnet import BlockParams
@@ -59,7 +59,7 @@ def without_tail(state: dict, tail: tuple[str, ...]) -> dict:
 @pytest.mark.parametrize("name", SMALL_FIRST)
 def test_features_are_those_of_torchvisions_modules(name):
     theirs = torchvision_net(name).eval()
-    randomise_statistics(theirs)
+    randomize_statistics(theirs)
     for key, parameter in theirs.named_parameters():
         if key.endswith("layer_scale"):  # 1e-6 at the start, which would hide ConvNeXt's blocks
             nn.init.uniform_(parameter, 0.1, 0.5)
@@ -140,7 +140,7 @@ def test_trainable_tensors_of_each_freeze_level(name, freeze_at, trainable):
 @pytest.mark.parametrize("name", ["googlenet", "densenet121", "efficientnet_b0", "regnet_y_400mf"])
 def test_norms_are_converted_and_the_features_stay(name):
     ours = EXTRACTORS[name]().eval()
-    randomise_statistics(ours)
+    randomize_statistics(ours)
     frozen, synced = EXTRACTORS[name](norm="FrozenBN"), EXTRACTORS[name](norm="SyncBN").eval()
     for other, kind in ((frozen, FrozenBatchNorm2d), (synced, SyncBatchNorm)):
         other.load_state_dict(ours.state_dict(), strict=True)
@@ -214,7 +214,7 @@ def timm_on_meta(name: str, **options) -> nn.Module:
 )
 def test_timm_features_are_timms_own(timm, name, indices, size):
     theirs = timm.create_model(name, features_only=True, out_indices=indices).eval()
-    randomise_statistics(theirs)
+    randomize_statistics(theirs)
     ours = timm_backbone(f"timm:{name}").eval()
     ours.net.load_state_dict(theirs.state_dict(), strict=True)
     image = torch.randn(1, 3, *size)
@@ -249,7 +249,7 @@ def test_timm_gradients_reach_exactly_the_unfrozen_stages(timm, name, freeze_at)
 @pytest.mark.parametrize("name", ["efficientnet_lite0", "resnet18d"])
 def test_timm_norms_that_hold_an_activation_keep_it_when_frozen(timm, name):
     ours, frozen, synced = (timm_backbone(f"timm:{name}", norm=norm).eval() for norm in ("BN", "FrozenBN", "SyncBN"))
-    randomise_statistics(ours)
+    randomize_statistics(ours)
     frozen.load_state_dict(ours.state_dict(), strict=True)
     synced.load_state_dict(ours.state_dict(), strict=True)
     image = torch.randn(1, 3, 64, 96)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torchvision
-from torch import nn
+from helpers import assert_equal_features, randomize_statistics
 from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
@@ -16,29 +16,12 @@ LAYERS = {"layer1": "res2", "layer2": "res3", "layer3": "res4", "layer4": "res5"
 pytestmark = pytest.mark.filterwarnings("ignore::resnet_backbones.backbones.RandomFrozenWarning")
 
 
-def randomise_statistics(model: nn.Module) -> None:
-    """Statistics like a trained net's, so that a misplaced norm shows."""
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.running_var, 0.5, 1.5)
-            nn.init.normal_(module.running_mean, std=0.1)
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.bias, std=0.1)
-
-
-def assert_equal_features(ours: dict, theirs: dict) -> None:
-    assert list(ours) == list(theirs)
-    for name, expected in theirs.items():
-        error = (ours[name] - expected).abs().max() / expected.abs().max()
-        assert error <= 5e-6, f"{name}: {error}"
-
-
 @pytest.mark.parametrize(
     ("name", "norm"), [*((name, "BN") for name in NAMES), ("resnet101", "FrozenBN"), ("resnext50_32x4d", "FrozenBN")]
 )
 def test_torchvision_state_dict_loads_whole_and_features_agree(name, norm):
     theirs = getattr(torchvision.models, name)(weights=None)
-    randomise_statistics(theirs)
+    randomize_statistics(theirs)
     state = {k: v for k, v in theirs.state_dict().items() if not k.startswith("fc.")}
     body = IntermediateLayerGetter(theirs, LAYERS).eval()
     ours = build_backbone(name, norm=norm).eval()
@@ -53,7 +36,7 @@ def test_pyramid_equals_torchvisions(size):
     theirs = BackboneWithFPN(
         torchvision.models.resnet18(), LAYERS, [64, 128, 256, 512], 32, extra_blocks=LastLevelMaxPool()
     ).eval()
-    randomise_statistics(theirs)
+    randomize_statistics(theirs)
     ours = build_backbone("resnet18_fpn", fpn_channels=32).eval()
     ours.load_state_dict(theirs.state_dict(), strict=True)
     image = torch.randn(2, 3, *size)

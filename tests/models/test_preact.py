@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from test_parity import assert_equal_features, randomise_statistics
+from helpers import assert_equal_features, randomize_statistics
 from torch import nn
 
 from resnet_backbones import build_backbone
@@ -36,7 +36,7 @@ def paper_features(net: nn.Module, x: torch.Tensor) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("name", ["preact_resnet18", "preact_resnet50"])
 def test_features_are_those_of_the_papers_equations(name):
     net = build_backbone(name).eval()
-    randomise_statistics(net)
+    randomize_statistics(net)
     with torch.no_grad():
         for size in [(64, 96), (67, 101)]:
             image = torch.randn(1, 3, *size)
@@ -47,7 +47,7 @@ def test_features_are_those_of_the_papers_equations(name):
 def test_timms_bottlenecks_are_ours(depth, tmp_path):
     timm = pytest.importorskip("timm", reason="timm is not installed")
     theirs = timm.create_model(f"resnetv2_{depth}").eval()
-    randomise_statistics(theirs)
+    randomize_statistics(theirs)
     for module in theirs.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.normal_(module.weight)  # negative too: norm and pool must come in the same order

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torchvision
-from test_parity import assert_equal_features, randomise_statistics
+from helpers import assert_equal_features, randomize_statistics
 from torch import nn
 from torchvision.models._utils import IntermediateLayerGetter
 
@@ -34,7 +34,7 @@ def without_classifier(net: nn.Module) -> dict[str, torch.Tensor]:
 def test_timms_state_dict_loads_whole_and_features_agree(name, output_stride):
     timm = pytest.importorskip("timm", reason="timm is not installed")
     theirs = timm.create_model(name, output_stride=output_stride).eval()
-    randomise_statistics(theirs)
+    randomize_statistics(theirs)
     ours = build_backbone(name, output_stride=output_stride).eval()
     ours.load_state_dict(without_classifier(theirs), strict=True)
     layers = {"layer1": "res2", "layer2": "res3", "layer3": "res4", "layer4": "res5"}
@@ -50,7 +50,7 @@ def test_timms_state_dict_loads_whole_and_features_agree(name, output_stride):
 @pytest.mark.parametrize(("output_stride", "replace"), {16: (False, False, True), 8: (False, True, True)}.items())
 def test_dilation_is_torchvisions(output_stride, replace):
     theirs = torchvision.models.resnet50(replace_stride_with_dilation=replace).eval()
-    randomise_statistics(theirs)
+    randomize_statistics(theirs)
     ours = build_backbone("resnet50", output_stride=output_stride).eval()
     ours.load_state_dict(without_classifier(theirs), strict=True)
     image = torch.randn(IMAGE)
@@ -63,7 +63,7 @@ def test_dilation_is_torchvisions(output_stride, replace):
 @pytest.mark.parametrize("name", ["resnet50", "preact_resnet50"])
 def test_every_second_position_of_a_dilated_net_is_the_strided_nets(name, options):
     strided, dilated = (build_backbone(name, output_stride=s, **options).eval() for s in (32, 8))
-    randomise_statistics(strided)
+    randomize_statistics(strided)
     dilated.load_state_dict(strided.state_dict())
     image = torch.randn(1, 3, 64, 96)
     with torch.no_grad():
@@ -106,7 +106,7 @@ def test_how_many_shortcuts_of_resnet50_are_projections(shortcut, projections):
 
 def test_a_plain_net_is_a_residual_net_without_its_shortcuts():
     plain = build_backbone("plain18").eval()
-    randomise_statistics(plain)
+    randomize_statistics(plain)
     x = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
         y = plain.stem(x)
