@@ -1,11 +1,11 @@
-# Everything lives in .venv of this checkout; `make install` is redone only when setup.py changes.
+# Everything is installed in .venv of this checkout; `make install` runs again only when setup.py changes.
 PYTHON ?= python3
 BIN := .venv/bin
 
-# An environment with detectron2, for test-detectron2; the README says how to make one.
+# An environment with detectron2, for test-detectron2; docs/detectron2.md says how to make one.
 DETECTRON2_PYTHON ?= python3
 
-# Inputs of each of the eight families that `make fuzz` draws, and what it draws them from.
+# Inputs of each family that `make fuzz` draws, and their seed.
 FUZZ_EXAMPLES ?= 600
 FUZZ_SEED ?= $(shell date +%s)
 
@@ -19,7 +19,7 @@ install: .venv/.installed
 	touch $@
 
 quickstart: install
-	RESNET_BACKBONES_DATASETS=datasets $(BIN)/python tools/train_net.py --config quickstart_mask_rcnn.yaml
+	RESNET_BACKBONES_DATASETS=datasets $(BIN)/resnet-backbones train --config quickstart_mask_rcnn.yaml
 
 test: install lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m 'not slow'
@@ -28,12 +28,11 @@ test-slow: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow
 
 fuzz: install
-	FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --hypothesis-seed=$(FUZZ_SEED) \
-	  tests/test_fuzz_annotations.py tests/test_fuzz_files.py
+	FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --hypothesis-seed=$(FUZZ_SEED) tests/fuzz
 
 test-detectron2:
 	OMP_NUM_THREADS=1 $(DETECTRON2_PYTHON) -c "import detectron2" && \
-	OMP_NUM_THREADS=1 $(DETECTRON2_PYTHON) -m pytest tests/test_detectron2.py tests/test_converting.py
+	OMP_NUM_THREADS=1 $(DETECTRON2_PYTHON) -m pytest tests/detectors/test_detectron2.py tests/cli/test_converting.py
 
 lint: install
 	$(BIN)/ruff check .

@@ -1,18 +1,18 @@
 #!/usr/bin/env python3
-"""Set-up time and memory of a large COCO file: ours at its first and later starts, pycocotools' in-memory COCO, and
-detectron2's serialised list.
+"""Set-up time and memory of a large COCO file: ours, pycocotools' in-memory COCO, and detectron2's serialized list.
 
 benchmarks/annotations.py [--annotations 1000000] [--workers 2] [--json FILE]
 
-Each runs in a process of its own: it reads the file, forks workers as a loader does, and each worker goes through all
-images once. Memory is what a worker has for itself (USS: its pages that no other process shares), after its first
-hundredth of the epoch and at its end.
+Each runs in its own process. It reads the file and forks workers, as a loader does, and each worker goes through all
+images once. Memory is USS, the pages that a worker shares with no other process, after the first 1 % of the epoch and
+at its end.
 """
 
 import argparse
 import json
 import multiprocessing
 import os
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -23,7 +23,7 @@ PER_IMAGE = 8
 
 
 def write_annotations(path: Path, count: int) -> None:
-    """COCO-like: 8 objects an image, polygons of 10 to 40 corners, 80 categories."""
+    """A COCO file: 8 objects per image, polygons with 10 to 40 corners, 80 categories."""
     rng = np.random.default_rng(0)
     images = [{"id": k, "file_name": f"{k:012d}.jpg", "width": 640, "height": 480} for k in range(count // PER_IMAGE)]
     with open(path, "w") as file:
@@ -31,9 +31,9 @@ def write_annotations(path: Path, count: int) -> None:
         file.write(json.dumps({"images": images, "categories": categories})[:-1] + ', "annotations": [')
         for k in range(count):
             x, y = rng.integers(0, 400, 2).tolist()
-            outline = (rng.integers(0, 8000, 2 * int(rng.integers(10, 41))) / 100).round(2).tolist()
+            polygon = (rng.integers(0, 8000, 2 * int(rng.integers(10, 41))) / 100).round(2).tolist()
             o = {"id": k + 1, "image_id": k // PER_IMAGE, "category_id": k % 80 + 1, "bbox": [x, y, 80, 80]}
-            file.write((", " if k else "") + json.dumps(o | {"area": 6400, "iscrowd": 0, "segmentation": [outline]}))
+            file.write((", " if k else "") + json.dumps(o | {"area": 6400, "iscrowd": 0, "segmentation": [polygon]}))
         file.write("]}")
 
 
@@ -45,11 +45,6 @@ def ours():
         return len(data), data.objects
 
     return load
-
-
-def ours_again():
-    """The second start, which reads the index that the first one left."""
-    return ours()
 
 
 def pycocotools():
@@ -75,7 +70,7 @@ def detectron2():
 
 
 def own_mib() -> float:
-    """This process's unshared memory."""
+    """The memory of this process that no other one shares."""
     rows = (line.split() for line in Path("/proc/self/smaps_rollup").read_text().splitlines()[1:])
     return sum(int(row[1]) for row in rows if row[0].startswith("Private")) / 1024
 
@@ -90,7 +85,7 @@ def go_through(count: int, read, results) -> None:
 
 
 def measure(make, path: Path, workers: int, pipe) -> None:
-    load = make()  # imports, which are not timed
+    load = make()  # imports are not timed
     start = time.perf_counter()
     count, read = load(path)
     seconds, size = time.perf_counter() - start, own_mib()
@@ -107,16 +102,16 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--annotations", type=int, default=1_000_000)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--json", type=Path, help="write the figures to this file, too")
+    parser.add_argument("--json", type=Path, help="also write the results to this file")
     args = parser.parse_args(argv)
+    benchmarks = str(Path(__file__).parent)
+    sys.path[:] = [path for path in sys.path if path != benchmarks]  # its detectron2.py would hide the library
     rows = {}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "instances.json"
-        os.environ["RESNET_BACKBONES_CACHE"] = str(Path(folder) / "indices")
         write_annotations(path, args.annotations)
         print(f"{args.annotations} annotations, {path.stat().st_size >> 20} MiB of JSON, {os.cpu_count()} cores")
-        time.sleep(3)  # a file that has just changed gets no index
-        for make in (ours, ours_again, pycocotools, detectron2):
+        for make in (ours, pycocotools, detectron2):
             here, there = multiprocessing.Pipe()
             job = {"target": measure, "args": (make, path, args.workers, there)}
             process = multiprocessing.get_context("spawn").Process(**job)
@@ -125,7 +120,7 @@ def main(argv: list[str] | None = None) -> None:
             try:
                 rows[make.__name__] = row = here.recv()
             except EOFError:
-                print(f"{make.__name__:<12} not run: see the error above")
+                print(f"{make.__name__:<12} failed, see the error above")
                 continue
             growth = row["worker_mib_end"] - row["worker_mib_start"]
             print(

@@ -60,7 +60,7 @@ def draw_coco(folder: Path, count: int) -> None:
 
 def _ours(folder: str) -> Callable[[], object]:
     dataset = DetectionDataset([load_coco("drawn", Path(folder), f"{folder}/instances.json")], train=True)
-    batches = iter(build_train_loader(dataset, BATCH, num_workers=0, seed=0))
+    batches = iter(build_train_loader(dataset, BATCH, num_workers=0, seed=0, aspect_ratio_grouping=True))
 
     def once() -> None:
         for _ in range(len(dataset) // BATCH):

@@ -9,7 +9,7 @@ import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from resnet_backbones.evaluation.coco import FIGURES, coco_metrics
+from resnet_backbones.evaluation.coco import METRICS, coco_metrics
 
 from .settings import Settings
 from .timing import Row, measure
@@ -24,7 +24,7 @@ def evaluators(settings: Settings) -> list[Row]:
 
     def ours() -> None:
         metrics = coco_metrics(truth, found, "bbox")
-        figures["ours"] = [metrics[f"bbox/{name}"] for name in FIGURES]
+        figures["ours"] = [metrics[f"bbox/{name}"] for name in METRICS]
 
     def pycocotools() -> None:
         figures["pycocotools"] = [100 * v if v > -1 else -1.0 for v in reference(truth, found)]

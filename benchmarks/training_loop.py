@@ -30,7 +30,14 @@ from resnet_backbones.training.loop import fit
 
 def ours(config: DictConfig, dataset: DetectionDataset) -> list[float]:
     """Seconds of each iteration of `fit`."""
-    loader = partial(build_train_loader, dataset, config.solver.batch_size, num_workers=config.data.num_workers, seed=0)
+    loader = partial(
+        build_train_loader,
+        dataset,
+        config.solver.batch_size,
+        num_workers=config.data.num_workers,
+        seed=0,
+        aspect_ratio_grouping=True,
+    )
     with tempfile.TemporaryDirectory() as folder:
         fit(build_detector(config, len(dataset.classes)), loader, config.solver, Path(folder), lambda: {"bbox/AP": 0.0})
         rows = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
@@ -40,7 +47,7 @@ def ours(config: DictConfig, dataset: DetectionDataset) -> list[float]:
 def read_bare(dataset: DetectionDataset, indices: list[int]) -> tuple[list[torch.Tensor], list[dict]]:
     images, targets, data = [], [], dataset.sets[0]
     for i in indices:
-        pixels = np.array(Image.open(dataset.place(i)).convert("RGB"))
+        pixels = np.array(Image.open(dataset.path(i)).convert("RGB"))
         images.append(torch.from_numpy(pixels).permute(2, 0, 1).float() / 255)
         objects = [o for o in data.objects(dataset.images[i]) if min(o["bbox"][2:]) > 0]
         boxes = torch.tensor([o["bbox"] for o in objects])

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Pack labelled images into WebDataset shards, which tools/pretrain.py and the webdataset library read.
+"""Pack labeled images into WebDataset shards, which tools/pretrain.py and the webdataset library read.
 
     datasets/write_shards.py --root imagenet --split train --output shards [--size 1000]
 
-Writes shards/train-000000.tar … of `--size` images each in random order, classes.txt, and the index.json of widsindex.
-Image files are copied as they are.
+Writes shards/train-000000.tar … with `--size` images each in random order, classes.txt, and index.json as widsindex
+does. Image files are copied unchanged.
 """
 
 import argparse
@@ -21,15 +21,15 @@ from resnet_backbones.errors import UserError, one_line_errors
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", required=True, help="a folder or tar of images, as data.root")
-    parser.add_argument("--split", required=True, help="its training or validation folder, as data.train")
+    parser.add_argument("--root", required=True, help="a folder or tar of images, like data.root")
+    parser.add_argument("--split", required=True, help="its training or validation folder, like data.train")
     parser.add_argument("--output", required=True, type=Path, help="the folder for the shards")
-    parser.add_argument("--size", type=int, default=1000, help="images in a shard")
-    parser.add_argument("--seed", type=int, default=0, help="of their order")
+    parser.add_argument("--size", type=int, default=1000, help="images per shard")
+    parser.add_argument("--seed", type=int, default=0, help="of the random order")
     args = parser.parse_args(argv)
     with one_line_errors():
         if args.size < 1:
-            raise UserError(f"--size is {args.size}; a shard has at least one image.")
+            raise UserError(f"--size is {args.size}; a shard needs at least one image.")
         args.output.mkdir(parents=True, exist_ok=True)
         names = args.output / "classes.txt"
         images = load_images(args.root, args.split, names.read_text().split("\n")[:-1] if names.exists() else None)

@@ -5,17 +5,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .backbones import build_backbone, list_backbones
+    from .models.backbone import ShapeSpec
     from .models.fpn import FPN
-    from .models.layers import FrozenBatchNorm2d, ShapeSpec
+    from .models.fuse import fold_norms, fuse
+    from .models.layers import FrozenBatchNorm2d
 
 __version__ = "0.2.0"
-__all__ = ["FPN", "FrozenBatchNorm2d", "ShapeSpec", "build_backbone", "list_backbones"]
+__all__ = ["FPN", "FrozenBatchNorm2d", "ShapeSpec", "build_backbone", "fold_norms", "fuse", "list_backbones"]
 
 _MODULES = {
     "FPN": "models.fpn",
     "FrozenBatchNorm2d": "models.layers",
-    "ShapeSpec": "models.layers",
+    "ShapeSpec": "models.backbone",
     "build_backbone": "backbones",
+    "fold_norms": "models.fuse",
+    "fuse": "models.fuse",
     "list_backbones": "backbones",
 }
 

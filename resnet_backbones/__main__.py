@@ -1,33 +1,45 @@
-"""List the registered backbones with their parameters, multiply-adds and features (channels/stride).
+"""The command line: `resnet-backbones COMMAND`, or `python -m resnet_backbones COMMAND`."""
 
-python -m resnet_backbones ["PATTERN"]     such as "preact*" or "resnet50*_fpn"
+import importlib
+import sys
 
-Figures are for images of 224x224 pixels, 32x32 for cifar_*.
+from . import __version__
+from .errors import UserError, one_line_errors, unknown
+
+# Each is a module of `cli`, imported when it is called for.
+COMMANDS = {
+    "train": "train a detector from a config, or evaluate one",
+    "pretrain": "train a classifier, whose backbone detectors load, or evaluate some",
+    "evaluate": "score detections in COCO's results format",
+    "convert": "convert weights between torchvision, timm, detectron2, Caffe2 and this package",
+    "analyze": "show parameters, FLOPs and activations of a backbone, stage by stage",
+    "list": "list the names of the backbones",
+    "train-detectron2": "train one of our backbones with detectron2's own trainer",
+    "submit-slurm": "submit a training to Slurm",
+    "write-truths": "measure the backbones again and update the table in configs/README.md",
+}
+HELP = """usage: resnet-backbones COMMAND [arguments]
+
+Residual backbones for object detection, from ImageNet pretraining to COCO mAP.
+
+commands:
+{commands}
+
+`resnet-backbones COMMAND --help` shows the arguments of a command, `resnet-backbones --version` the version.
 """
-
-import argparse
-
-from .analysis.truths import billions, feature_list, load_truths, measure, millions
-from .backbones import list_backbones
-from .errors import UserError, one_line_errors
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        "python -m resnet_backbones", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("pattern", nargs="?", default="*", help="a shell pattern, in quotes")
-    args = parser.parse_args(argv)
-    with one_line_errors():
-        names = list_backbones(args.pattern)
-        if not names:
-            raise UserError(f"No backbone is called {args.pattern!r}; python -m resnet_backbones lists all names.")
-        truths = load_truths()
-        print(f"{'name':<24} {'parameters':>10} {'FLOPs':>9}  features")
-        for name in names:
-            truth = truths.get(name) or measure(name)
-            sizes = f"{millions(truth['parameters']):>10} {billions(truth['flops']):>9}"
-            print(f"{name:<24} {sizes}  {feature_list(truth['features'])}")
+    command, *arguments = (sys.argv[1:] if argv is None else argv) or ["--help"]
+    if command in ("-h", "--help"):
+        print(HELP.format(commands="\n".join(f"  {name:18}{text}" for name, text in COMMANDS.items())), end="")
+    elif command == "--version":
+        print(f"resnet-backbones {__version__}")
+    elif command in COMMANDS:
+        importlib.import_module(f".cli.{command.replace('-', '_')}", __package__).main(arguments)
+    else:
+        with one_line_errors():
+            raise UserError(unknown("command", command, COMMANDS))
 
 
 if __name__ == "__main__":

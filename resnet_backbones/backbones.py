@@ -5,19 +5,16 @@ import functools
 import inspect
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 
 from torch import nn
 
 from .errors import UserError, unknown
-from .models import stems
-from .models import variants as options
+from .models import stems, variants
 from .models.attention import SqueezeExcitation
 from .models.blocks import BasicBlock, Bottleneck
 from .models.extractors import EXTRACTORS, timm_backbone
 from .models.fpn import FPN
-from .models.initialization import SkipRandomInit
-from .models.layers import freeze_stages
+from .models.freezing import freeze_stages
 from .models.preact import PreActBasicBlock, PreActBottleneck, PreActResNet
 from .models.resnet import ResNet
 from .registry import Registry
@@ -98,7 +95,7 @@ CIFAR_RESNETS = {
 
 
 class RandomFrozenWarning(UserWarning):
-    """Frozen layers with random weights: they never learn, and their normalisation never fits."""
+    """Frozen layers with random weights: they never learn, and their normalization never fits."""
 
 
 def residual(
@@ -115,18 +112,18 @@ def residual(
     checkpoint_stages: Sequence[str] = (),
     **row,
 ) -> ResNet:
-    """A row of the table, changed by the functions of `options.py`."""
+    """A row of the table, changed by the functions of `models/variants.py`."""
     backbone = net(block, depths, **row)
     if output_stride != 32:
-        options.dilate(backbone, output_stride, dilate_first)
+        variants.dilate(backbone, output_stride, dilate_first)
     if deform_on:
-        options.deform(backbone, deform_on, deform_modulated)
+        variants.deform(backbone, deform_on, deform_modulated)
     if drop_path:
-        options.stochastic_depth(backbone, drop_path)
+        variants.stochastic_depth(backbone, drop_path)
     if zero_init_residual:
-        options.zero_init_residual(backbone)
+        variants.zero_init_residual(backbone)
     if checkpoint_stages:
-        options.checkpoint(backbone, checkpoint_stages)
+        variants.checkpoint_stages(backbone, checkpoint_stages)
     return backbone
 
 
@@ -163,14 +160,14 @@ def build_backbone(
         norm: "BN", "FrozenBN", "SyncBN", "GN" or "none".
         freeze_at: 0 nothing, 1 the stem, 2 stem and res2, … 5 everything.
         weights: a checkpoint file or URL, `torchvision://resnet50/IMAGENET1K_V2` or `timm://resnet50.a1_in1k`; None
-            leaves random weights.
+            for random weights.
         options: for every name `in_channels` and `out_features`; for `NAME_fpn` also `fpn_channels` and `fpn_norm`;
             for the residual families `shortcut` (a key of `shortcuts.SHORTCUTS`), `stride_in_1x1` (bottlenecks),
             `output_stride` (8, 16: dilated res4, res5) and `dilate_first` (as in detectron2's DC5), `deform_on` (stages
             whose 3x3 is deformable) and `deform_modulated` (version 2, the default), `drop_path` (stochastic depth),
             `zero_init_residual`, and `checkpoint_stages` (less memory, more time).
 
-    The backbone knows its `architecture` and, where its weights tell, the `preprocessing` that they were trained with,
+    The backbone has its `architecture` and, where the weights say it, the `preprocessing` that they were trained with,
     which the detectors follow.
 
     Raises `UserError` for an unknown name or option, an impossible combination and weights that do not fit. Warns
@@ -180,14 +177,11 @@ def build_backbone(
     for option in options:
         if option not in (valid := _options_of(make)):
             raise UserError(unknown(f"option of {name}", option, valid))
-    with nullcontext() if weights is None else SkipRandomInit():
-        backbone = make(norm=norm, **options)
+    backbone = make(norm=norm, **options)
     plain_options = {k: v for k, v in options.items() if not k.startswith("fpn_") and k != "out_features"}
     backbone.architecture = {"name": name.removesuffix("_fpn"), "options": {"norm": norm} | plain_options}
     backbone.preprocessing = None
     if weights is not None:
-        if isinstance(backbone, FPN):
-            backbone.fpn.init_weights()  # which most checkpoints lack
         load_weights(backbone, weights)
     freeze_stages(getattr(backbone, "body", backbone), freeze_at)
     if weights is None and (norm == "FrozenBN" or freeze_at > 0):
@@ -218,7 +212,7 @@ def _maker(name: str) -> Callable[..., nn.Module]:
 
 
 def _options_of(make: Callable) -> set[str]:
-    """The keyword arguments of `make` and of what it hands its own on to."""
+    """The keyword arguments of `make` and of what it passes its own on to."""
     partial = make if isinstance(make, functools.partial) else functools.partial(make)
     if partial.func is with_fpn:
         return _keywords(with_fpn) | _options_of(*partial.args)

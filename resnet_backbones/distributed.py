@@ -1,10 +1,6 @@
-"""What several processes share: rank, world size, reductions, gathering. Started by torchrun, `launching` or Slurm."""
+"""Ranks: joining their process group, reductions and gathering, and draws that do not depend on the rank."""
 
-import ctypes
 import os
-import signal
-import sys
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -13,34 +9,23 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-PIECE = 1000  # results gathered at a time, which bounds the memory that their transport takes
-PR_SET_PDEATHSIG = 1  # of prctl(2)
-PATIENCE = 45.0  # seconds that a rank which lost another waits for torchrun to end it
+from .errors import UserError
+
+PIECE = 1000  # results gathered at a time, which bounds the memory of their transport
 
 
 def init() -> torch.device:
-    """Join the process group if torchrun started this process, and give the device to work on.
+    """Join the process group if torchrun started this process, and return the device to work on.
 
-    Tensors on GPUs go by NCCL, those on the CPU by gloo, so that small agreements never wait for a GPU.
+    Tensors on GPUs are reduced by NCCL, those on the CPU by gloo, so that small ones never wait for a GPU.
     """
     if launched() and not dist.is_initialized():
-        _end_with_the_agent()
-        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        store, rank_, size = next(dist.rendezvous("env://"))
-        # Ranks that torchrun started anew would find the addresses of the lost ones in the store, which outlives them.
-        store = dist.PrefixStore(f"restart_{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
-        dist.init_process_group(backend, store=store, rank=rank_, world_size=size)
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    device = torch.device("cuda", local_rank())
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
     torch.cuda.set_device(device)
     return device
-
-
-def _end_with_the_agent() -> None:
-    """Let the kernel end this rank if torchrun's agent is killed, lest it write beside the run that follows."""
-    if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def shutdown() -> None:
@@ -52,11 +37,6 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def local_rank() -> int:
-    """The rank on this machine."""
-    return int(os.environ.get("LOCAL_RANK", 0))
-
-
 def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
@@ -66,19 +46,24 @@ def is_main() -> bool:
 
 
 def launched() -> bool:
-    """Whether torchrun, `launching` or Slurm's submission started this process as one of several."""
+    """Whether torchrun or Slurm started this process as one of several."""
     return "LOCAL_RANK" in os.environ
 
 
 def restarted() -> bool:
-    """Whether torchrun started these processes anew after it had lost some."""
+    """Whether torchrun restarted the ranks after it lost some."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
 
 
 def wrap(model: nn.Module, device: torch.device) -> nn.Module:
-    """`model` whose gradients are averaged over ranks; itself where there is one rank."""
+    """`model` in DistributedDataParallel; itself where there is one rank.
+
+    Raises `UserError` for SyncBN on the CPU, where torch does not have it.
+    """
     if world_size() == 1:
         return model
+    if device.type == "cpu" and any(isinstance(module, nn.SyncBatchNorm) for module in model.modules()):
+        raise UserError("backbone.norm=SyncBN needs GPUs where there are several ranks; on the CPU choose BN or GN.")
     device_ids = [device.index] if device.type == "cuda" else None
     return nn.parallel.DistributedDataParallel(model, device_ids=device_ids)
 
@@ -113,13 +98,11 @@ def broadcast(value: Any) -> Any:
 def mean(values: dict[str, torch.Tensor]) -> dict[str, float]:
     """Each scalar's mean over ranks."""
     stacked = torch.stack([v.detach().float() for v in values.values()])
-    if world_size() > 1:
-        dist.all_reduce(stacked)
-    return dict(zip(values, (stacked / world_size()).tolist(), strict=True))
+    return dict(zip(values, (total(stacked) / world_size()).tolist(), strict=True))
 
 
 def total(values: torch.Tensor) -> torch.Tensor:
-    """The sum over ranks of a tensor, on its device; the host does not wait for a GPU."""
+    """The sum over ranks of a tensor, on its device."""
     if world_size() > 1:
         values = values.clone()
         dist.all_reduce(values)
@@ -136,22 +119,20 @@ def largest(values: Sequence[int]) -> list[int]:
 
 
 def shares(counts: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
-    """For means over `counts` things of this rank, scalars on their device, the factors that make their average over
-    ranks the mean over all."""
+    """For means over `counts` samples of this rank, scalars on their device, the weights whose average over ranks
+    gives the mean over the samples of all ranks."""
     mine = torch.stack(list(counts))
     return (world_size() * mine.clamp(min=1) / total(mine).clamp(min=1)).unbind()
 
 
 @contextmanager
-def lost_ranks_first() -> Iterator[None]:
-    """Let torchrun see a rank that died before those that only lost their connection to it.
+def seeded(seed: int | None, stream: int = 0, device: torch.device | str = "cpu") -> Iterator[None]:
+    """torch's own draws on `device` from `seed` + `stream`; afterwards they go on from where they were.
 
-    These wait here for torchrun to end them, so that what it reports is the first cause.
+    What is drawn for an image so depends on the image alone, whatever rank or worker has it. None changes nothing.
     """
-    try:
+    on_gpu = torch.device(device).type == "cuda"
+    with torch.random.fork_rng([device] if on_gpu else [], enabled=seed is not None):
+        if seed is not None:
+            (torch.cuda if on_gpu else torch.default_generator).manual_seed(seed + stream)
         yield
-    except RuntimeError as error:
-        if world_size() > 1 and ("Connection closed" in str(error) or "Connection reset" in str(error)):
-            print(f"rank {rank()}: another rank is gone ({str(error).splitlines()[0][:120]})", flush=True)
-            time.sleep(PATIENCE)
-        raise

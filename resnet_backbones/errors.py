@@ -1,18 +1,18 @@
-"""Errors that a user can mend: one line that names the file, key or value, and the remedy."""
+"""Errors that a user can fix: one line that names the file, key or value, and the remedy."""
 
 import difflib
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-LONGEST = 10_000  # characters of a message; lists of every valid name fit
+LONGEST = 10_000  # characters of a message; enough for a list of all valid names
 
 
 class UserError(ValueError):
-    """Something in the user's files, config or command; the tools print it as one line, without a traceback.
+    """An error in the user's files, config or command; the commands print it as one line, without a traceback.
 
-    One line it is whatever names and values from files are in it. An error from a loader worker arrives with the
-    worker's traceback as its text; its last line is the message.
+    Line breaks and unprintable characters in the message are escaped. torch wraps the error of a loader worker in that
+    worker's traceback, whose last line is the message.
     """
 
     def __init__(self, message: str) -> None:
@@ -23,7 +23,7 @@ class UserError(ValueError):
 
 
 def unknown(kind: str, name: str, valid: Iterable[str]) -> str:
-    """The message for a name that does not exist: the near ones, then all that do."""
+    """The message for a name that does not exist: the near matches, then all valid names."""
     valid = sorted(map(str, valid))
     near = difflib.get_close_matches(str(name), valid, n=3)
     hint = f" Did you mean {' or '.join(near)}?" if near else ""
@@ -31,7 +31,7 @@ def unknown(kind: str, name: str, valid: Iterable[str]) -> str:
 
 
 def reason(error: BaseException) -> str:
-    """The first line of what a library's error says, or its kind where it says nothing; of a file's not its name."""
+    """The first line of a library's error message, or its class if it has none; of an `OSError` without the path."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
@@ -39,7 +39,7 @@ def reason(error: BaseException) -> str:
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """End the program with one line on stderr and status 2 where a `UserError` or a file's `OSError` reaches it."""
+    """Exit with status 2 and one line on stderr for a `UserError`, or an `OSError` about a file."""
     try:
         yield
     except UserError as error:

@@ -1,4 +1,4 @@
-"""Libraries that are worth having but not needed."""
+"""Optional libraries that several rooms use."""
 
 from types import ModuleType
 
@@ -6,7 +6,7 @@ from .errors import UserError
 
 
 def import_timm() -> ModuleType:
-    """timm. Raises `UserError` saying how to get it."""
+    """timm. Raises `UserError` if it is not installed."""
     try:
         import timm
         import timm.data

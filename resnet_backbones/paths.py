@@ -67,7 +67,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
     A run that is killed while it writes leaves the old file as it was.
     """
-    temporary = path.with_name(f".{path.name}.part")
+    temporary = path.with_name(f".part-{path.name}")  # keeps the suffix, by which readers and writers go
     try:
         yield temporary
         with open(temporary, "rb") as file:

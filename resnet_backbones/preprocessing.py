@@ -1,4 +1,4 @@
-"""What a network takes as input. It goes with the weights: the wrong mean or channel order costs accuracy unseen."""
+"""The input that a network expects, which belongs to its weights: a wrong mean or channel order costs accuracy."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -9,18 +9,25 @@ from torch import Tensor, nn
 
 from .errors import UserError
 
-# Of ImageNet's training set, for RGB in [0, 1]; what torchvision and timm train with.
+# The statistics of ImageNet's training set, for RGB in [0, 1], as in torchvision and timm.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-INTERPOLATIONS = ("nearest", "nearest-exact", "bilinear", "bicubic", "box", "hamming", "lanczos")  # of torchvision
+INTERPOLATIONS = ("nearest", "nearest-exact", "bilinear", "bicubic", "box", "hamming", "lanczos")  # torchvision's
 LARGEST_SIDE = 4096
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """x = (image · input_range - mean) / std, for an image in [0, 1] whose channels are in `channel_order`.
+    """x = (image · input_range - mean) / std, for an image in [0, 1] with its channels in `channel_order`.
 
-    `mean` has three numbers, or (3, size, size) of them for a mean image. `resize` (of the shorter side), `size` (of
-    the centre crop, pixels) and `interpolation` are those of the classifier's evaluation; detectors have their own.
+    Args:
+        mean: one number per channel, or (3, size, size) for a mean image.
+        std: one number per channel.
+        channel_order: "RGB" or "BGR".
+        input_range: the largest value of an image, usually 1 or 255.
+        resize, size, interpolation: of a classifier's evaluation: the shorter side and the center crop in pixels, and
+            a name of torchvision's `InterpolationMode`. Detectors resize in their own way.
+
+    Raises `UserError` for values outside these.
     """
 
     mean: Sequence = IMAGENET_MEAN
@@ -35,7 +42,7 @@ class Preprocessing:
         mean, std = np.asarray(self.mean), np.asarray(self.std)
         numbers = all(values.dtype.kind in "iuf" and np.isfinite(values).all() for values in (mean, std))
         if not numbers or std.shape != (3,) or not std.all() or mean.ndim not in (1, 3) or len(mean) != 3:
-            self._refuse("mean and std", (self.mean, self.std), "three numbers each, of std not 0")
+            self._refuse("mean and std", (self.mean, self.std), "three numbers each, and std not 0")
         if self.channel_order not in ("RGB", "BGR"):
             self._refuse("channel_order", self.channel_order, "RGB or BGR")
         if not isinstance(self.input_range, (int, float)) or not 0 < self.input_range < 1e6:
@@ -51,19 +58,21 @@ class Preprocessing:
         raise UserError(f"preprocessing.{key} is {str(value)[:80]}; it must be {wanted}.")
 
     def per_channel(self) -> "Preprocessing":
-        """The same with a mean image averaged over its positions, for images of any size."""
+        """The same with a mean image replaced by its mean per channel, for images of any size."""
         return replace(self, mean=tuple(np.reshape(self.mean, (3, -1)).mean(1).tolist()))
 
     def as_rgb(self) -> tuple[list[float], list[float]]:
-        """Mean and std per channel of RGB in [0, 1]."""
+        """Mean and std per channel, for RGB in [0, 1]."""
         values = [[v / self.input_range for v in values] for values in (self.per_channel().mean, self.std)]
         mean, std = [v[::-1] for v in values] if self.channel_order == "BGR" else values
         return mean, std
 
 
 def imagenet(channel_order: str) -> Preprocessing:
-    """ImageNet's mean and std in that order: RGB in [0, 1], as in torchvision and timm, or BGR in [0, 255] of which the
-    mean alone is subtracted, as in the weights of He et al. that Caffe2 and detectron2's model zoo hold.
+    """The usual preprocessing of weights trained on ImageNet.
+
+    "RGB" is torchvision's and timm's, for images in [0, 1]. "BGR" is that of He et al., also in Caffe2 and detectron2's
+    model zoo, for images in [0, 255] from which only the mean is subtracted.
     """
     if channel_order == "RGB":
         return Preprocessing()
@@ -71,9 +80,9 @@ def imagenet(channel_order: str) -> Preprocessing:
 
 
 class Normalize(nn.Module):
-    """RGB images (…, 3, H, W), uint8 or float in [0, 1], as `preprocessing` says, on the device that they are on.
+    """Normalize RGB images (…, 3, H, W), uint8 or float in [0, 1], on their device.
 
-    Of a mean image images of another size get its mean over all positions.
+    If the mean is an image, images of another size are normalized with its mean per channel.
     """
 
     def __init__(self, preprocessing: Preprocessing) -> None:
@@ -95,10 +104,12 @@ class Normalize(nn.Module):
 def detector_preprocessing(
     backbone: nn.Module, image_mean: Sequence[float] | None, image_std: Sequence[float] | None
 ) -> Preprocessing:
-    """What a detector does to its images: as the backbone's weights were trained, which `image_mean` and `image_std`
-    (of RGB in [0, 1]) may repeat but not contradict; those two, or ImageNet's, where nothing is known of the weights.
+    """A detector's preprocessing: the weights'; if it is unknown, `image_mean` and `image_std`, or else ImageNet's.
 
-    Raises `UserError` naming both.
+    Args:
+        image_mean, image_std: per channel, for RGB in [0, 1]; None takes the weights' or ImageNet's.
+
+    Raises `UserError` naming both if `image_mean` or `image_std` differs from the weights'.
     """
     return merged_preprocessing(
         getattr(backbone, "preprocessing", None), image_mean, image_std, "detector"
@@ -108,13 +119,13 @@ def detector_preprocessing(
 def merged_preprocessing(
     known: Preprocessing | None, image_mean: Sequence[float] | None, image_std: Sequence[float] | None, section: str
 ) -> Preprocessing:
-    """`known` of the weights, which the other two, of a config's `section`, may not contradict (`UserError`)."""
+    """`detector_preprocessing` for weights with the preprocessing `known`; `section` of the config is for messages."""
     if known is None:
         return Preprocessing(tuple(image_mean or IMAGENET_MEAN), tuple(image_std or IMAGENET_STD))
     for name, given, trained in zip(("mean", "std"), (image_mean, image_std), known.as_rgb(), strict=True):
         if given is not None and any(abs(a - b) > 1e-3 for a, b in zip(given, trained, strict=True)):
             raise UserError(
                 f"{section}.image_{name} is {list(given)}, but the backbone's weights were trained with "
-                f"{[round(v, 4) for v in trained]} (of RGB in [0, 1]); leave it out."
+                f"{[round(v, 4) for v in trained]} (for RGB in [0, 1]); remove it."
             )
     return known

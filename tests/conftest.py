@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from resnet_backbones.data import Annotations, load_annotations
+from resnet_backbones.data import Annotations, DetectionDataset, load_annotations
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared" / "data"
@@ -54,7 +54,7 @@ def pytest_terminal_summary(terminalreporter, config):
     reports = [report for group in terminalreporter.stats.values() for report in group if hasattr(report, "when")]
     rows = [value for r in reports if r.when == "call" for name, value in r.user_properties if name == "fuzz"]
     if rows:
-        terminalreporter.section(f"fuzzed inputs, seed {config.getoption('hypothesis_seed') or 'derandomised'}")
+        terminalreporter.section(f"fuzzed inputs, seed {config.getoption('hypothesis_seed') or 'derandomized'}")
         rows.append(("all", sum(row[1] for row in rows), sum(row[2] for row in rows)))
         for family, accepted, refused in rows:
             terminalreporter.write_line(f"{family:18} {accepted + refused:6}: {accepted} accepted, {refused} refused")
@@ -99,7 +99,7 @@ def draw(width: int = 48, height: int = 40, seed: int = 0) -> Image.Image:
 
 
 def write_coco(folder: Path, count: int = 4) -> dict:
-    """A COCO data set of `count` images with a square and a crowd each; returns the content of its JSON."""
+    """A COCO dataset of `count` images with a square and a crowd each; returns the content of its JSON."""
     (folder / "images").mkdir(parents=True, exist_ok=True)
     content = {
         "images": [],
@@ -127,9 +127,19 @@ def save_coco(folder: Path, content: dict) -> None:
 
 
 def read_coco(folder: Path) -> Annotations:
-    """What `write_coco(folder)` wrote, as a user's own data set is read."""
+    """What `write_coco(folder)` wrote, read as a user's own dataset."""
     spec = {"format": "coco", "root": str(folder / "images"), "annotations": str(folder / "instances.json")}
     return load_annotations("own", {"own": spec})
+
+
+def coco_dataset(folder: Path, **options) -> DetectionDataset:
+    """A training set, without flips, of what `write_coco(folder)` wrote."""
+    return DetectionDataset([read_coco(folder)], **{"train": True, "flip": 0.0} | options)
+
+
+def read_voc(root: Path, split: str = "train", **options) -> Annotations:
+    """What `write_voc(root)` wrote, read as a user's own dataset."""
+    return load_annotations("own", {"own": {"format": "voc", "root": str(root), "split": split, **options}})
 
 
 def coco_overrides(folder: Path) -> list[str]:
@@ -141,7 +151,7 @@ def coco_overrides(folder: Path) -> list[str]:
 def write_images(
     root: Path, counts: dict[str, int], splits: tuple[str, ...] = ("train", "val"), side: int = 40
 ) -> None:
-    """A tree SPLIT/CLASS/K.jpg of class folders; a class's images are of one colour, with noise."""
+    """A tree SPLIT/CLASS/K.jpg of class folders; the images of a class have one color, with noise."""
     for s, split in enumerate(splits):
         for c, (name, count) in enumerate(counts.items()):
             (root / split / name).mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,8 @@
 """Checks and set-ups that several rooms' tests share."""
 
+import struct
+import zlib
+
 from torch import nn
 
 
@@ -18,3 +21,13 @@ def assert_equal_features(ours: dict, theirs: dict) -> None:
     for name, expected in theirs.items():
         error = (ours[name] - expected).abs().max() / expected.abs().max()
         assert error <= 5e-6, f"{name}: {error}"
+
+
+def png_of(width: int, height: int, pixels: bytes = b"") -> bytes:
+    """A PNG whose header says `width` x `height`, with the given `pixels`, which may be fewer."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(pixels)) + chunk(b"IEND", b"")

@@ -63,7 +63,7 @@ def wait_for(condition, process: subprocess.Popen, seconds: float = 120.0) -> bo
 
 def kill(process: subprocess.Popen, folder: Path, ranks: int, k: int, rng: random.Random) -> str:
     """One kill; says what was hit."""
-    part, known = folder / ".last.pt.part", recorded(folder)
+    part, known = folder / ".part-last.pt", recorded(folder)
     if not wait_for(lambda: recorded(folder) > known, process):
         return "nothing: it had ended"
     if k % 2:
@@ -76,12 +76,14 @@ def kill(process: subprocess.Popen, folder: Path, ranks: int, k: int, rng: rando
         what = "a random moment"
     alone = ranks > 1 and k % 4 > 1
     if alone:
-        victim = rng.choice([c for c in children(process.pid) if "train_net" in Path(f"/proc/{c}/cmdline").read_text()])
+        is_rank = "resnet_backbones"
+        victim = rng.choice([c for c in children(process.pid) if is_rank in Path(f"/proc/{c}/cmdline").read_text()])
         os.kill(victim, signal.SIGKILL)
         process.wait(timeout=60)
         what += ", one rank"
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
+    for group in [process.pid, *(children(process.pid) if process.poll() is None else [])]:  # ranks have their own
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(group, signal.SIGKILL)
     process.wait()
     return what
 

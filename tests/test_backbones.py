@@ -14,7 +14,6 @@ from resnet_backbones import FrozenBatchNorm2d, ShapeSpec, build_backbone, list_
 from resnet_backbones.backbones import BACKBONES, RandomFrozenWarning, register_family
 from resnet_backbones.errors import UserError
 from resnet_backbones.models.resnet import ResNet
-from resnet_backbones.models.sync_bn import SyncBatchNorm
 
 # Many layers: slow to build even without memory, and alike to a smaller one of the family.
 HUGE = ["cifar_resnet1202", "cifar_preact_resnet1001"]
@@ -85,7 +84,7 @@ def test_other_image_channels(name, in_channels):
 def test_every_norm_is_what_it_says_or_is_refused(name):
     plain = on_meta(name)
     has_bn = any(isinstance(m, nn.BatchNorm2d) for m in plain.modules())
-    kinds = {"SyncBN": SyncBatchNorm, "FrozenBN": FrozenBatchNorm2d}
+    kinds = {"SyncBN": nn.SyncBatchNorm, "FrozenBN": FrozenBatchNorm2d}
     if isinstance(plain, ResNet):
         kinds |= {"GN": nn.GroupNorm, "none": nn.Identity}
     else:

@@ -10,7 +10,7 @@ from resnet_backbones.classifiers import Classifier, build_classifier
 from resnet_backbones.errors import UserError
 
 
-def test_torchvisions_state_dict_goes_in_and_out():
+def test_state_dicts_are_exchanged_with_torchvision():
     theirs = torchvision.models.resnet18(num_classes=7).eval()
     ours = build_classifier("resnet18", num_classes=7).eval()
     ours.load_state_dict(theirs.state_dict())
@@ -23,7 +23,7 @@ def test_torchvisions_state_dict_goes_in_and_out():
 
 
 @pytest.mark.parametrize(("name", "timm_name"), [("seresnet50", "seresnet50"), ("resnet50d", "resnet50d")])
-def test_timms_names(name, timm_name):
+def test_names_and_shapes_are_timms(name, timm_name):
     timm = pytest.importorskip("timm")
     with torch.device("meta"):
         ours, theirs = build_classifier(name), timm.create_model(timm_name)
@@ -31,7 +31,7 @@ def test_timms_names(name, timm_name):
     assert shapes[0] == shapes[1]
 
 
-def test_a_strict_load_names_what_is_missing_and_what_is_too_much():
+def test_a_strict_load_names_missing_and_unexpected_tensors():
     model = build_classifier("cifar_resnet20", num_classes=10)
     state = model.state_dict()
     del state["fc.bias"], state["bn1.weight"]
@@ -40,10 +40,10 @@ def test_a_strict_load_names_what_is_missing_and_what_is_too_much():
         model.load_state_dict(state)
     assert "bn1.weight" in str(error.value)
     assert "more" in str(error.value)
-    assert "conv1.weight" in state  # the caller's dict stays as it was
+    assert "conv1.weight" in state  # the caller's dict is unchanged
 
 
-def test_round_trip_of_a_copy_and_inside_another_module():
+def test_state_dicts_of_a_copy_and_inside_another_module():
     model = build_classifier("cifar_resnet20", num_classes=10).eval()
     twin = copy.deepcopy(build_classifier("cifar_resnet20", num_classes=10)).eval()
     twin.load_state_dict(model.state_dict())
@@ -56,14 +56,14 @@ def test_round_trip_of_a_copy_and_inside_another_module():
     assert not model.backbone.conv1.weight.any()
 
 
-def test_the_backbone_is_loaded_from_a_classifiers_file(tmp_path):
+def test_a_backbone_loads_a_classifiers_file(tmp_path):
     model = build_classifier("cifar_resnet20", num_classes=10)
     torch.save(model.state_dict(), tmp_path / "pretrained.pth")
     backbone = build_backbone("cifar_resnet20", weights=str(tmp_path / "pretrained.pth"))
     assert torch.equal(backbone.conv1.weight, model.backbone.conv1.weight)
 
 
-def test_training_gives_the_cross_entropy():
+def test_training_returns_the_cross_entropy_and_the_error():
     model = build_classifier("cifar_resnet20", num_classes=10)
     images, labels = torch.rand(4, 3, 32, 32), torch.tensor([0, 9, 3, 3])
     losses = model(images, labels)
@@ -76,12 +76,12 @@ def test_training_gives_the_cross_entropy():
     assert model.eval()(images).shape == (4, 10)
 
 
-def test_training_without_labels():
+def test_training_without_labels_is_an_error():
     with pytest.raises(UserError, match="labels"):
         build_classifier("cifar_resnet20")(torch.rand(1, 3, 32, 32))
 
 
-def test_only_the_last_feature_is_kept():
+def test_a_classifier_uses_the_last_feature():
     assert list(build_classifier("resnet18").backbone.output_shape()) == ["res5"]
     assert list(build_classifier("cifar_resnet20").backbone.output_shape()) == ["res4"]
     model = build_classifier("resnet18", out_features=["res2", "res4"], in_channels=1, num_classes=3)
@@ -98,7 +98,7 @@ def test_other_families(name):
         assert model(torch.rand(1, 3, 64, 64)).shape == (1, 5)
 
 
-def test_user_errors():
+def test_options_that_do_not_exist():
     with pytest.raises(UserError, match="FPN"):
         build_classifier("resnet18_fpn")
     with pytest.raises(UserError, match="resnet18"):

@@ -1,4 +1,4 @@
-"""What a network costs, stage by stage: parameters, multiply-adds, activations, and the shapes it gives."""
+"""What a network costs, stage by stage: parameters, multiply-adds, activations, and the shapes of its features."""
 
 import itertools
 import math
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..errors import UserError, reason
 from ..models.layers import FrozenBatchNorm2d
 
-with warnings.catch_warnings():  # it imports a focal loss made by torch.jit.script, which is deprecated
+with warnings.catch_warnings():  # fvcore imports a focal loss compiled by torch.jit.script, which is deprecated
     warnings.simplefilter("ignore", FutureWarning)
     from fvcore.nn import FlopCountAnalysis, jit_handles
 
@@ -30,7 +30,7 @@ def attention_flops(inputs: list, outputs: list) -> int:
     return math.prod(query) * key[-2] + math.prod(query[:-1]) * math.prod(value[-2:])
 
 
-# The papers count convolutions and products of matrices, and neither norms nor anything else that goes by elements.
+# Papers count convolutions and matrix products, but no elementwise operations and norms.
 COUNTED = {
     "aten::_convolution": jit_handles.conv_flop_jit,
     "aten::linear": jit_handles.linear_flop_jit,
@@ -47,52 +47,51 @@ COUNTED = {
 def analyze(model: nn.Module, input_size: tuple[int, int], in_channels: int = 3) -> dict[str, dict]:
     """The cost of `model`, a backbone or a `Classifier` and not on the meta device, for one image of (H, W) pixels.
 
-    Rows "stem", "res2" …, "fpn" or "fc" where there is one, and their sum "total"; each with
-        parameters: trainable + frozen; weight and bias of a FrozenBN are counted as frozen,
-        flops: multiply-adds of convolutions and products of matrices, the papers' convention, by fvcore,
-        activations: numbers that these operations give (arXiv 2003.13678 §3.1),
+    Rows "stem", "res2" …, "fpn" or "fc" if there is one, and their sum "total", each with
+        parameters: trainable + frozen; weight and bias of a FrozenBN count as frozen,
+        flops: multiply-adds of convolutions and matrix products, the papers' convention, by fvcore,
+        activations: elements of their outputs (arXiv 2003.13678 §3.1),
         output: {feature: [channels, height, width]}, empty for the total.
-    A network whose stages cannot be told has one row "backbone" for them.
+    A network that cannot be split into stages has one row "backbone" instead.
 
-    The model runs once, in evaluation. Raises `UserError` for an image that the network cannot take.
+    The model runs once, in evaluation mode. Raises `UserError` for an image that the network cannot take.
     """
     size = "x".join(map(str, (in_channels, *input_size)))
     if min(in_channels, *input_size) < 1:
         raise UserError(f"An image of {size} is empty.")
-    with evaluating(model), shapes_recorded(model) as shapes:
+    rows = parts(model)
+    with evaluating(model), recorded_shapes(model, rows) as shapes:
         try:
             device = next(model.parameters()).device
             counts = count(model, torch.zeros(1, in_channels, *input_size, device=device))
         except RuntimeError as error:
             raise UserError(f"The network cannot take an image of {size}: {reason(error)}") from error
-    rows = {}
-    for row, names in parts(model).items():
+    costs = {}
+    for row, names in rows.items():
         modules = [model.get_submodule(name) for name in names]
-        costs = sum((counts[name] for name in names), Counter())
-        rows[row] = cost(modules, costs, shapes.get(row, {}))
-    rows["total"] = cost([model], counts[""], {})
-    return rows
+        costs[row] = cost(modules, sum((counts[name] for name in names), Counter()), shapes.get(row, {}))
+    return costs | {"total": cost([model], counts[""], {})}
 
 
 def parts(model: nn.Module) -> dict[str, list[str]]:
     """The names of the submodules that make up each row of `analyze`."""
-    prefix = holder(model)
+    prefix = backbone_name(model)
     backbone = model.get_submodule(prefix)
     dot = f"{prefix}." if prefix else ""
     try:
         rows = {stage: [dot + name for name in names] for stage, names in backbone.stages.items()}
-    except UserError:  # a network of timm that does not lie in stages
+    except UserError:  # of a timm network that cannot be split into stages
         rows = {"backbone": [prefix]}
     return rows | {head: [head] for head in ("fpn", "fc") if hasattr(model, head)}
 
 
-def holder(model: nn.Module) -> str:
-    """The name of the backbone with stages: in an FPN "body", in a classifier "backbone", else the model itself."""
+def backbone_name(model: nn.Module) -> str:
+    """The name of the backbone with stages: in an FPN "body", in a classifier "backbone", else "", the model itself."""
     return next((name for name in ("body", "backbone") if hasattr(model, name)), "")
 
 
 def count(model: nn.Module, images: Tensor) -> dict[str, Counter]:
-    """Per module, by its name, "flops" and "activations"; in one pass, which for fvcore's own two classes are two."""
+    """For each module, by its name, "flops" and "activations", counted in one pass."""
     handles = {op: _counter(flops) for op, flops in COUNTED.items()}
     analysis = FlopCountAnalysis(model, images).clear_op_handles().set_op_handle(**handles)
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
@@ -126,7 +125,7 @@ def cost(modules: list[nn.Module], counts: Counter, output: dict) -> dict:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """`model.eval()` for a while."""
+    """`model.eval()` inside this context."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -137,30 +136,32 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def shapes_recorded(model: nn.Module) -> Iterator[dict[str, dict]]:
-    """{row: {feature: [C, H, W]}} of what each row gives, filled when `model` runs.
+def recorded_shapes(model: nn.Module, rows: dict[str, list[str]]) -> Iterator[dict[str, dict]]:
+    """{row: {feature: [C, H, W]}} of the outputs of each row, recorded when `model` runs.
 
-    What a stage gives is what the next one takes, and the last one's is the backbone's last feature.
+    The output of a stage is the input of the next one, that of the last stage the backbone's last feature.
     """
     shapes: dict[str, dict] = {}
-    backbone, rows = model.get_submodule(holder(model)), parts(model)
-    channels_last = getattr(backbone, "channels_last", False)
+    backbone = model.get_submodule(backbone_name(model))
+    channels_last = getattr(backbone, "channels_last", False)  # as those of Swin, whose modules pass on (N, H, W, C)
 
-    def record_head(module: nn.Module, _, output: Tensor | dict[str, Tensor]) -> None:
-        row = list(rows)[-1]
-        shapes[row] = {f: shape_of(x) for f, x in (output if isinstance(output, dict) else {row: output}).items()}
-
-    def record_features(module: nn.Module, _, output: dict[str, Tensor]) -> None:
-        features = {f: shape_of(x) for f, x in output.items()}
-        shapes.update({"backbone": features} | {f: {f: shape} for f, shape in features.items()})
-
-    def recorder(stage: str) -> Callable:
+    def record_stage(stage: str) -> Callable:
         def record(module: nn.Module, inputs: tuple) -> None:
-            if isinstance(inputs[0], Tensor) and inputs[0].dim() == 4:
-                x = inputs[0].permute(0, 3, 1, 2) if channels_last else inputs[0]
-                shapes[stage] = {stage: shape_of(x)}
+            x = inputs[0]
+            if isinstance(x, Tensor) and x.dim() == 4:
+                shapes[stage] = {stage: shape_of(x.permute(0, 3, 1, 2) if channels_last else x)}
 
         return record
+
+    def record_features(module: nn.Module, _, features: dict[str, Tensor]) -> None:
+        for name, x in features.items():
+            shapes[name] = {name: shape_of(x)}
+            shapes.setdefault("backbone", {})[name] = shape_of(x)
+
+    def record_head(module: nn.Module, _, output: Tensor | dict[str, Tensor]) -> None:
+        head = list(rows)[-1]
+        features = output if isinstance(output, dict) else {head: output}
+        shapes[head] = {name: shape_of(x) for name, x in features.items()}
 
     handles = [backbone.register_forward_hook(record_features)]
     if model is not backbone:
@@ -168,7 +169,7 @@ def shapes_recorded(model: nn.Module) -> Iterator[dict[str, dict]]:
     stages = [row for row in rows if row not in ("backbone", "fpn", "fc")]
     for stage, following in itertools.pairwise(stages):
         if rows[following]:
-            handles.append(model.get_submodule(rows[following][0]).register_forward_pre_hook(recorder(stage)))
+            handles.append(model.get_submodule(rows[following][0]).register_forward_pre_hook(record_stage(stage)))
     try:
         yield shapes
     finally:
@@ -177,5 +178,5 @@ def shapes_recorded(model: nn.Module) -> Iterator[dict[str, dict]]:
 
 
 def shape_of(x: Tensor) -> list[int]:
-    """Without the batch; while fvcore traces, sizes are tensors."""
+    """Without the batch. The sizes are tensors while fvcore traces."""
     return [int(side) for side in x.shape[1:]]

@@ -1,6 +1,6 @@
-"""Every registered backbone in figures: `truths.json`, which tests check and the tables of the documentation show.
+"""The numbers of every registered backbone, in `truths.json`: tests check them and the tables in the docs show them.
 
-`tools/write_truths.py` writes it. A name has
+`resnet-backbones write-truths` writes the file. Each name has
     parameters, flops: of the backbone; flops are multiply-adds for one image, as `analyze` counts them,
     classifier_parameters, classifier_flops: with average pooling and fc; not for NAME_fpn,
     features: {feature: [channels, stride]}.
@@ -23,7 +23,7 @@ def load_truths() -> dict[str, dict]:
 
 
 def setting(name: str) -> tuple[tuple[int, int], int]:
-    """The (height, width) of the images and the number of classes `name` was published for: CIFAR's or ImageNet's."""
+    """(height, width) of the images and number of classes that `name` was published for: CIFAR's or ImageNet's."""
     return ((32, 32), 10) if name.startswith("cifar_") else ((224, 224), 1000)
 
 
@@ -47,7 +47,7 @@ def measure(name: str) -> dict:
 
 
 def to_json(truths: dict[str, dict]) -> str:
-    """Sorted, and one name a line, so that differences read well."""
+    """Sorted, with one name per line, so that diffs are readable."""
     lines = [f"{json.dumps(name)}: {json.dumps(truths[name], sort_keys=True)}" for name in sorted(truths)]
     return "{\n" + ",\n".join(lines) + "\n}\n"
 

@@ -1,44 +1,71 @@
-"""Start a tool as several ranks on this machine, by torchrun's elastic agent."""
+"""The arguments of train and pretrain, and their ranks."""
 
 import os
 import sys
-import uuid
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-import torch
+from ..config import load_config
+from ..errors import UserError, one_line_errors
+from . import command_parser
 
-from ..errors import UserError
-from ..training.preemption import INTERRUPTED, SIGNALS
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"  # torchrun forwards them to the ranks
 
 
-def launch(num_ranks: int, max_restarts: int, argv: list[str]) -> int:
-    """Run `argv`, a Python script and its arguments, on `num_ranks` ranks, one a GPU, or without any GPU on the CPU.
+def run(
+    command: str,
+    description: str,
+    schema: type,
+    job: Callable[["DictConfig", bool, bool], None],
+    argv: list[str] | None = None,
+) -> None:
+    """Call `job(config, eval_only, resume)` as a command line says, with --num-gpus on that many ranks.
 
-    Returns the exit status: of the rank that failed first, `INTERRUPTED` after a signal. Ranks that die are replaced
-    together with all others up to `max_restarts` times. Raises `UserError` where there are fewer GPUs.
+    Exits with status 75 when a signal interrupted the run and it is saved, and with 2 and one line for a `UserError`.
+    Ranks that torchrun restarted resume from the last checkpoint.
     """
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+    parser = command_parser(command, description)
+    parser.add_argument("--config", required=True, help="a YAML file, or the name of a shipped one")
+    parser.add_argument("--eval-only", action="store_true", help="evaluate weights=FILE without training")
+    parser.add_argument("--resume", action="store_true", help="continue from last.pt in output_dir")
+    parser.add_argument("--num-gpus", type=int, default=1, help="processes on this machine, one per GPU")
+    parser.add_argument("--max-restarts", type=int, default=0, help="with --num-gpus: restarts after a process dies")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="config values, such as solver.lr=0.01")
+    args = parser.parse_intermixed_args(argv)
+    with one_line_errors():
+        if args.num_gpus < 1 or args.max_restarts < 0:
+            raise UserError("--num-gpus must be at least 1, --max-restarts at least 0.")
+        config = load_config(args.config, args.overrides, schema)
+        from torch.distributed.elastic.multiprocessing.errors import record
 
-    if torch.cuda.is_available() and num_ranks > torch.cuda.device_count():
-        raise UserError(f"--num-gpus is {num_ranks}, but there are {torch.cuda.device_count()} GPUs.")
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_ranks)))
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=num_ranks,
-        run_id=uuid.uuid4().hex,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        max_restarts=max_restarts,
-        signals_to_handle=",".join(["SIGINT", "SIGHUP", "SIGQUIT", *(number.name for number in SIGNALS)]),
-    )
-    try:
-        elastic_launch(config, sys.executable)("-u", *argv)
-    except ChildFailedError as error:
-        print(error, file=sys.stderr)
-        _, failure = error.get_first_failure()
-        return failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
-    except SignalException as stop:
-        return INTERRUPTED if stop.sigval in SIGNALS else 128 + stop.sigval
-    return 0
+        from .. import distributed
+        from ..data.workers import name_dead_workers
+
+        if args.num_gpus > 1 and not distributed.launched():
+            launch(args.num_gpus, args.max_restarts, [command, *(sys.argv[1:] if argv is None else argv)])
+
+    @record  # torchrun's report has the traceback of the rank that failed first
+    def main() -> None:
+        with one_line_errors(), name_dead_workers():
+            job(config, args.eval_only, args.resume or distributed.restarted())
+
+    main()
+    distributed.shutdown()
+
+
+def launch(num_gpus: int, max_restarts: int, argv: list[str]) -> None:
+    """Replace this process by torchrun with `resnet-backbones ARGV` on `num_gpus` ranks.
+
+    Raises `UserError` if there are fewer GPUs; without any, the ranks share the CPU.
+    """
+    import torch
+
+    if torch.cuda.is_available() and num_gpus > torch.cuda.device_count():
+        raise UserError(f"--num-gpus is {num_gpus}, but there are {torch.cuda.device_count()} GPUs.")
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_gpus)))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_gpus}"]
+    torchrun += [f"--max-restarts={max_restarts}", f"--signals-to-handle={SIGNALS}", "-m", "resnet_backbones"]
+    os.execv(sys.executable, torchrun + argv)

@@ -1,99 +1,117 @@
-"""What pretraining is put together from: a config's classifier, its preprocessing, and what its weights file says."""
+"""The job of `pretrain`: images, classifier, training and evaluation, from a config."""
 
 import logging
-import warnings
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, replace
+import math
+from collections.abc import Iterable
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from omegaconf import DictConfig, OmegaConf
 
 from .. import distributed
-from ..backbones import RandomFrozenWarning, build_backbone
-from ..classifiers import Classifier, build_classifier, load_classifier, soft_binary_cross_entropy
-from ..data.augmentation import BatchAugmentation, train_transform
+from ..classifiers import build_classifier
+from ..data.augmentation import train_transform
 from ..data.classification import ClassificationDataset, build_test_loader, build_train_loader
 from ..data.imagenet import FileImages, load_images
 from ..data.shards import ShardImages
 from ..data.views import build_views
-from ..errors import UserError
+from ..evaluation import score_classifiers
+from ..evaluation.report import metrics_table, write_json
+from ..models.classifier import Classifier
 from ..models.compile import compile_backbone
-from ..preprocessing import Normalize, Preprocessing, merged_preprocessing
+from ..models.fuse import fold_norms
+from ..preprocessing import Preprocessing
+from ..training.curves import draw_comparison, draw_curves
+from ..training.loop import fit, memory_format, set_seed
+from ..training.precise_bn import update_precise_bn
+from ..training.solver import in_iterations
+from ..weights import save_safetensors
+from .classifiers import (
+    backbone_options,
+    build_for_training,
+    check_classes,
+    describe,
+    load_ensemble,
+    resolve_preprocessing,
+    set_preprocessing,
+)
+from .run import for_inference, start
 
 logger = logging.getLogger(__name__)
 
-LOSSES = {"cross_entropy": F.cross_entropy, "bce": soft_binary_cross_entropy}
+
+def train(config: DictConfig, resume: bool) -> None:
+    """Train and evaluate; leaves `model.safetensors`, `metrics.json` and `curves.png` in `output_dir`."""
+    device, output_dir, config = start(config, eval_only=False)
+    images = load_images(config.data.root, config.data.train, config.data.classes)
+    val_images = load_images(config.data.root, config.data.val, images.classes)
+    solver = in_iterations(config.solver, len(images))
+    logger.info("%d images, %d classes, %d steps, on %s", len(images), len(images.classes), solver.max_iter, device)
+
+    model = build_for_training(config, images.classes)
+    preprocessing = resolve_preprocessing(config, model.backbone.preprocessing)
+    if config.preprocessing.per_pixel_mean:
+        preprocessing = with_mean_image(preprocessing, view_loader(config, images, preprocessing, "center"))
+    set_preprocessing(model, preprocessing, config.augmentation)
+    fold_norms(model.to(device))
+    model.to(memory_format=memory_format(model, solver))
+    if solver.compile != "none":
+        compile_backbone(model.backbone, solver.compile)
+    loader = train_loader(config, images, preprocessing)
+    val_loader = view_loader(config, val_images, preprocessing, config.evaluation.views)
+
+    def evaluate() -> dict[str, float]:
+        if config.evaluation.precise_bn:
+            update_precise_bn(model, loader(), config.evaluation.precise_bn)
+        return score_classifiers([for_inference(model, solver)], val_loader)
+
+    metadata = describe(model, images.classes, config)
+    set_seed(config.seed + distributed.rank(), solver.deterministic)
+    epoch = math.ceil(len(images) / solver.batch_size)
+    period = epoch if config.evaluation.period is None else config.evaluation.period
+    metrics = fit(model, loader, solver, output_dir, evaluate, period, "top1", metadata, resume)
+    if distributed.is_main():
+        save_safetensors(output_dir / "model.safetensors", model.state_dict(), metadata | {"metrics": metrics})
+        draw_curves(output_dir, output_dir / "curves.png")
+        save_metrics(metrics, output_dir)
+        logger.info("model.safetensors, metrics and curves.png are in %s", output_dir.absolute())
 
 
-def backbone_options(config: DictConfig) -> dict:
-    """The arguments of `build_classifier` in the `backbone` section."""
-    settings = OmegaConf.to_container(config.backbone)
-    return {k: v for k, v in settings.items() if v is not None and not k.startswith("fpn_")}
+def evaluate(config: DictConfig) -> None:
+    """Evaluate `weights`, together with `ensemble`; leaves `metrics.json` in `output_dir`."""
+    device, output_dir, config = start(config, eval_only=True)
+    models = load_ensemble(config)
+    images = load_test_images(config, models[0])
+    loader = view_loader(config, images, models[0].preprocessing, config.evaluation.views)
+    metrics = score_classifiers([for_inference(model.to(device), config.solver) for model in models], loader)
+    if distributed.is_main():
+        save_metrics(metrics, output_dir)
 
 
-def check_names(config: DictConfig, names: list[str]) -> None:
-    """Raise `UserError` where the config's classifier cannot be built on one of the backbones `names`."""
-    with torch.device("meta"):
-        for name in names:
+def compare(config: DictConfig, resume: bool) -> None:
+    """Train each backbone of `compare` in a folder of its own and draw their errors in `comparison.png`."""
+    with torch.device("meta"):  # a name that cannot be built is an error before the first is trained
+        for name in config.compare:
             build_classifier(num_classes=2, **backbone_options(config) | {"name": name, "weights": None})
+    runs = {name: Path(config.output_dir) / name for name in config.compare}
+    for name, folder in runs.items():
+        train(OmegaConf.merge(config, {"backbone": {"name": name}, "output_dir": str(folder)}), resume)
+    if distributed.is_main():
+        draw_comparison(runs, Path(config.output_dir) / "comparison.png")
 
 
-def build_for_training(config: DictConfig, classes: list[str]) -> Classifier:
-    """The classifier of a config with its loss, and its weights where they are given. Its preprocessing is set later,
-    by `set_preprocessing`, because it may need the data. Raises `UserError` where weights do not fit.
-    """
-    loss = partial(LOSSES[config.loss.name], label_smoothing=config.loss.label_smoothing)
-    options = backbone_options(config)
-    if config.weights is None:
-        model = build_classifier(num_classes=len(classes), loss=loss, **options)
-    else:
-        model = check_classes(load_trained(config, config.weights), len(classes), classes, config.weights)
-        model.loss = loss
-    if config.solver.compile != "none":
-        compile_backbone(model.backbone, config.solver.compile)
-    return model
+def save_metrics(metrics: dict[str, float], output_dir: Path) -> None:
+    write_json(output_dir / "metrics.json", metrics)
+    logger.info("metrics in percent:\n%s", metrics_table(metrics))
 
 
-def load_ensemble(config: DictConfig) -> list[Classifier]:
-    """The classifiers to score: that of `weights`, which must have the config's backbone, and those of `ensemble`.
+def load_test_images(config: DictConfig, model: Classifier) -> FileImages | ShardImages:
+    """The validation images, with labels in the order of the classes that `model` was trained on.
 
-    Raises `UserError` where they tell other classes apart.
-    """
-    first = load_trained(config, config.weights)
-    others = [
-        check_classes(load_classifier(source), first.fc.out_features, first.classes, source)
-        for source in config.ensemble
-    ]
-    set_preprocessing(first, resolve_preprocessing(config, first.preprocessing))
-    return [first, *others]
-
-
-def load_trained(config: DictConfig, source: str) -> Classifier:
-    """The classifier at `source`, which must be of the config's backbone."""
-    options = {k: v for k, v in backbone_options(config).items() if k != "weights"}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RandomFrozenWarning)
-        return load_classifier(source, **options)
-
-
-def check_classes(model: Classifier, num_classes: int, classes: list[str] | None, source: str) -> Classifier:
-    """`model`, unless it tells another number of classes apart, or the same ones in another order (`UserError`)."""
-    remedy = "to start from its backbone alone, give it as backbone.weights"
-    if model.fc.out_features != num_classes:
-        raise UserError(f"{source} tells {model.fc.out_features} classes apart, but here are {num_classes}; {remedy}.")
-    known = list(model.classes or [])
-    if classes is not None and known != list(classes) and sorted(known) == sorted(classes):
-        raise UserError(f"{source} has its classes in another order, {', '.join(known[:5])} …; {remedy}.")
-    return model
-
-
-def load_scored_images(config: DictConfig, model: Classifier) -> FileImages | ShardImages:
-    """The validation images, labelled in the order of the classes that `model` was trained on.
-
-    Where its weights do not know the images' classes by name, as torchvision's do not know ImageNet's folders, the
-    classes are taken in sorted order. Raises `UserError` where there are not as many.
+    If the names of the classes differ, as torchvision's do from ImageNet's folders, the folders are taken in sorted
+    order. Raises `UserError` if their number differs, too.
     """
     data = config.data
     images = load_images(data.root, data.val, data.classes)
@@ -101,12 +119,12 @@ def load_scored_images(config: DictConfig, model: Classifier) -> FileImages | Sh
         return load_images(data.root, data.val, model.classes)
     check_classes(model, len(images.classes), images.classes, config.weights)
     if model.classes is not None and list(model.classes) != list(images.classes):
-        logger.warning("the weights name other classes than %s; both are taken in their order", data.val)
+        logger.warning("the classes of the weights have other names than those of %s; matched by position", data.val)
     return images
 
 
-def train_loader(config: DictConfig, images: FileImages | ShardImages, preprocessing: Preprocessing) -> Callable:
-    """`build_train_loader(start=0)` for `fit`."""
+def train_loader(config: DictConfig, images: FileImages | ShardImages, preprocessing: Preprocessing) -> partial:
+    """`build_train_loader(start=…)`, for `fit`."""
     return partial(
         build_train_loader,
         ClassificationDataset(images, train_transform(config.augmentation, preprocessing)),
@@ -123,58 +141,19 @@ def view_loader(
     config: DictConfig, images: FileImages | ShardImages, preprocessing: Preprocessing, views: str
 ) -> Iterable:
     """The loader of `score_classifiers` with these `views`."""
-    make_views = build_views(views, config.evaluation.scales, preprocessing)
     return build_test_loader(
-        ClassificationDataset(images, make_views),
+        ClassificationDataset(images, build_views(views, config.evaluation.scales, preprocessing)),
         1 if views == "multi_scale" else config.evaluation.batch_size,
         num_workers=config.data.num_workers,
         max_unreadable=config.data.max_unreadable,
     )
 
 
-def resolve_preprocessing(config: DictConfig, known: Preprocessing | None) -> Preprocessing:
-    """What the network takes: that of its weights, where they are `known`, with the config's sizes.
-
-    Raises `UserError` where the config contradicts the weights.
-    """
-    given = config.preprocessing
-    merged = merged_preprocessing(known, given.image_mean, given.image_std, "preprocessing")
-    size = given.size or merged.size or 224
-    resize = given.resize or (merged.resize if given.size is None else None) or max(256, size)
-    if size > resize:
-        raise UserError(f"preprocessing.size is {size}; it must be at most preprocessing.resize, {resize}.")
-    return replace(merged, size=size, resize=resize, interpolation=given.interpolation or merged.interpolation)
-
-
-def set_preprocessing(model: Classifier, preprocessing: Preprocessing, augmentation: DictConfig | None = None) -> None:
-    """Make `model` do `preprocessing` to its images and, in training, what `augmentation` does to a batch."""
-    model.preprocessing, model.prepare = preprocessing, Normalize(preprocessing)
-    model.backbone.preprocessing = preprocessing
-    if augmentation is not None:
-        _, image_std = preprocessing.as_rgb()
-        model.augment = BatchAugmentation(augmentation, model.fc.out_features, image_std)
-
-
 def with_mean_image(preprocessing: Preprocessing, loader: Iterable) -> Preprocessing:
-    """`preprocessing` with the mean of all images of a loader of single views in the place of its mean."""
+    """`preprocessing` with the mean image of a loader of single views, over all ranks, as its mean."""
     size = preprocessing.size
     total, count = torch.zeros(3, size, size, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
-    for views, labels, _ in loader:
+    for views, *_ in loader:
         total += torch.cat([stack for (stack,) in views]).double().sum(0) / 255
-        count += len(labels)
+        count += len(views)
     return replace(preprocessing, mean=(distributed.total(total) / distributed.total(count)).tolist())
-
-
-def describe(model: Classifier, classes: list[str], config: DictConfig) -> dict:
-    """What a weights file says of `model`, but for its metrics (see `weights.save_safetensors`)."""
-    architecture = model.backbone.architecture
-    with torch.device("meta"), warnings.catch_warnings():
-        warnings.simplefilter("ignore", RandomFrozenWarning)
-        shapes = build_backbone(architecture["name"], **architecture["options"]).output_shape()
-    return {
-        "architecture": architecture,
-        "features": {name: shape._asdict() for name, shape in shapes.items()},
-        "preprocessing": asdict(model.preprocessing),
-        "classes": classes,
-        "recipe": OmegaConf.to_container(config, resolve=True),
-    }

@@ -1,4 +1,4 @@
-"""Configs: YAML in, checked dataclasses out."""
+"""Configs: YAML files checked against dataclasses, which are their schema, defaults and documentation."""
 
 from .detection import Config
 from .loading import CONFIG_FOLDER, find_config, load_config, save_config

@@ -7,14 +7,14 @@ from .shared import BackboneConfig, SolverConfig
 
 @dataclass
 class DetectorConfig:
-    """`library` and `name` choose the function, the rest are the arguments of `detectors.LIBRARY.NAME`."""
+    """`library` and `name` select the function `detectors.LIBRARY.NAME`, the rest are its arguments."""
 
     library: str = "torchvision"
     name: str = "faster_rcnn"  # mask_rcnn, retinanet or fcos
 
-    # Images: the shorter side is resized to one of min_size, drawn for each image in training and the last one in
-    # evaluation, unless the longer side would pass max_size. Mean and std are of RGB in [0, 1]; null takes those that
-    # come with the backbone's weights, without them ImageNet's.
+    # The shorter side is resized to one of min_size, drawn per image in training and the last one in evaluation, unless
+    # the longer side would exceed max_size. Mean and std are of RGB in [0, 1]; null takes those of the backbone's
+    # weights, or ImageNet's if the weights have none.
     min_size: list[int] = field(default_factory=lambda: [800])
     max_size: int = 1333
     image_mean: list[float] | None = None
@@ -45,10 +45,10 @@ class DetectorConfig:
     box_batch_size_per_image: int = 512
     box_positive_fraction: float = 0.25
 
-    topk_candidates: int = 1000  # of retinanet and fcos, per level before NMS
-    center_sampling_radius: float = 1.5  # of fcos, in strides
+    topk_candidates: int = 1000  # retinanet and fcos: per level before NMS
+    center_sampling_radius: float = 1.5  # fcos: in strides
 
-    mask_pool_size: int = 14  # mask_* are mask_rcnn's alone
+    mask_pool_size: int = 14  # mask_*: mask_rcnn only
     mask_head_width: int = 256
     mask_head_depth: int = 4
 
@@ -58,29 +58,29 @@ class DatasetConfig:
     """A user's own data set."""
 
     format: str = "coco"  # coco, voc or shapes
-    root: str = ""  # coco: the image folder; voc: the folder of Annotations, ImageSets and JPEGImages
+    root: str = ""  # coco: the image folder; voc: the folder with Annotations, ImageSets and JPEGImages
     annotations: str | None = None  # coco: the JSON file
-    split: str | None = None  # voc: a list in ImageSets/Main; shapes: train or val
-    classes: list[str] | None = None  # voc: names in label order; null takes those of Annotations, sorted
+    split: str | None = None  # voc: a list in ImageSets/Main, such as trainval; shapes: train or val
+    classes: list[str] | None = None  # voc: names in label order; null: those found in Annotations, sorted
 
 
 @dataclass
 class DataConfig:
     train: list[str] = field(default_factory=lambda: ["shapes_train"])
     test: list[str] = field(default_factory=lambda: ["shapes_val"])
-    num_workers: int = 4  # loader processes on each rank
+    num_workers: int = 4  # loader processes per rank
     flip: float = 0.5  # probability of a horizontal flip in training
-    keep_empty: bool = False  # train on images without objects, too
-    max_unreadable: int = 0  # so many images are named and left out; one more is an error
+    keep_empty: bool = False  # also train on images without objects
+    max_unreadable: int = 0  # unreadable images that are logged and skipped; one more is an error
     aspect_ratio_grouping: bool = True  # batches of only wide or only tall images: less padding
 
 
 @dataclass
 class EvaluationConfig:
     period: int = 0  # iterations between evaluations; 0: only at the end
-    backend: str = "faster_coco_eval"  # of COCO's figures; or pycocotools, slower: they are the same
-    samples: int = 8  # images drawn into samples/
-    sample_score: float = 0.5  # draw detections of at least this score
+    backend: str = "faster_coco_eval"  # or pycocotools, which is slower and gives the same metrics
+    samples: int = 8  # images drawn to samples/
+    sample_score: float = 0.5  # minimum score of the detections drawn
 
 
 @dataclass
@@ -90,7 +90,7 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     solver: SolverConfig = field(default_factory=SolverConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    datasets: dict[str, DatasetConfig] = field(default_factory=dict)  # a user's own, by the name used in data
+    datasets: dict[str, DatasetConfig] = field(default_factory=dict)  # your own, by the name used in data
     weights: str | None = None  # of the whole detector, to evaluate or to start from
     output_dir: str = "output"
     seed: int = 0

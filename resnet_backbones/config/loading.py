@@ -1,9 +1,6 @@
-"""YAML files and `key=value` overrides, read into the schema."""
+"""YAML files and `key=value` overrides, checked against the schema."""
 
 import difflib
-import io
-import os
-from collections.abc import Iterator
 from pathlib import Path
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -11,26 +8,24 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError
 
 from ..errors import UserError, reason
-from ..nesting import nested_children
 from .detection import Config, DatasetConfig
 from .pretraining import PretrainConfig
 from .rules import check_values
-from .yaml import LARGEST, check_references, check_yaml
 
-CONFIG_FOLDER = Path(__file__).parents[2] / "configs"
+PACKAGE = Path(__file__).parents[1]
+# A wheel brings them as `resnet_backbones.configs`; in a checkout they are beside the package.
+CONFIG_FOLDER = next((f for f in (PACKAGE / "configs", PACKAGE.parent / "configs") if f.is_dir()), PACKAGE / "configs")
 
-# What PyYAML and OmegaConf make of text that is no YAML, or of which Python cannot make numbers, dates or keys.
-NOT_YAML = (YAMLError, OSError, ValueError, TypeError, LookupError, RecursionError, OverflowError, AttributeError,
-            OmegaConfBaseException)  # fmt: skip
-LONGEST_KEY = 200
-TOOLS = {Config: "tools/train_net.py", PretrainConfig: "tools/pretrain.py"}
+# What OmegaConf and PyYAML raise for text that is not YAML or whose numbers, dates or keys Python does not have.
+NOT_YAML = (YAMLError, OmegaConfBaseException, OSError, ValueError, TypeError, RecursionError)
+COMMANDS = {Config: "train", PretrainConfig: "pretrain"}
 
 
 def load_config(name: str, overrides: list[str] | None = None, schema: type = Config) -> DictConfig:
-    """The config of a YAML file with `key=value` overrides, checked against the schema.
+    """The config of a YAML file with `key=value` overrides.
 
     Args:
-        name: a path, or a name in `configs/`, with or without ".yaml".
+        name: a path or the name of a shipped config, see `find_config`.
         overrides: as in `["solver.lr=0.01", "data.test=[coco_2017_val]"]`.
         schema: `Config` of a detector or `PretrainConfig` of a classifier.
 
@@ -38,51 +33,36 @@ def load_config(name: str, overrides: list[str] | None = None, schema: type = Co
     """
     path = find_config(name)
     try:
-        with open(path, encoding="utf-8") as file:
-            text = file.read(LARGEST + 1)
-        check_yaml(text)
-        given = OmegaConf.load(io.StringIO(text))
+        given = OmegaConf.load(path)
     except NOT_YAML as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(given, DictConfig):
-        raise UserError(f"{path} must hold a mapping of keys to values, like configs/quickstart_mask_rcnn.yaml.")
-    for other, tool in TOOLS.items():
-        if other is not schema and set(given) - set(OmegaConf.structured(schema)) and _fits(other, given):
-            raise UserError(f"{path} is a config of {tool}, not of {TOOLS[schema]}.")
+        raise UserError(f"{path} must hold a mapping of keys to values, like quickstart_mask_rcnn.yaml.")
+    _check_command(given, schema, path)
     config = _merge(OmegaConf.structured(schema), given, str(path))
     for override in overrides or []:
-        key, equals, value = override.partition("=")
-        if not equals or not key:
-            raise UserError(f"Override {override!r} is not of the form key=value, such as solver.lr=0.01.")
-        shown = f"{override[:200]!r}"
-        try:
-            if len(key) > LONGEST_KEY:
-                raise ValueError("its key is too long")
-            check_yaml(value)
-            values = OmegaConf.from_dotlist([override])
-        except NOT_YAML as error:
-            raise UserError(f"Override {shown} cannot be read: {' '.join(str(error).split())}") from error
-        config = _merge(config, values, f"override {shown}")
+        config = _merge(config, _parse_override(override), f"override {override[:200]!r}")
     try:
-        check_references(_strings(OmegaConf.to_container(config)))
         values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise UserError(f"{path}: {error.full_key} cannot be resolved: {reason(error)}") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be resolved: {reason(error)}") from error
+    except RecursionError as error:
+        raise UserError(f"{path} cannot be resolved: a ${{reference}} refers to itself.") from error
     check_values(values, str(path))
     return config
 
 
 def find_config(name: str) -> Path:
-    """The file that `--config NAME` means. Raises `UserError` that lists where it was looked for."""
-    candidates = [Path(name), CONFIG_FOLDER / name, CONFIG_FOLDER / f"{name}.yaml"]
-    for path in candidates:
-        if os.path.isfile(path):  # False, too, for a name too long to be a file's, for which Path raises
+    """The file that `--config NAME` means: a path, or the name of a shipped config with or without ".yaml".
+
+    Paths are relative to the working directory, which comes first. Raises `UserError` with the near matches.
+    """
+    for path in (Path(name), CONFIG_FOLDER / name, CONFIG_FOLDER / f"{name}.yaml"):
+        if path.is_file():
             return path
-    valid = [path.name for path in CONFIG_FOLDER.glob("*.yaml")]
+    valid = sorted(path.name for path in CONFIG_FOLDER.glob("*.yaml"))
     near = difflib.get_close_matches(Path(name).name, valid, n=3)
-    hint = f"Did you mean {' or '.join(near)}?" if near else f"Available: {', '.join(sorted(valid))}."
+    hint = f"Did you mean {' or '.join(near)}?" if near else f"Available: {', '.join(valid)}."
     raise UserError(f"Config {name} does not exist, neither as a file nor in {CONFIG_FOLDER}. {hint}")
 
 
@@ -91,29 +71,34 @@ def save_config(config: DictConfig, path: Path) -> None:
     path.write_text(OmegaConf.to_yaml(config, resolve=True))
 
 
-def _strings(value: object) -> Iterator[str]:
-    """Every string in nested mappings and lists."""
-    if isinstance(value, str):
-        yield value
-    for child in nested_children(value):
-        yield from _strings(child)
+def _check_command(given: DictConfig, schema: type, path: Path) -> None:
+    """Raise `UserError` where the keys of `given` do not fit `schema` but fit that of the other command."""
+    for other, command in COMMANDS.items():
+        if not set(given) <= set(OmegaConf.structured(schema)) and set(given) <= set(OmegaConf.structured(other)):
+            raise UserError(f"{path} is a config for `resnet-backbones {command}`, not for {COMMANDS[schema]}.")
 
 
-def _fits(schema: type, given: DictConfig) -> bool:
-    return set(given) <= set(OmegaConf.structured(schema))
+def _parse_override(override: str) -> DictConfig:
+    key, equals, _ = override.partition("=")
+    if not equals or not key:
+        raise UserError(f"Override {override[:200]!r} is not of the form key=value, such as solver.lr=0.01.")
+    try:
+        return OmegaConf.from_dotlist([override])
+    except NOT_YAML as error:
+        raise UserError(f"Override {override[:200]!r} cannot be read: {' '.join(str(error).split())}") from error
 
 
 def _merge(config: DictConfig, given: DictConfig | ListConfig, source: str) -> DictConfig:
     try:
         return OmegaConf.merge(config, given)
-    except TypeError as error:  # a mapping where a list belongs, which OmegaConf does not locate
+    except TypeError as error:  # a mapping instead of a list, which OmegaConf does not locate
         raise UserError(f"{source}: {reason(error)}: a list is given as a mapping or the reverse.") from error
     except ConfigKeyError as error:
         parent, _, key = str(error.full_key).rpartition(".")
         node = OmegaConf.select(config, parent) if parent else config
-        valid = list(node) if isinstance(node, DictConfig) else [f for f in DatasetConfig.__dataclass_fields__]
-        near = difflib.get_close_matches(key, map(str, valid), n=1)
-        hint = f"Did you mean {near[0]}?" if near else f"Valid keys: {', '.join(map(str, valid))}."
+        valid = list(map(str, node if isinstance(node, DictConfig) else DatasetConfig.__dataclass_fields__))
+        near = difflib.get_close_matches(key, valid, n=1)
+        hint = f"Did you mean {near[0]}?" if near else f"Valid keys: {', '.join(valid)}."
         raise UserError(f"{source}: unknown key {error.full_key}. {hint}") from error
     except OmegaConfBaseException as error:
         raise UserError(f"{source}: {error.full_key or 'the config'} cannot be set: {reason(error)}") from error

@@ -1,4 +1,4 @@
-"""What config values may be, beyond their types: ranges, lists and combinations."""
+"""Checks of config values beyond their types: ranges, lists and combinations."""
 
 import fnmatch
 from collections.abc import Callable, Iterator
@@ -9,7 +9,7 @@ from ..errors import UserError
 LARGEST = 10**9
 RGB = "three numbers, of RGB in [0, 1]"
 
-# (smallest, largest) of every number whose key matches; lists are checked element by element.
+# (minimum, maximum) of every number whose key matches; lists are checked element by element.
 RANGES = [
     (1, 16384, "backbone.fpn_channels detector.*_head_width"),
     (1, 64, "detector.*_pool_size detector.mask_head_depth"),

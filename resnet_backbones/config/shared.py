@@ -1,4 +1,4 @@
-"""The parts of a config that detection and pretraining have in common."""
+"""The sections that configs of detectors and classifiers have in common."""
 
 from dataclasses import dataclass, field
 
@@ -7,53 +7,51 @@ from dataclasses import dataclass, field
 class BackboneConfig:
     """The arguments of `build_backbone`."""
 
-    name: str = "resnet50_fpn"  # a name that `python -m resnet_backbones` lists, or timm:NAME; with _fpn for an FPN
+    name: str = "resnet50_fpn"  # a name that `resnet-backbones list` prints, or timm:NAME; with _fpn for an FPN
     norm: str = "BN"  # BN, FrozenBN, SyncBN, GN or none
     freeze_at: int = 0  # 0 nothing, 1 stem, 2 stem and res2, … 5 everything
-    weights: str | None = None  # a file, an URL or torchvision://NAME/WEIGHTS; null trains from scratch
+    weights: str | None = None  # a file, a URL or torchvision://NAME/WEIGHTS; null trains from scratch
     out_features: list[str] | None = None  # null: the backbone's default, p2 … p6 for an FPN
     fpn_channels: int = 256
     fpn_norm: str = "none"
 
-    # Changes to a residual family; null leaves each as the family has it. `build_backbone` explains them.
+    # Variants of a residual family; null keeps the family's default. `build_backbone` explains them.
     shortcut: str | None = None  # A, B, C, D, B3x3 or none
     stride_in_1x1: bool | None = None  # the original placement, in the first 1x1 of a bottleneck
     output_stride: int | None = None  # 8 or 16: res5 (and res4) dilated instead of strided, for heads without FPN
-    dilate_first: bool | None = None  # with output_stride: dilate the convolution that was strided, too
+    dilate_first: bool | None = None  # with output_stride: also dilate the convolution that was strided
     deform_on: list[str] | None = None  # stages whose 3x3 is deformable, such as [res3, res4, res5]
-    deform_modulated: bool | None = None  # version 2, with a mask
-    drop_path: float | None = None  # stochastic depth, the last block's probability
+    deform_modulated: bool | None = None  # DCNv2, with a mask
+    drop_path: float | None = None  # stochastic depth: drop probability of the last block
     zero_init_residual: bool | None = None
     checkpoint_stages: list[str] | None = None  # stages that recompute activations to save memory
 
 
 @dataclass
 class SolverConfig:
-    batch_size: int = 16  # images in an optimiser step, over all ranks and accumulated parts
-    reference_batch_size: int | None = None  # lr and schedule are given for this batch; scaled to batch_size linearly
-    accumulate: int = 1  # parts in which a rank computes its share of the batch
+    batch_size: int = 16  # images per optimizer step, over all ranks and accumulated parts
+    reference_batch_size: int | None = None  # what lr and schedule are given for; scales them to batch_size linearly
+    accumulate: int = 1  # gradient accumulation: parts in which a rank computes its share of the batch
     optimizer: str = "sgd"  # sgd, adamw or lamb (which needs timm)
     lr: float = 0.02
     momentum: float = 0.9  # of sgd
     nesterov: bool = False
     weight_decay: float = 1e-4
-    norm_weight_decay: float | None = None  # of the norms' scales and shifts; null: weight_decay
+    norm_weight_decay: float | None = None  # for weight and bias of norms; null: weight_decay
     schedule: str = "steps"  # steps or cosine (to zero)
     steps: list[int] = field(default_factory=lambda: [60000, 80000])  # iterations at which lr is multiplied by gamma
     gamma: float = 0.1
     max_iter: int = 90000
-    warmup_method: str = "linear"  # from warmup_factor up to lr; constant: at warmup_factor until its end
+    warmup_method: str = "linear"  # from warmup_factor up to lr; or constant, at warmup_factor
     warmup_iters: int = 1000
-    warmup_factor: float = 0.001  # of lr, where the warm-up starts
-    clip_norm: float | None = None  # largest gradient norm over all parameters
-    ema_decay: float | None = None  # score and keep an exponential moving average of the weights; 0.999, say
+    warmup_factor: float = 0.001  # fraction of lr at which the warm-up starts
+    clip_norm: float | None = None  # maximum gradient norm over all parameters
+    ema_decay: float | None = None  # evaluate and save an exponential moving average of the weights, e.g. 0.999
     ema_period: int = 1  # iterations between its updates
-    max_nonfinite: int = 2  # steps left out because loss or gradients are not finite; one more ends the run
+    max_nonfinite: int = 2  # steps skipped because loss or gradients are not finite; one more ends the run
     amp: str = "none"  # none, bf16 or fp16
-    channels_last: bool = False  # memory format of the whole model's weights and of the images
-    compile: str = (
-        "none"  # torch.compile of the backbone and its FPN: default, or reduce-overhead (CUDA graphs); or none
-    )
+    channels_last: bool | None = None  # memory format; null: true on a CPU if the model has no live BN or GN
+    compile: str = "none"  # torch.compile of the backbone and FPN: none, default or reduce-overhead (CUDA graphs)
     checkpoint_period: int = 5000  # iterations between writes of last.pt; 0: only at the end
     keep_checkpoints: int = 2  # last.pt and, from the writes before, last-1.pt …
     log_period: int = 20

@@ -1,4 +1,4 @@
-"""Data sets by name, and loaders. Knows no backbone and no head library."""
+"""Datasets by name, and loaders. Independent of backbones and head libraries."""
 
 import os
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from typing import Any
 from ..errors import UserError, unknown
 from ..paths import stays_below
 from ..registry import Registry
-from .annotations import Annotations, can_be_shown
+from .annotations import Annotations, is_printable
 from .coco import load_coco
 from .dataset import DetectionDataset, check_same_classes
 from .loader import build_test_loader, build_train_loader
@@ -26,12 +26,16 @@ __all__ = [
     "load_annotations",
 ]
 
-FORMATS = {"coco": load_coco, "voc": load_voc, "shapes": load_shapes}
-REQUIRED = {"coco": ("root", "annotations"), "voc": ("root", "split"), "shapes": ("root", "split")}
-OPTIONAL = {"coco": (), "voc": ("classes",), "shapes": ()}
+# Of each format the reader and its required and optional arguments.
+FORMATS = {
+    "coco": (load_coco, ("root", "annotations"), ()),
+    "voc": (load_voc, ("root", "split"), ("classes",)),
+    "shapes": (load_shapes, ("root", "split"), ()),
+}
+DOWNLOADS = {"coco": "https://cocodataset.org/#download", "voc": "http://host.robots.ox.ac.uk/pascal/VOC"}
 
-# Built-in names: their format and its arguments, with paths below `datasets_root()`.
-DATASETS = Registry("data set")
+# Built-in names with the format and its arguments; paths are relative to `datasets_root()`.
+DATASETS = Registry("dataset")
 for _year, _split in [("2014", "train"), ("2014", "val"), ("2017", "train"), ("2017", "val")]:
     DATASETS.add(
         f"coco_{_year}_{_split}",
@@ -51,47 +55,50 @@ for _split in ("train", "val"):
 
 
 def datasets_root() -> Path:
-    """Where built-in data sets lie: $RESNET_BACKBONES_DATASETS, by default ./datasets."""
+    """The folder of built-in datasets: $RESNET_BACKBONES_DATASETS, by default ./datasets."""
     return Path(os.environ.get("RESNET_BACKBONES_DATASETS", "datasets"))
 
 
 def load_annotations(name: str, own: Mapping[str, Mapping[str, Any]] | None = None) -> Annotations:
-    """Read the data set `name`: one of the user's `own` (the config's `datasets:` section) or a built-in one.
+    """Read the dataset `name`: one of the user's `own` (the config's `datasets:` section) or a built-in one.
 
-    Raises `UserError` for an unknown name, a missing key or file (saying where it is looked for and how to get it),
-    and whatever its format's reader refuses.
+    Raises `UserError` for an unknown name, a missing key or file (with its path and how to get it), or invalid content.
     """
     own = own or {}
-    if "/" in name or not stays_below(name) or not can_be_shown(name):
-        raise UserError(f"Data set {name[:80]!r} cannot be called so: files of its results bear its name.")
+    if "/" in name or not stays_below(name) or not is_printable(name):
+        raise UserError(f"Dataset {name[:80]!r} needs another name: result files are named after it.")
     if name in own:
+        source = f"datasets.{name}"
         row = {key: value for key, value in own[name].items() if value not in (None, "")}
-        where = f"datasets.{name}"
+        remedy = f"correct {source} in the config"
     elif name in DATASETS:
-        row = dict(DATASETS.get(name))
-        row["root"] = str(datasets_root() / row["root"])
-        if "annotations" in row:
-            row["annotations"] = str(datasets_root() / row["annotations"])
-        where = name
+        source, row = name, dict(DATASETS.get(name))
+        remedy = (
+            f"download it from {DOWNLOADS.get(row['format'])} and unpack it there, or set RESNET_BACKBONES_DATASETS to "
+            f"the folder that contains {Path(row['root']).parts[0]}/"
+        )
+        row |= {key: str(datasets_root() / row[key]) for key in ("root", "annotations") if key in row}
     else:
-        raise UserError(unknown("data set", name, [*own, *dict(DATASETS)]))
+        raise UserError(unknown("dataset", name, [*own, *dict(DATASETS)]))
 
     kind = row.pop("format", "coco")
-    if kind not in FORMATS:
-        raise UserError(f"{where}: " + unknown("format", kind, FORMATS))
-    for key in REQUIRED[kind]:
-        if key not in row:
-            raise UserError(f"{where}: the {kind} format needs {key!r}.")
-    for key in row:
-        if key not in REQUIRED[kind] + OPTIONAL[kind]:
-            raise UserError(f"{where}: the {kind} format takes no {key!r}.")
-    if kind != "shapes":
+    check_arguments(kind, row, source)
+    if kind != "shapes":  # which are drawn
         for path in (row["root"], row.get("annotations", row["root"])):
             if "://" not in path and not os.path.exists(path):
-                remedy = (
-                    f"correct {where} in the config"
-                    if name in own
-                    else "datasets/README.md says how to get it; $RESNET_BACKBONES_DATASETS names another folder"
-                )
-                raise UserError(f"Data set {name} is not there: {Path(path).absolute()} does not exist; {remedy}.")
-    return FORMATS[kind](name, **row)
+                raise UserError(f"Dataset {name} is missing: {Path(path).absolute()} does not exist; {remedy}.")
+    load, _, _ = FORMATS[kind]
+    return load(name, **row)
+
+
+def check_arguments(kind: str, row: Mapping[str, Any], source: str) -> None:
+    """Raise `UserError` if `kind` is not a format, or `row` does not have its arguments."""
+    if kind not in FORMATS:
+        raise UserError(f"{source}: " + unknown("format", kind, FORMATS))
+    _, required, optional = FORMATS[kind]
+    for key in required:
+        if key not in row:
+            raise UserError(f"{source}: the {kind} format needs {key!r}.")
+    for key in row:
+        if key not in required + optional:
+            raise UserError(f"{source}: the {kind} format takes no {key!r}.")

@@ -1,4 +1,4 @@
-"""A detection data set in memory, whatever its file format: COCO's records, checked, as a handful of arrays."""
+"""A detection dataset in memory, whatever its file format: COCO's records, checked, in a few arrays."""
 
 import logging
 import os
@@ -10,23 +10,22 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import UserError
-from .masks import LARGEST
-from .outlines import Outlines
-from .packed import Rows
+from .ragged import Ragged
+from .segmentations import Segmentations
 
 logger = logging.getLogger(__name__)
 
-SIDE = 10**6  # pixels; no image file has more on a side
-SMALLEST = 1e-6  # of an image's longer side; of a shorter box float32 makes none as it is scaled
-MOST_CLASSES = 20_000  # COCO's figures take 100 kB of each and more
+MAX_SIDE = 10**6  # pixels of an image; no image file has more on a side
+MAX_COORDINATE = 1e8  # pixels; anything beyond is a broken box
+MIN_SIDE = 1e-6  # of a box, as a fraction of its image's longer side; float32 makes less zero when it is resized
 
 
 @dataclass
 class Annotations:
-    """Images and objects in arrays, which loader workers share; objects are sorted by image.
+    """I images and M objects in arrays, which loader workers share; objects are sorted by image.
 
-    `categories` are ordered: label k, from 1, is `categories[k - 1]`. Objects of `crowds` 1 are not trained on and
-    neither reward nor cost in evaluation.
+    Label k, from 1, stands for `categories[k - 1]`. Objects with `crowds` 1 are not trained on and are ignored in
+    evaluation.
     """
 
     name: str
@@ -35,15 +34,15 @@ class Annotations:
     categories: list[dict]
     image_ids: np.ndarray  # (I,)
     sizes: np.ndarray  # (I, 2), width and height in pixels
-    file_names: Rows  # I, UTF-8
+    file_names: Ragged  # I rows, UTF-8
     object_ids: np.ndarray  # (M,)
-    images_of: np.ndarray  # (M,), index of each object's image
+    image_index: np.ndarray  # (M,), the index of each object's image
     labels: np.ndarray  # (M,), from 1
-    boxes: np.ndarray  # (M, 4), x, y, width, height in pixels from the image's left upper corner
+    boxes: np.ndarray  # (M, 4), x, y, width, height in pixels
     areas: np.ndarray  # (M,)
     crowds: np.ndarray  # (M,), 0 or 1
-    outlines: Outlines  # M
-    left_out: tuple[int, str] = (0, "")  # boxes that are no coordinates: how many, and the first one's image
+    segmentations: Segmentations  # M
+    skipped: tuple[int, str] = (0, "")  # broken boxes that are not in the arrays: their number, the first one's image
 
     def __len__(self) -> int:
         """The number of images."""
@@ -55,33 +54,32 @@ class Annotations:
 
     @cached_property
     def starts(self) -> np.ndarray:
-        """(I + 1,): the objects of image k are starts[k] … starts[k + 1] - 1."""
-        return np.searchsorted(self.images_of, np.arange(len(self) + 1))
+        """(I + 1,): the objects of image k are `starts[k]` to `starts[k + 1] - 1`."""
+        return np.searchsorted(self.image_index, np.arange(len(self) + 1))
 
     @cached_property
     def corners(self) -> np.ndarray:
-        """(M, 4): the boxes as x0, y0, x1, y1 inside their images."""
-        size = np.tile(self.sizes[self.images_of], 2)
+        """(M, 4): the boxes as x0, y0, x1, y1, clipped to their images."""
+        size = np.tile(self.sizes[self.image_index], 2)
         ends = np.concatenate([self.boxes[:, :2], self.boxes[:, :2] + self.boxes[:, 2:]], axis=1)
         return ends.clip(0, size)
 
     @cached_property
     def trainable(self) -> np.ndarray:
-        """(M,), bool: no crowds, and something of the box, which is not of no area, lies inside the image."""
-        return (self.crowds == 0) & self._has_area
+        """(M,), bool: not a crowd, and the part of the box inside the image has an area."""
+        return (self.crowds == 0) & self.have_area(self.corners[:, 2:] - self.corners[:, :2])
 
-    @property
-    def _has_area(self) -> np.ndarray:
-        return (self.corners[:, 2:] - self.corners[:, :2] > self._smallest).all(1)
-
-    @property
-    def _smallest(self) -> np.ndarray:
-        """(M, 1): the side in pixels at which a box is one of no area."""
-        return SMALLEST * self.sizes[self.images_of].max(1, keepdims=True)
+    def have_area(self, sides: np.ndarray) -> np.ndarray:
+        """(M,), bool: objects where both of `sides` (M, 2), in pixels, are long enough for a box."""
+        return (sides > MIN_SIDE * self.sizes[self.image_index].max(1, keepdims=True)).all(1)
 
     def file_name(self, k: int) -> str:
-        """Of image k, below `image_root`."""
+        """Of image k, relative to `image_root`."""
         return self.file_names[k].tobytes().decode()
+
+    def path(self, k: int) -> Path:
+        """Of image k."""
+        return self.image_root / self.file_name(k)
 
     def image(self, k: int) -> dict:
         """Image k as COCO writes it."""
@@ -92,14 +90,14 @@ class Annotations:
         """Object j as COCO writes it."""
         record = {
             "id": int(self.object_ids[j]),
-            "image_id": int(self.image_ids[self.images_of[j]]),
+            "image_id": int(self.image_ids[self.image_index[j]]),
             "category_id": self.categories[self.labels[j] - 1]["id"],
             "bbox": self.boxes[j].tolist(),
             "area": float(self.areas[j]),
             "iscrowd": int(self.crowds[j]),
         }
-        outline = self.outlines[j]
-        return record if outline is None else record | {"segmentation": outline}
+        segmentation = self.segmentations[j]
+        return record if segmentation is None else record | {"segmentation": segmentation}
 
     def objects(self, k: int) -> list[dict]:
         """The objects of image k."""
@@ -110,46 +108,46 @@ class Annotations:
         return {
             "info": {"description": self.name},
             "images": [self.image(k) for k in range(len(self))],
-            # Numbered anew: pycocotools takes an annotation of id 0 for "no match".
+            # New ids, from 1: pycocotools takes an annotation of id 0 for "no match".
             "annotations": [self.object(j) | {"id": j + 1} for j in range(len(self.labels))],
             "categories": self.categories,
         }
 
 
 def check_images_exist(data: Annotations) -> None:
-    """Raise `UserError` that names the data set, folder and the first image that is not there, or cannot be seen."""
+    """Raise `UserError` with the dataset, the folder and the first missing image."""
     present: dict[str, set[str]] = {}
     missing = []
     for k in range(len(data)):
         name = data.file_name(k)
         folder, _, file = name.rpartition("/")
-        if folder not in present:  # one listing of a folder is far cheaper than a look at each file
+        if folder not in present:  # listing a folder once is much faster than looking at each of its files
             path = data.image_root / folder
             try:
                 present[folder] = set(os.listdir(path)) if os.path.isdir(path) else set()
             except OSError as error:
-                raise UserError(f"Data set {data.name}: {path} cannot be read: {error.strerror}.") from error
+                raise UserError(f"Dataset {data.name}: {path} cannot be read: {error.strerror}.") from error
         if file not in present[folder]:
             missing.append(name)
     if missing:
         raise UserError(
-            f"Data set {data.name}: {len(missing)} of {len(data)} images are missing from {data.image_root}, "
+            f"Dataset {data.name}: {len(missing)} of {len(data)} images are missing from {data.image_root}, "
             f"first {missing[0]}."
         )
 
 
-def warn_of_skipped(data: Annotations) -> None:
-    """Count in the log the boxes that were or will be skipped, and the outlines that enclose nothing."""
-    count, first = data.left_out
+def warn_skipped(data: Annotations) -> None:
+    """Log how many boxes are skipped, and how many segmentations no mask can be drawn from."""
+    count, first = data.skipped
     if count:
         logger.warning("%s: skipped %d boxes that are not finite (first in %s)", data.name, count, first)
-    flat = (data.boxes[:, 2:] <= data._smallest).any(1)
-    outside = ~data._has_area & ~flat
-    for reason, skipped in (("of no area", flat), ("outside the image", outside)):
+    flat = ~data.have_area(data.boxes[:, 2:])
+    outside = ~data.have_area(data.corners[:, 2:] - data.corners[:, :2]) & ~flat
+    for reason, skipped in (("without area", flat), ("outside the image", outside)):
         if skipped.any():
-            first = data.file_name(data.images_of[skipped.argmax()])
+            first = data.file_name(data.image_index[skipped.argmax()])
             logger.warning("%s: skipped %d boxes %s (first in %s)", data.name, skipped.sum(), reason, first)
-    shapeless = data.outlines.present & ~data.outlines.enclosing()
+    shapeless = data.segmentations.present & ~data.segmentations.drawable()
     if shapeless.any():
         logger.warning(
             "%s: %d objects have a segmentation without a polygon; masks skip them (first annotation %s)",
@@ -158,21 +156,21 @@ def warn_of_skipped(data: Annotations) -> None:
 
 
 def check_classes(names: list[str], source: str) -> None:
-    """Raise `UserError` for names that cannot be shown, and for more classes than can be scored."""
-    strange = next((name for name in names if not can_be_shown(name)), None)
-    if strange is not None:
-        raise UserError(f"{source}: the class {strange[:80]!r} has control characters in its name.")
-    if len(names) > MOST_CLASSES:
-        raise UserError(f"{source}: there are {len(names)} classes; at most {MOST_CLASSES} can be scored.")
+    """Raise `UserError` for names that cannot be printed."""
+    bad = next((name for name in names if not is_printable(name)), None)
+    if bad is not None:
+        raise UserError(f"{source}: the class name {bad[:80]!r} has control characters.")
 
 
-def can_be_shown(text: str) -> bool:
-    """Whether it has neither control characters, which move a terminal's cursor, nor halves of characters."""
+def is_printable(text: str) -> bool:
+    """Whether it has neither control characters, which move a terminal's cursor, nor surrogates."""
     return not any(unicodedata.category(c) in ("Cc", "Cs") for c in text)
 
 
-def finite_boxes(boxes: np.ndarray, file_names: list[str], images_of: np.ndarray) -> tuple[np.ndarray, tuple[int, str]]:
-    """(M,), bool: the boxes that are coordinates; and of the others what `Annotations.left_out` tells."""
-    finite = (np.abs(boxes) < LARGEST).all(1)  # false for NaN, too
-    first = "" if finite.all() else file_names[images_of[finite.argmin()]]
+def finite_boxes(
+    boxes: np.ndarray, file_names: list[str], image_index: np.ndarray
+) -> tuple[np.ndarray, tuple[int, str]]:
+    """(M,), bool: the boxes with real coordinates; and `Annotations.skipped` for the others."""
+    finite = (np.abs(boxes) < MAX_COORDINATE).all(1)  # False for NaN, too
+    first = "" if finite.all() else file_names[image_index[finite.argmin()]]
     return finite, (int(len(finite) - finite.sum()), first)

@@ -1,4 +1,4 @@
-"""Augmentation for classification: of each image in the loader's workers, and of the batch on the model's device."""
+"""Augmentation for classification: of single images in the loader workers, and of batches on the model's device."""
 
 from collections.abc import Callable, Sequence
 
@@ -15,9 +15,9 @@ RGB_EIGENVECTORS = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.
 
 
 def train_transform(augmentation: DictConfig, preprocessing: Preprocessing) -> Callable[[Tensor], Tensor]:
-    """From an RGB image (3, H, W) to a crop (3, size, size), both uint8, as that section of a config says."""
+    """From an RGB image (3, H, W) to a crop (3, size, size), both uint8, as the config section `augmentation` says."""
     size, interpolation = augmentation.size, v2.InterpolationMode(preprocessing.interpolation)
-    grey = [round(255 * v) for v in preprocessing.as_rgb()[0]]  # what normalisation makes zero
+    gray = [round(255 * v) for v in preprocessing.as_rgb()[0]]  # zero after normalization
     crops = {
         "shorter_side": [
             v2.RandomShortestSize(
@@ -28,12 +28,12 @@ def train_transform(augmentation: DictConfig, preprocessing: Preprocessing) -> C
         "random_resized": [v2.RandomResizedCrop(size, tuple(augmentation.scale), interpolation=interpolation)],
         "padded": [
             v2.Resize(size, interpolation),
-            v2.RandomCrop(size, padding=augmentation.padding, fill=tuple(grey)),
+            v2.RandomCrop(size, padding=augmentation.padding, fill=tuple(gray)),
         ],
     }
     policies = {
         "none": [],
-        # Rotations and shears of tensors are bilinear at best.
+        # Rotations and shears of tensors have no bicubic interpolation.
         "trivial": [v2.TrivialAugmentWide(interpolation=v2.InterpolationMode.BILINEAR)],
         "rand": [v2.RandAugment(2, augmentation.rand_magnitude, interpolation=v2.InterpolationMode.BILINEAR)],
     }
@@ -43,17 +43,17 @@ def train_transform(augmentation: DictConfig, preprocessing: Preprocessing) -> C
             *crops[augmentation.crop],
             v2.RandomHorizontalFlip(augmentation.flip),
             *policies[augmentation.auto_augment],
-            *([v2.RandomErasing(erasing, value=grey)] if erasing else []),
+            *([v2.RandomErasing(erasing, value=gray)] if erasing else []),
         ]
     )
 
 
 class BatchAugmentation:
-    """Colour shifts, then mixing, of normalised images (N, 3, H, W) and their labels (N,), on their device.
+    """Color shifts and mixing of normalized images (N, 3, H, W) and their labels (N,), on their device.
 
     Args:
         augmentation: the section of a config.
-        image_std: of RGB in [0, 1], by which the images were divided.
+        image_std: of RGB in [0, 1], which the images were divided by.
     """
 
     def __init__(self, augmentation: DictConfig, num_classes: int, image_std: Sequence[float]) -> None:
@@ -66,14 +66,14 @@ class BatchAugmentation:
         self.mix = v2.RandomChoice(mixers) if mixers else None
 
     def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """The labels become (N, num_classes) shares where images are mixed."""
+        """Labels of mixed images become soft, (N, num_classes)."""
         if self.lighting > 0:
-            shifts = colour_shifts(len(images), self.lighting) / self.image_std
+            shifts = color_shifts(len(images), self.lighting) / self.image_std
             images = images + shifts.to(images)[:, :, None, None]
         return self.mix(images, labels) if self.mix is not None else (images, labels)
 
 
-def colour_shifts(count: int, std: float) -> Tensor:
-    """(count, 3) of RGB in [0, 1] along its principal components, by N(0, std · eigenvalue) each (AlexNet §4.1)."""
+def color_shifts(count: int, std: float) -> Tensor:
+    """(count, 3), for RGB in [0, 1]: N(0, std · eigenvalue) along each of its principal components (AlexNet §4.1)."""
     amounts = torch.randn(count, 3) * std * torch.tensor(RGB_EIGENVALUES)
     return amounts @ torch.tensor(RGB_EIGENVECTORS).T

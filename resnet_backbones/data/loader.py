@@ -1,6 +1,10 @@
-"""Loaders: endless training batches and exact evaluation passes."""
+"""Loaders of both kinds of datasets: endless training batches and exact evaluation passes.
 
-from collections.abc import Callable
+A dataset provides `order(generator)`, the indices of an epoch, `collate(samples)`, the batch of some of its items,
+`path(index)`, the file that an item is read from, and for aspect-ratio grouping `is_wide(index)`.
+"""
+
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -8,32 +12,38 @@ from torch.utils.data import DataLoader, Dataset
 
 from .. import distributed
 from ..errors import UserError
-from .dataset import DetectionDataset
 from .samplers import TrainSampler, evaluation_indices
-from .unreadable import ReadableBatches, split_unreadable
+from .unreadable import ReadableBatches, collate_readable
 from .workers import WatchedDataset, start_worker
 
 
 def build_train_loader(
-    dataset: DetectionDataset,
+    dataset: Dataset,
     batch_size: int,
     *,
     num_workers: int,
     seed: int,
     accumulate: int = 1,
-    aspect_ratio_grouping: bool = True,
+    aspect_ratio_grouping: bool = False,
+    repeats: int = 1,
     max_unreadable: int = 0,
     start: int = 0,
 ) -> ReadableBatches:
-    """Endless lists of images and lists of targets for this rank.
+    """Endless batches for this rank, as `dataset.collate` makes them.
 
     Args:
-        batch_size: of an optimiser step, over all ranks and `accumulate` parts; both must divide it.
-        max_unreadable: so many images are left out and named; one more raises `UserError`.
-        start: the optimiser step to begin with.
+        batch_size: of an optimizer step, over all ranks and `accumulate` parts; both must divide it.
+        aspect_ratio_grouping: a batch has only wide or only tall images, which takes less padding.
+        repeats: copies of each image in a batch, of fewer images per epoch (repeated augmentation, arXiv 1902.05509).
+        max_unreadable: how many unreadable images are skipped, with a warning; one more raises `UserError`.
+        start: the optimizer step to start with.
     """
+
+    def order(generator: torch.Generator) -> Tensor:
+        return dataset.order(generator).repeat_interleave(repeats)[: len(dataset)]
+
     sampler = TrainSampler(
-        len(dataset),
+        order,
         rank_batch_size(batch_size, accumulate),
         seed,
         dataset.is_wide if aspect_ratio_grouping else None,
@@ -41,26 +51,19 @@ def build_train_loader(
         distributed.world_size(),
         start * accumulate,
     )
-    return ReadableBatches(data_loader(dataset, num_workers, collate, batch_sampler=sampler), max_unreadable)
+    return ReadableBatches(data_loader(dataset, num_workers, batch_sampler=sampler), max_unreadable)
 
 
-def build_test_loader(dataset: DetectionDataset, *, num_workers: int, max_unreadable: int = 0) -> ReadableBatches:
-    """This rank's share of the images, one at a time so that padding cannot change a detection."""
+def build_test_loader(
+    dataset: Dataset, batch_size: int = 1, *, num_workers: int, max_unreadable: int = 0
+) -> ReadableBatches:
+    """This rank's share of the images, each once. Detectors take one at a time: padding would change detections."""
     indices = evaluation_indices(len(dataset), distributed.rank(), distributed.world_size())
-    return ReadableBatches(data_loader(dataset, num_workers, collate, sampler=indices, batch_size=1), max_unreadable)
-
-
-def collate(samples: list) -> tuple[tuple[list[Tensor], list[dict]] | None, list[str]]:
-    """Images and targets stay lists: their sizes differ. Beside them, why the images left out could not be read."""
-    read, unreadable = split_unreadable(samples)
-    if not read:
-        return None, unreadable
-    images, targets = zip(*read, strict=True)
-    return (list(images), list(targets)), unreadable
+    return ReadableBatches(data_loader(dataset, num_workers, sampler=indices, batch_size=batch_size), max_unreadable)
 
 
 def rank_batch_size(batch_size: int, accumulate: int) -> int:
-    """A rank's part of an optimiser step's images. Raises `UserError` where they cannot be shared out."""
+    """A rank's part of the images of an optimizer step. Raises `UserError` if they cannot be split evenly."""
     parts = distributed.world_size() * accumulate
     if batch_size % parts:
         raise UserError(
@@ -69,15 +72,15 @@ def rank_batch_size(batch_size: int, accumulate: int) -> int:
     return batch_size // parts
 
 
-def data_loader(dataset: Dataset, num_workers: int, collate_fn: Callable, **options) -> DataLoader:
-    """torch's loader, whose workers stay from one pass to the next and note what they read."""
+def data_loader(dataset: Dataset, num_workers: int, **options) -> DataLoader:
+    """torch's loader of what `collate_readable` returns. Its workers stay alive from one pass to the next."""
     return DataLoader(
         WatchedDataset(dataset, num_workers) if num_workers else dataset,
         num_workers=num_workers,
-        collate_fn=collate_fn,
+        collate_fn=partial(collate_readable, collate=dataset.collate),
         pin_memory=torch.cuda.is_available(),
         persistent_workers=num_workers > 0,
-        generator=torch.Generator(),  # else each pass would take a draw from the model's random numbers
+        generator=torch.Generator(),  # otherwise each pass draws a number from the global generator
         worker_init_fn=start_worker,
         **options,
     )

@@ -1,27 +1,21 @@
-"""COCO's segmentations, polygons and RLE, checked before pycocotools sees them: it trusts what it is given."""
+"""COCO's segmentations, polygons and RLE, checked before pycocotools sees them: it reads past the end of wrong ones."""
 
 import numpy as np
 from pycocotools import mask as rle
 
-from .images import LARGEST as LARGEST_IMAGE
-
-LARGEST = 1e8  # pixels; what lies beyond is no coordinate, and five times it still an int of pycocotools
-LONGEST = 4_000_000  # pixels around all polygons of an object; pycocotools makes 80 bytes of each
-LARGEST_RLE = 2**32  # pixels; it counts them in uint32
+FARTHEST = 1e6  # pixels; pycocotools takes memory for each pixel along a polygon, and no image has more on a side
 
 
 def decode_mask(o: dict, height: int, width: int) -> np.ndarray | None:
-    """The mask (height, width), uint8, of an annotation's polygons or RLE; None where it has none or an empty one.
+    """The mask (height, width), uint8, of an annotation's polygons or RLE; None if it has none or an empty one.
 
-    Raises `ValueError` where the segmentation does not fit the image.
+    Raises `ValueError` if the segmentation does not fit the image.
     """
     segmentation = o.get("segmentation")
-    if not 0 < height * width <= LARGEST_IMAGE:
-        raise ValueError(f"its image is {width} x {height} pixels")
     if isinstance(segmentation, dict):
         check_rle(segmentation)
         if list(segmentation["size"]) != [height, width]:
-            raise ValueError(f"its RLE is of size {segmentation['size']}, the image of {[height, width]}")
+            raise ValueError(f"its RLE has the size {segmentation['size']}, the image {[height, width]}")
         if isinstance(segmentation["counts"], list):
             segmentation = rle.frPyObjects(segmentation, height, width)
         mask = rle.decode(segmentation)
@@ -29,38 +23,24 @@ def decode_mask(o: dict, height: int, width: int) -> np.ndarray | None:
         polygons = [p for p in segmentation if is_polygon(p)] if isinstance(segmentation, list) else []
         if not polygons:
             return None
-        if perimeter(polygons) > LONGEST:
-            raise ValueError(f"its polygons are longer than {LONGEST} pixels")
         mask = rle.decode(rle.merge(rle.frPyObjects(polygons, height, width)))
     return mask if mask.any() else None
 
 
 def is_polygon(points: object) -> bool:
-    """Whether it is x, y, x, y … of three corners or more; pycocotools would take four numbers for a box."""
+    """Whether `points` is [x, y, x, y …] with three corners or more; pycocotools would take four numbers for a box."""
     return isinstance(points, list) and len(points) >= 6 and len(points) % 2 == 0 and are_coordinates(points)
 
 
-def are_coordinates(values: list) -> bool:
-    """Whether they are numbers that a coordinate can have: not NaN, not infinite, not absurd."""
+def are_coordinates(values: list, farthest: float = FARTHEST) -> bool:
+    """Whether all are numbers, finite and less than `farthest` from 0."""
     try:
         array = np.asarray(values)
     except (ValueError, OverflowError):  # lists among them
         return False
     if array.ndim != 1 or array.dtype.kind not in "iuf":
         return False
-    return bool((np.abs(array.astype(float)) < LARGEST).all())
-
-
-def perimeter(polygons: list[list[float]]) -> float:
-    """Pixels along polygons as pycocotools walks them, the longer of x and y on each edge; a box is four numbers."""
-    total = 0.0
-    for points in polygons:
-        if len(points) == 4:  # x, y, width, height
-            total += 2 * (abs(points[2]) + abs(points[3]))
-        else:
-            corners = np.asarray(points[: len(points) // 2 * 2], float).reshape(-1, 2)
-            total += np.abs(corners - np.roll(corners, 1, axis=0)).max(axis=1).sum()
-    return total
+    return bool((np.abs(array.astype(float)) < farthest).all())
 
 
 def check_rle(segmentation: dict) -> None:
@@ -68,8 +48,6 @@ def check_rle(segmentation: dict) -> None:
     size, counts = segmentation.get("size"), segmentation.get("counts")
     if not isinstance(size, (list, tuple)) or len(size) != 2 or not all(isinstance(v, int) and v > 0 for v in size):
         raise ValueError(f"its RLE has size {str(size)[:80]}, not [height, width]")
-    if max(size) >= LARGEST_RLE or size[0] * size[1] >= LARGEST_RLE:
-        raise ValueError(f"its RLE is of more than {LARGEST_RLE} pixels")
     if isinstance(counts, bytes):
         counts = counts.decode("latin-1")
     if not counts or not isinstance(counts, (list, str)):
@@ -80,17 +58,17 @@ def check_rle(segmentation: dict) -> None:
 
 
 def rle_counts(text: str) -> list[int]:
-    """The run lengths of COCO's compressed RLE; pycocotools itself reads past the end of a string cut short.
+    """The run lengths of COCO's compressed RLE.
 
-    Each number is written in 5-bit groups, lowest first, as characters from "0" on whose sixth bit says that more
-    follow; from the third on it is the difference to the number two before. Raises `ValueError` for anything else.
+    Each number is written in 5-bit groups, lowest first, as characters from "0" on, where the sixth bit means that more
+    follow. From the third on, it is the difference to the number two before. Raises `ValueError` for anything else.
     """
     counts: list[int] = []
     value = shift = 0
     for character in text:
         group = ord(character) - 48
         if not 0 <= group < 64 or shift > 60:
-            raise ValueError(f"its RLE holds {character!r}")
+            raise ValueError(f"its RLE has the invalid character {character!r}")
         value |= (group & 31) << shift
         shift += 5
         if not group & 32:

@@ -1,4 +1,4 @@
-"""Reads of files that may lie on a network: tried again where the fault may pass."""
+"""Reading files that may be on a network: errors that may pass are retried."""
 
 import errno
 import logging
@@ -8,8 +8,8 @@ from typing import TypeVar
 
 logger = logging.getLogger(__name__)
 
-PAUSES = (0.1, 1.0, 5.0)  # seconds before the second, third and fourth try
-LASTING = {
+PAUSES = (0.1, 1.0, 5.0)  # seconds before the second, third and fourth attempt
+PERMANENT = {
     errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL,
     errno.EFBIG,
 }  # fmt: skip
@@ -18,13 +18,13 @@ T = TypeVar("T")
 
 
 def with_retries(read: Callable[[], T]) -> T:
-    """`read()`, tried again after `OSError`s that may pass, such as EIO, ESTALE or ETIMEDOUT; the last is raised."""
+    """`read()`, retried after an `OSError` that may pass, such as EIO, ESTALE or ETIMEDOUT; raises the last one."""
     for pause in PAUSES:
         try:
             return read()
         except OSError as error:
-            if error.errno is None or error.errno in LASTING:
+            if error.errno is None or error.errno in PERMANENT:
                 raise
-            logger.warning("%s; trying again in %g s", error, pause)
+            logger.warning("%s; retrying in %g s", error, pause)
             time.sleep(pause)
     return read()

@@ -2,7 +2,6 @@
 
 import itertools
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -10,31 +9,28 @@ from torch.utils.data import Sampler
 
 
 class TrainSampler(Sampler):
-    """Endless batches of (index, seed), every image once an epoch in random order.
+    """Endless batches of (index, seed), epoch after epoch.
 
-    Each global batch is one stretch of the shuffled order, of which rank r takes the r-th part. With `is_wide`, a
-    batch holds only wide or only tall images (aspect-ratio batching, as in detectron2), which pads less.
+    Ranks split each global batch: rank r gets the r-th part.
 
     Args:
-        size: number of images.
+        order: the indices of an epoch in random order, drawn with the given generator.
         batch_size: of one rank.
-        start: how many batches to pass over, to go on where a stopped run was.
-        order: indices of an epoch drawn with a generator; any permutation by default.
+        is_wide: if given, a batch has only wide or only tall images (aspect-ratio grouping, as in detectron2).
+        start: the number of batches to skip when a run is resumed.
     """
 
     def __init__(
         self,
-        size: int,
+        order: Callable[[torch.Generator], Tensor],
         batch_size: int,
         seed: int,
         is_wide: Callable[[int], bool] | None = None,
         rank: int = 0,
         world_size: int = 1,
         start: int = 0,
-        order: Callable[[torch.Generator], Tensor] | None = None,
     ) -> None:
-        self.order = order or (lambda generator: torch.randperm(size, generator=generator))
-        self.size, self.batch_size, self.seed, self.is_wide = size, batch_size, seed, is_wide
+        self.order, self.batch_size, self.seed, self.is_wide = order, batch_size, seed, is_wide
         self.rank, self.world_size, self.start = rank, world_size, start
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
@@ -45,7 +41,7 @@ class TrainSampler(Sampler):
         generator = torch.Generator().manual_seed(self.seed)
         while True:
             order = self.order(generator)
-            seeds = torch.randint(2**62, (self.size,), generator=generator)
+            seeds = torch.randint(2**62, (len(order),), generator=generator)
             for index, seed in zip(order.tolist(), seeds.tolist(), strict=True):
                 bucket = waiting[self.is_wide(index) if self.is_wide else True]
                 bucket.append((index, seed))
@@ -55,14 +51,5 @@ class TrainSampler(Sampler):
 
 
 def evaluation_indices(size: int, rank: int, world_size: int) -> list[int]:
-    """This rank's share of `size` images: no repeats, no omissions."""
+    """This rank's share of `size` images: none twice, none missing."""
     return list(range(rank, size, world_size))
-
-
-@contextmanager
-def seeded(seed: int | None) -> Iterator[None]:
-    """torch's random draws from `seed`, and afterwards from where they were: the model's own stay as they are."""
-    with torch.random.fork_rng(devices=[], enabled=seed is not None):
-        if seed is not None:
-            torch.default_generator.manual_seed(seed)
-        yield

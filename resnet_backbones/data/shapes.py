@@ -1,4 +1,4 @@
-"""The embedded data set: bright shapes on muted, textured ground, drawn once as COCO JSON and PNG."""
+"""The built-in dataset: bright shapes on a muted, textured background, drawn once as COCO JSON and PNG."""
 
 import colorsys
 import contextlib
@@ -19,16 +19,16 @@ from .coco import load_coco
 CLASSES = ("disc", "rectangle", "triangle")
 SPLITS = {"train": (400, 1), "val": (80, 2)}  # number of images, seed
 SIDE = 128  # of an image, pixels
-OVERSAMPLING = 4  # shapes are drawn larger and shrunk, for smooth edges
+OVERSAMPLING = 4  # shapes are drawn larger and downsampled, for smooth edges
 
 
 def load_shapes(name: str, root: Path, split: str) -> Annotations:
-    """Read the train or val split below `root`, drawing it there first where it is absent.
+    """Read the train or val split in `root`, drawing it first if it is not there.
 
-    Raises `UserError` for another split and a `root` that cannot be written.
+    Raises `UserError` for another split and for a `root` that cannot be written.
     """
     if split not in SPLITS:
-        raise UserError(f"Data set {name}: shapes have the splits {', '.join(SPLITS)}, not {split!r}.")
+        raise UserError(f"Dataset {name}: shapes has the splits {', '.join(SPLITS)}, not {split!r}.")
     folder = Path(root) / split
     if not os.path.isdir(folder):
         _write_whole(folder, name, *SPLITS[split])
@@ -36,26 +36,26 @@ def load_shapes(name: str, root: Path, split: str) -> Annotations:
 
 
 def _write_whole(folder: Path, name: str, num_images: int, seed: int) -> None:
-    """Write into a temporary folder and rename it, so that a stopped or parallel run leaves no half data set."""
+    """Write into a temporary folder and rename it, so that an interrupted or parallel run leaves nothing incomplete."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
         try:
             write_shapes(temporary, num_images, seed)
             temporary.chmod(0o755)
-            with contextlib.suppress(OSError):  # another process was first, with the same pictures
+            with contextlib.suppress(OSError):  # another process was faster; its images are the same
                 os.rename(temporary, folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     except (OSError, ValueError) as error:
         raise UserError(
-            f"Data set {name} cannot be drawn in {folder.absolute()}: {reason(error)}; let "
-            "$RESNET_BACKBONES_DATASETS name a folder that can be written."
+            f"Dataset {name} cannot be drawn in {folder.absolute()}: {reason(error)}; set "
+            "$RESNET_BACKBONES_DATASETS to a writable folder."
         ) from error
 
 
 def write_shapes(folder: Path, num_images: int, seed: int) -> None:
-    """Draw `num_images` pictures and their `instances.json` into `folder`; the same seed gives the same files."""
+    """Draw `num_images` images and their `instances.json` into `folder`; the same seed gives the same files."""
     rng = np.random.default_rng(seed)
     images, annotations = [], []
     for image_id in range(1, num_images + 1):
@@ -82,44 +82,44 @@ def write_shapes(folder: Path, num_images: int, seed: int) -> None:
 
 
 def draw_image(rng: np.random.Generator) -> tuple[np.ndarray, list[tuple[int, np.ndarray]]]:
-    """A picture (SIDE, SIDE, 3), uint8, and (label, visible mask (SIDE, SIDE) uint8) of its shapes."""
-    pixels = _textured_ground(rng)
+    """An image (SIDE, SIDE, 3), uint8, and (label, visible mask (SIDE, SIDE), uint8) of its shapes."""
+    pixels = _textured_background(rng)
     objects: list[tuple[int, np.ndarray]] = []
     for _ in range(rng.integers(6, 15)):
         label = int(rng.integers(1, len(CLASSES) + 1))
         coverage = _draw_shape(rng, CLASSES[label - 1])
         mask = (coverage > 0.5).astype(np.uint8)
         if any((mask & other).sum() > 0.05 * other.sum() for _, other in objects):
-            continue  # would hide more than a corner of an earlier shape
+            continue  # it would hide more than a corner of an earlier shape
         objects = [(k, other & ~mask) for k, other in objects]
         hue = rng.uniform()
-        colour = 255 * np.array(colorsys.hsv_to_rgb(hue, rng.uniform(0.7, 1), rng.uniform(0.6, 1)))
-        colour = colour + rng.normal(0, 8, pixels.shape)
-        pixels = pixels + coverage[:, :, None] * (colour - pixels)
+        color = 255 * np.array(colorsys.hsv_to_rgb(hue, rng.uniform(0.7, 1), rng.uniform(0.6, 1)))
+        color = color + rng.normal(0, 8, pixels.shape)
+        pixels = pixels + coverage[:, :, None] * (color - pixels)
         objects.append((label, mask))
     return pixels.clip(0, 255).astype(np.uint8), objects
 
 
-def _textured_ground(rng: np.random.Generator) -> np.ndarray:
-    """A muted base colour, clouds of three scales and fine grain; float (SIDE, SIDE, 3)."""
-    ground = np.full((SIDE, SIDE, 3), rng.uniform(60, 196) + rng.uniform(-20, 20, 3))
+def _textured_background(rng: np.random.Generator) -> np.ndarray:
+    """A muted color, clouds of three scales and fine grain; float (SIDE, SIDE, 3)."""
+    background = np.full((SIDE, SIDE, 3), rng.uniform(60, 196) + rng.uniform(-20, 20, 3))
     for cells in (4, 16, 48):
         noise = Image.fromarray(rng.uniform(0, 255, (cells, cells)).astype(np.uint8))
-        ground += 0.15 * (np.asarray(noise.resize((SIDE, SIDE), Image.BICUBIC), float)[:, :, None] - 128)
-    return ground + rng.normal(0, 6, ground.shape)
+        background += 0.15 * (np.asarray(noise.resize((SIDE, SIDE), Image.BICUBIC), float)[:, :, None] - 128)
+    return background + rng.normal(0, 6, background.shape)
 
 
 def _draw_shape(rng: np.random.Generator, kind: str) -> np.ndarray:
-    """Share of each pixel that a random shape of this kind covers; float (SIDE, SIDE) in [0, 1]."""
+    """The fraction of each pixel that a random shape of this kind covers; float (SIDE, SIDE) in [0, 1]."""
     radius = rng.uniform(9, 17)
-    centre = rng.uniform(radius * 0.7, SIDE - radius * 0.7, 2)
+    center = rng.uniform(radius * 0.7, SIDE - radius * 0.7, 2)
     corners = {
         "disc": np.linspace(0, 2 * np.pi, 64, endpoint=False),
         "rectangle": np.array([0, np.pi, np.pi, 2 * np.pi]) + np.array([1, -1, 1, -1]) * rng.uniform(0.6, 1.0),
         "triangle": np.array([-3, 1, 5]) * np.pi / 6,
     }[kind]
-    angles = corners + rng.uniform(-0.2, 0.2)  # upright, but for a slight tilt
-    points = (centre + radius * np.stack([np.cos(angles), np.sin(angles)], axis=1)) * OVERSAMPLING
+    angles = corners + rng.uniform(-0.2, 0.2)  # slightly tilted
+    points = (center + radius * np.stack([np.cos(angles), np.sin(angles)], axis=1)) * OVERSAMPLING
     canvas = Image.new("L", (SIDE * OVERSAMPLING, SIDE * OVERSAMPLING))
     ImageDraw.Draw(canvas).polygon([tuple(p) for p in points], fill=255)
     return np.asarray(canvas.resize((SIDE, SIDE), Image.BOX), float) / 255

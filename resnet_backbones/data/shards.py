@@ -1,14 +1,12 @@
-"""WebDataset shards: tars of a few thousand samples each, `KEY.jpg` beside `KEY.cls`, for data that outgrows a disk.
+"""WebDataset shards: tars of a few thousand samples each, `KEY.jpg` beside `KEY.cls`, for data larger than the disk.
 
-Shards are read at random, not as a stream: an epoch goes through them in random order, a pool of shards at a time, and
-draws the pool's samples in random order. So the order is a function of the seed alone, the same for any number of ranks
-and workers, a stopped run goes on at the exact sample, and nothing waits in a shuffle buffer.
+Shards are read at random positions, not as a stream: an epoch goes through them in random order, a pool of shards at a
+time, and shuffles the samples of the pool. So the order depends on the seed alone, not on the number of ranks and
+workers, a resumed run continues at the exact sample, and there is no shuffle buffer to fill.
 """
 
 import json
-import math
 import os
-import re
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import PurePosixPath
@@ -23,33 +21,32 @@ from ..paths import local_file, read_whole
 from .files import read_at, scan_tar
 
 POOL = 8  # shards drawn from at a time
-MOST_SHARDS, LONGEST = 10**6, 4096  # of a pattern, and its characters
 IMAGES = ("jpg", "jpeg", "png", "webp")
 
 
 def is_shards(path: str) -> bool:
-    """Whether `path` is a pattern of shards: a tar's name with braces; a single one is written `{000000..000000}`."""
+    """Whether `path` is a pattern of shards, the name of a tar with braces, for a single one `{000000..000000}`."""
     return path.endswith(".tar") and "{" in path
 
 
 class ShardImages:
-    """The labelled images of all shards that `pattern` names; the twin of `imagenet.FileImages`.
+    """The labeled images of all shards that `pattern` names, with the methods of `imagenet.FileImages`.
 
-    The number of samples in each shard is taken from `index.json` beside them, in the form that WebDataset's
-    `widsindex` writes; without it, every shard is looked through once. `KEY.cls` holds a class's name or, in digits,
-    its index in `classes.txt` beside the shards. `classes` are the names in label order, by default those.
+    The numbers of samples are read from `index.json` beside the shards, which WebDataset's `widsindex` writes; without
+    it, every shard is scanned once. `KEY.cls` holds the name of a class, or its index in `classes.txt` beside the
+    shards. `classes` are the names in label order, by default those of `classes.txt`.
 
-    A remote shard is fetched when it is first drawn from and its local copy removed when others have taken its place.
-    Raises `UserError` for a shard that is missing, cut short or not made of such samples.
+    A remote shard is fetched when it is first needed, and its local copy is removed 2 x `POOL` shards later. Raises
+    `UserError` for a shard that is missing, cut short or not made of such samples.
     """
 
     def __init__(self, pattern: str, classes: Sequence[str] | None = None) -> None:
-        self.urls = _expanded(pattern)
+        self.urls = _expand(pattern)
         folder = pattern.rpartition("/")[0]
         self.own_classes = _class_names(folder, pattern)
         self.classes = list(classes) if classes is not None else self.own_classes
         self.label_of = {name: label for label, name in enumerate(self.classes)}
-        self.held: OrderedDict[int, tuple[str, np.ndarray]] = OrderedDict()
+        self.scanned: OrderedDict[int, tuple[str, np.ndarray]] = OrderedDict()
         known = _counts(folder)
         counts = [known.get(PurePosixPath(url).name) or len(self._shard(k)[1]) for k, url in enumerate(self.urls)]
         self.starts = np.cumsum([0, *counts])
@@ -62,16 +59,16 @@ class ShardImages:
         path, samples = self._shard(k)
         sample = index - int(self.starts[k])
         if sample >= len(samples):
-            raise UserError(f"{self.urls[k]} holds {len(samples)} samples, fewer than index.json beside it says.")
+            raise UserError(f"{self.urls[k]} has {len(samples)} samples, fewer than index.json beside it says.")
         offset, size, label = map(int, samples[sample])
-        return read_at(path, offset, size), label, self.where(index)
+        return read_at(path, offset, size), label, self.path(index)
 
-    def where(self, index: int) -> str:
+    def path(self, index: int) -> str:
         k = int(np.searchsorted(self.starts, index, side="right")) - 1
         return f"{self.urls[k]}:{index - int(self.starts[k])}"
 
     def order(self, generator: torch.Generator) -> Tensor:
-        """The indices of one epoch in random order, a pool of shards after the other."""
+        """The indices of one epoch in random order, one pool of shards after the other."""
         shards = torch.randperm(len(self.urls), generator=generator)
         pools = []
         for pool in shards.split(POOL):
@@ -80,16 +77,16 @@ class ShardImages:
         return torch.cat(pools)
 
     def _shard(self, k: int) -> tuple[str, np.ndarray]:
-        """A shard's local path and, for each of its samples, the image's offset and size and the label."""
-        if k not in self.held:
+        """A shard's local path and (offset of the image, its size, label) of each sample."""
+        if k not in self.scanned:
             path = str(local_file(self.urls[k], "shard"))
-            self.held[k] = path, self._samples(path, self.urls[k])
-            if len(self.held) > 2 * POOL:
-                oldest, (old_path, _) = self.held.popitem(last=False)
+            self.scanned[k] = path, self._samples(path, self.urls[k])
+            if len(self.scanned) > 2 * POOL:
+                oldest, (old_path, _) = self.scanned.popitem(last=False)
                 if "://" in self.urls[oldest]:
                     os.unlink(old_path)
-        self.held.move_to_end(k)
-        return self.held[k]
+        self.scanned.move_to_end(k)
+        return self.scanned[k]
 
     def _samples(self, path: str, url: str) -> np.ndarray:
         names, offsets, sizes, _ = scan_tar(path)
@@ -101,47 +98,31 @@ class ShardImages:
                 images[key] = offset, size
             elif kind == "cls":
                 labels[key] = self._label(
-                    read_at(path, int(offset), min(int(size), LONGEST)).decode(errors="replace").strip(),
+                    read_at(path, int(offset), min(int(size), 4096)).decode(errors="replace").strip(),
                     f"{url}:{key}.cls",
                 )
         odd = sorted(set(images) ^ set(labels))
         if odd or not images:
-            wanted = f"{odd[0].removeprefix('/')} lacks one" if odd else "it has none"
-            raise UserError(f"{url} is no shard of images: each KEY.jpg needs a KEY.cls beside it, and {wanted}.")
+            fault = f"{odd[0].removeprefix('/')} lacks one of them" if odd else "there are none"
+            raise UserError(f"{url} is not a shard of images: each sample needs KEY.jpg and KEY.cls, but {fault}.")
         return np.array([(*images[key], labels[key]) for key in images], np.int64)
 
-    def _label(self, text: str, where: str) -> int:
-        known = text.isdecimal() and len(text) < 19 and int(text) < len(self.own_classes)
+    def _label(self, text: str, source: str) -> int:
+        known = text.isdecimal() and int(text) < len(self.own_classes)
         name = self.own_classes[int(text)] if known else text
         if name not in self.label_of or (text.isdecimal() and not known):
-            raise UserError(f"{where} says {text[:80]!r}, which is none of the {len(self.classes)} classes.")
+            raise UserError(f"{source} says {text[:80]!r}, which is not one of the {len(self.classes)} classes.")
         return self.label_of[name]
 
 
-def _expanded(pattern: str) -> list[str]:
-    """The shards that `pattern` names. Raises `UserError` where it is no pattern or names too many."""
+def _expand(pattern: str) -> list[str]:
+    """The shards that `pattern` names. Raises `UserError` if its braces are wrong."""
     try:
-        if len(pattern) > LONGEST or _most(pattern) > MOST_SHARDS:
-            raise ValueError(f"it names more than {MOST_SHARDS} shards")
         return list(braceexpand(pattern))
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{pattern[:200]} is no pattern like train-{{000000..000009}}.tar: {reason(error)}.") from error
-
-
-def _most(pattern: str) -> int:
-    """At most so many names a pattern has; counted before braceexpand writes out every part of it."""
-    ranges = re.findall(r"{(-?\d+)\.\.(-?\d+)", pattern)
-    count = math.prod(abs(int(last) - int(first)) + 1 for first, last in ranges)
-    count *= 52 ** len(re.findall(r"{[A-Za-z]\.\.[A-Za-z]", pattern))
-    choices = []
-    for character in pattern:
-        if character == "{":
-            choices.append(1)
-        elif character == "," and choices:
-            choices[-1] += 1
-        elif character == "}" and choices:
-            count *= choices.pop()
-    return count
+        raise UserError(
+            f"{pattern[:200]} is not a pattern like train-{{000000..000009}}.tar: {reason(error)}."
+        ) from error
 
 
 def _class_names(folder: str, pattern: str) -> list[str]:
@@ -152,21 +133,21 @@ def _class_names(folder: str, pattern: str) -> list[str]:
         raise UserError(f"{path} cannot be read: {reason(error)}.") from error
     classes = [line.strip() for line in names.splitlines() if line.strip()]
     if not classes:
-        raise UserError(f"classes.txt beside {pattern} is empty; it must name a class a line.")
+        raise UserError(f"classes.txt beside {pattern} is empty; it must name one class per line.")
     return classes
 
 
 def _counts(folder: str) -> dict[str, int]:
-    """Samples by a shard's file name, as far as `index.json` tells."""
+    """The number of samples of each shard, by file name, from `index.json`; empty if there is none."""
     try:
         index = json.loads(read_whole(local_file(f"{folder}/index.json" if folder else "index.json", "shard index")))
         counts = {PurePosixPath(shard["url"]).name: int(shard["nsamples"]) for shard in index["shardlist"]}
-        if not all(0 < count <= 10**6 for count in counts.values()):
-            raise ValueError("a shard has a sample or more, and not millions")
+        if min(counts.values(), default=1) < 1:
+            raise ValueError("a shard without samples")
         return counts
     except UserError:
         return {}
     except (ValueError, LookupError, TypeError, RecursionError, OverflowError, OSError) as error:
         raise UserError(
-            f"{folder}/index.json is damaged ({reason(error)}); write it with widsindex or remove it."
+            f"{folder}/index.json is damaged ({reason(error)}); write it again with widsindex or remove it."
         ) from error

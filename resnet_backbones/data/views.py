@@ -1,4 +1,4 @@
-"""The views of an image (3, H, W) that an evaluation averages over: a list of stacks (V, 3, h, w), all uint8."""
+"""The views of an image (3, H, W) that evaluation averages over: a list of stacks (V, 3, h, w), all uint8."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -24,19 +24,19 @@ def build_views(name: str, scales: Sequence[int], preprocessing: Preprocessing) 
 
 
 def center(image: Tensor, resize: int, size: int, interpolation: v2.InterpolationMode) -> list[Tensor]:
-    """The shorter side resized to `resize`, then the centre crop of `size`: one stack of one view."""
+    """The shorter side resized to `resize`, then the center crop of `size`: one stack of one view."""
     return [F.center_crop(F.resize(image, [resize], interpolation), [size, size])[None]]
 
 
 def ten_crop(image: Tensor, resize: int, size: int, interpolation: v2.InterpolationMode) -> list[Tensor]:
-    """The four corners, the centre and their mirror images (AlexNet §4.1): one stack of ten views."""
+    """The four corners, the center and their mirror images (AlexNet §4.1): one stack of ten views."""
     return [torch.stack(F.ten_crop(F.resize(image, [resize], interpolation), [size, size]))]
 
 
 def multi_scale(image: Tensor, scales: list[int], interpolation: v2.InterpolationMode) -> list[Tensor]:
-    """The whole image and its mirror image, the shorter side at each scale (arXiv 1512.03385 §3.4): a stack a scale.
+    """The whole image and its mirror image, resized to each scale of the shorter side (arXiv 1512.03385 §3.4).
 
-    The network runs over them in its fully convolutional form: its average pooling takes whatever size there is.
+    One stack per scale. The network is applied fully convolutionally: its average pooling takes any size.
     """
     sizes = [F.resize(image, [scale], interpolation) for scale in scales]
     return [torch.stack([whole, whole.flip(-1)]) for whole in sizes]

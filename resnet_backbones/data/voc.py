@@ -1,64 +1,47 @@
 """PASCAL VOC devkits: `Annotations/*.xml`, `ImageSets/Main/SPLIT.txt`, `JPEGImages/`."""
 
 import os
-import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from xml.etree.ElementTree import Element, ParseError
 
 import numpy as np
+from defusedxml.common import DTDForbidden
+from defusedxml.ElementTree import fromstring
 
 from ..errors import UserError, unknown
 from ..paths import read_whole, stays_below
-from .annotations import SIDE, Annotations, check_classes, check_images_exist, finite_boxes, warn_of_skipped
+from .annotations import MAX_SIDE, Annotations, check_classes, check_images_exist, finite_boxes, warn_skipped
 from .images import image_size
-from .outlines import pack_outlines
-from .packed import pack_strings
-from .xml import LARGEST, parse_xml
+from .ragged import pack_strings
+from .segmentations import pack_segmentations
 
 VOC_CLASSES = [
-    "aeroplane",
-    "bicycle",
-    "bird",
-    "boat",
-    "bottle",
-    "bus",
-    "car",
-    "cat",
-    "chair",
-    "cow",
-    "diningtable",
-    "dog",
-    "horse",
-    "motorbike",
-    "person",
-    "pottedplant",
-    "sheep",
-    "sofa",
-    "train",
-    "tvmonitor",
-]
+    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
+    "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+]  # fmt: skip
 
 
 def load_voc(name: str, root: Path, split: str, classes: Sequence[str] | None = None) -> Annotations:
-    """Read one split of a devkit; label order is that of `classes`, by default all names in Annotations, sorted.
+    """Read one split of a devkit. Labels follow the order of `classes`, by default all names in Annotations, sorted.
 
     VOC counts pixels from 1 and includes the last one: xmin … xmax becomes the edges xmin - 1 … xmax. Objects marked
-    `difficult` become `iscrowd`: not trained on, ignored in evaluation, as in the devkit. An object whose xmax or
-    ymax does not exceed its minimum is counted as a box of no area.
+    `difficult` become `iscrowd`: not trained on, ignored in evaluation, as in the devkit. A box with xmax <= xmin or
+    ymax <= ymin has no area.
 
-    Raises `UserError` naming the file for a missing list, XML or image, XML that is corrupt and unknown classes.
+    Raises `UserError` naming the file if a list, XML or image is missing, XML is corrupt or a class is unknown.
     """
     root = Path(root)
     names = _listed(root / "ImageSets" / "Main", split, name)
     if classes is None:
         classes = _all_classes(root)
-    check_classes(list(classes), f"Data set {name}")
+    check_classes(list(classes), f"Dataset {name}")
     if len(set(classes)) < len(classes):
-        raise UserError(f"Data set {name}: classes lists a name twice: {', '.join(classes)}.")
+        raise UserError(f"Dataset {name}: classes has a name twice: {', '.join(classes)}.")
 
     label_of = {class_name: label for label, class_name in enumerate(classes, 1)}
-    file_names, sizes, images_of, labels, boxes, crowds = [], [], [], [], [], []
+    file_names, sizes, image_index, labels, boxes, crowds = [], [], [], [], [], []
     for k, image_name in enumerate(names):
         xml = root / "Annotations" / f"{image_name}.xml"
         tree = _parse(xml)
@@ -68,13 +51,13 @@ def load_voc(name: str, root: Path, split: str, classes: Sequence[str] | None = 
             class_name = _class_name(element, xml)
             if class_name not in label_of:
                 raise UserError(f"{xml}: " + unknown("class", class_name, classes))
-            images_of.append(k)
+            image_index.append(k)
             labels.append(label_of[class_name])
             boxes.append(_box(element, xml))
             crowds.append((element.findtext("difficult") or "0").strip() == "1")
     boxes = np.array(boxes, np.float64).reshape(-1, 4)
-    images_of = np.array(images_of, np.int64)
-    finite, left_out = finite_boxes(boxes, file_names, images_of)
+    image_index = np.array(image_index, np.int64)
+    finite, skipped = finite_boxes(boxes, file_names, image_index)
     kept = np.flatnonzero(finite)
     data = Annotations(
         name,
@@ -85,35 +68,35 @@ def load_voc(name: str, root: Path, split: str, classes: Sequence[str] | None = 
         np.array(sizes, np.int64).reshape(-1, 2),
         pack_strings(file_name.encode() for file_name in file_names),
         kept + 1,
-        images_of[kept],
+        image_index[kept],
         np.array(labels, np.int64)[kept],
         boxes[kept],
         boxes[kept, 2:].prod(1),
         np.array(crowds, np.int8)[kept],
-        pack_outlines([None] * len(kept)),
-        left_out,
+        pack_segmentations([None] * len(kept)),
+        skipped,
     )
     check_images_exist(data)
-    warn_of_skipped(data)
+    warn_skipped(data)
     return data
 
 
 def _listed(folder: Path, split: str, name: str) -> list[str]:
-    """The images that the list of a split names; one that leaves the data set's folder is a `UserError`."""
+    """The images in the list of a split. Raises `UserError` for one that leaves the dataset's folder."""
     listing = folder / f"{split}.txt"
     if not stays_below(f"{split}.txt"):
-        raise UserError(f"Data set {name}: split {split[:80]!r} leaves {folder}; name a list that lies there.")
-    if not os.path.isfile(listing):  # False, too, where the path is too long, for which Path raises
+        raise UserError(f"Dataset {name}: split {split[:80]!r} leaves {folder}; name a list in it.")
+    if not os.path.isfile(listing):  # False for a path that is too long; Path raises
         splits = sorted(p.stem for p in folder.glob("*.txt")) if os.path.isdir(folder) else []
-        raise UserError(f"Data set {name}: {listing} does not exist. Splits there: {', '.join(splits) or 'none'}.")
+        raise UserError(f"Dataset {name}: {listing} does not exist. Splits there: {', '.join(splits) or 'none'}.")
     try:
         lines = read_whole(listing).decode(errors="replace").splitlines()
     except OSError as error:
         raise UserError(f"{listing} cannot be read: {error.strerror}.") from error
     names = [line.split()[0] for line in lines if line.strip()]
-    strange = next((n for n in names if not stays_below(n)), None)
-    if strange is not None:
-        raise UserError(f"{listing}: image {strange[:80]!r} leaves the data set's folder; name it without its path.")
+    bad = next((n for n in names if not stays_below(n)), None)
+    if bad is not None:
+        raise UserError(f"{listing}: image {bad[:80]!r} leaves the dataset's folder; name it without its path.")
     repeated = [n for n, count in Counter(names).items() if count > 1]
     if repeated:
         raise UserError(f"{listing}: image {min(repeated)} is listed twice; ids must be unique.")
@@ -125,19 +108,21 @@ def _all_classes(root: Path) -> list[str]:
     return sorted({_class_name(element, xml) for xml in files for element in _parse(xml).iter("object")})
 
 
-def _class_name(element: ElementTree.Element, xml: Path) -> str:
+def _class_name(element: Element, xml: Path) -> str:
     name = (element.findtext("name") or "").strip()
     if not name:
         raise UserError(f"{xml}: an object has no name.")
     return name
 
 
-def _parse(xml: Path) -> ElementTree.Element:
+def _parse(xml: Path) -> Element:
     try:
-        return parse_xml(read_whole(xml, LARGEST))
+        return fromstring(read_whole(xml), forbid_dtd=True)
     except OSError as error:
         raise UserError(f"{xml} cannot be read: {error.strerror}.") from error
-    except ValueError as error:
+    except DTDForbidden as error:
+        raise UserError(f"{xml} has a DOCTYPE, which can declare entities; remove it.") from error
+    except (ParseError, ValueError, LookupError) as error:  # the latter two for encodings
         raise UserError(f"{xml} is not valid XML: {error}.") from error
 
 
@@ -148,17 +133,17 @@ def _image_file(root: Path, image_name: str) -> str:
     return f"JPEGImages/{image_name}.jpg"
 
 
-def _size(tree: ElementTree.Element, image: Path) -> tuple[int, int]:
+def _size(tree: Element, image: Path) -> tuple[int, int]:
     try:
         width, height = int(tree.findtext("size/width") or 0), int(tree.findtext("size/height") or 0)
     except ValueError:
         width = height = 0
-    if 0 < width <= SIDE and 0 < height <= SIDE:
+    if 0 < width <= MAX_SIDE and 0 < height <= MAX_SIDE:
         return width, height
     return image_size(image)
 
 
-def _box(element: ElementTree.Element, xml: Path) -> tuple[float, float, float, float]:
+def _box(element: Element, xml: Path) -> tuple[float, float, float, float]:
     edges = []
     for key in ("xmin", "ymin", "xmax", "ymax"):
         text = element.findtext(f"bndbox/{key}")

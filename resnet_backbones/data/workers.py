@@ -1,4 +1,4 @@
-"""The loader's worker processes: what each is reading, so that one that dies can be blamed on a file."""
+"""The loader's worker processes. Each notes which file it is reading, so that an error can name it if one dies."""
 
 import os
 import re
@@ -17,29 +17,33 @@ WATCHED: "weakref.WeakSet[WatchedDataset]" = weakref.WeakSet()
 
 
 class WatchedDataset(Dataset):
-    """`dataset`, whose `place(index)` names a file, with a note of what each of `num_workers` workers is reading."""
+    """`dataset`, which has a method `path(index)`, with a note of what each of `num_workers` workers is reading."""
 
     def __init__(self, dataset: Dataset, num_workers: int) -> None:
         self.dataset = dataset
-        self.notes = torch.zeros(num_workers, 2, dtype=torch.int64).share_memory_()  # process, index + 1
+        self.notes = torch.zeros(num_workers, 2, dtype=torch.int64).share_memory_()  # process id, index + 1 or 0
         WATCHED.add(self)
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, item: int | tuple[int, int]) -> Any:
-        worker = get_worker_info()
-        index = item[0] if isinstance(item, tuple) else item
-        self.notes[worker.id] = torch.tensor([os.getpid(), index + 1])
+        note = self.notes[get_worker_info().id]
+        note[0], note[1] = os.getpid(), (item[0] if isinstance(item, tuple) else item) + 1
         sample = self.dataset[item]
-        self.notes[worker.id, 1] = 0
+        note[1] = 0
         return sample
+
+    def path_read_by(self, processes: set[int]) -> str | None:
+        """The file that one of `processes` is reading."""
+        reading = (noted - 1 for process, noted in self.notes.tolist() if noted and process in processes)
+        return next(map(self.dataset.path, reading), None)
 
 
 def start_worker(worker: int) -> None:
-    """What a worker does first: it is spared a signal to all processes of a run, which the run still needs it to obey.
+    """Let a worker ignore SIGUSR1 and the first SIGTERM.
 
-    SIGUSR1 is ignored, and of SIGTERM the first.
+    Schedulers send them to all processes of a run, and the main one still needs its workers to finish the step.
     """
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(number, signal.SIG_DFL))
@@ -47,20 +51,21 @@ def start_worker(worker: int) -> None:
 
 @contextmanager
 def name_dead_workers() -> Iterator[None]:
-    """Make torch's error about a worker that died a `UserError` that names the file it was reading."""
+    """Turn torch's error about a dead worker into a `UserError` that names the file it was reading.
+
+    torch raises it from a signal handler, anywhere in the main process.
+    """
     try:
         yield
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
-        died = " ".join(str(error).split())
-        processes = {int(number) for number in re.findall(r"\d+", died)}
-        for watched in list(WATCHED):
-            for process, noted in watched.notes.tolist():
-                if process in processes and noted:
-                    place = watched.dataset.place(noted - 1)
-                    raise UserError(f"{died.rstrip('.')} while reading {place}.") from error
+        message = " ".join(str(error).split()).rstrip(".")
+        processes = {int(number) for number in re.findall(r"\d+", message)}
+        path = next(filter(None, (watched.path_read_by(processes) for watched in WATCHED)), None)
+        if path is not None:
+            raise UserError(f"{message} while reading {path}.") from error
         raise UserError(
-            f"{died.rstrip('.')} while it read no file; a machine short of memory kills workers: lower "
-            "data.num_workers?"
+            f"{message} while it was not reading a file. The system kills workers when memory runs out; lower "
+            "data.num_workers."
         ) from error

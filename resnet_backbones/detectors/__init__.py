@@ -1,9 +1,8 @@
 """Detectors over our backbones. The head library is chosen by name and imported only when it is used."""
 
 import importlib
-import inspect
 import warnings
-from dataclasses import asdict
+from dataclasses import asdict, fields
 
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
@@ -11,17 +10,13 @@ from torch import nn
 from ..backbones import RandomFrozenWarning, build_backbone
 from ..errors import UserError, unknown
 from ..models.compile import compile_backbone
-from ..models.initialization import SkipRandomInit
 from ..weights import load_state_dict, read_ours
+from .ranks import global_batch
+from .settings import SETTINGS
+
+__all__ = ["LIBRARIES", "SETTINGS", "build_detector", "compile_detector", "describe", "global_batch"]
 
 LIBRARIES = ("torchvision", "detectron2")
-# Each detector's function, and those it hands settings on to.
-DETECTORS = {
-    "faster_rcnn": ["faster_rcnn"],
-    "mask_rcnn": ["mask_rcnn", "faster_rcnn"],
-    "retinanet": ["retinanet"],
-    "fcos": ["fcos"],
-}
 
 
 def build_detector(config: DictConfig, num_classes: int) -> nn.Module:
@@ -34,34 +29,36 @@ def build_detector(config: DictConfig, num_classes: int) -> nn.Module:
     library, name = settings.pop("library"), settings.pop("name")
     if library not in LIBRARIES:
         raise UserError(unknown("detector.library", library, LIBRARIES))
-    if name not in DETECTORS:
-        raise UserError(unknown("detector.name", name, DETECTORS))
+    if name not in SETTINGS:
+        raise UserError(unknown("detector.name", name, SETTINGS))
     try:
-        heads = importlib.import_module(f"{__name__}.{library}")
+        make_heads = getattr(importlib.import_module(f"{__name__}.{library}"), name)
     except ModuleNotFoundError as error:
         raise UserError(
-            f"detector.library={library} needs {error.name}, which is not installed; see detectron2 in README.md."
+            f"detector.library={library} needs {error.name}, which is not installed; see docs/detectron2.md."
         ) from error
-    takers = [getattr(heads, taker) for taker in DETECTORS[name]]
-    known = {parameter for taker in takers for parameter in inspect.signature(taker).parameters}
-    settings = {key: value for key, value in settings.items() if key in known}
-
-    backbone_settings = {k: v for k, v in OmegaConf.to_container(config.backbone).items() if v is not None}
-    if not config.backbone.name.endswith("_fpn"):
-        backbone_settings = {k: v for k, v in backbone_settings.items() if not k.startswith("fpn_")}
-        if settings.get("box_head") == "res5":
-            backbone_settings.setdefault("out_features", ["res4", "res5"])
-    checkpoint = None if config.weights is None else read_ours(config.weights)
-    make_heads = getattr(heads, name)
-    if checkpoint is None:
-        return make_heads(build_backbone(**backbone_settings), num_classes, **settings)
-    with SkipRandomInit(), warnings.catch_warnings():
+    settings = {field.name: settings[field.name] for field in fields(SETTINGS[name])}
+    options = backbone_options(config)
+    if config.weights is None:
+        return make_heads(build_backbone(**options), num_classes, **settings)
+    checkpoint = read_ours(config.weights)
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore", RandomFrozenWarning)
-        backbone = build_backbone(**backbone_settings | {"weights": None})
-        backbone.preprocessing = checkpoint.preprocessing()
-        model = make_heads(backbone, num_classes, **settings)
+        backbone = build_backbone(**options | {"weights": None})
+    backbone.preprocessing = checkpoint.preprocessing()
+    model = make_heads(backbone, num_classes, **settings)
     load_state_dict(model, checkpoint.state, config.weights)
     return model
+
+
+def backbone_options(config: DictConfig) -> dict:
+    """The arguments of `build_backbone` in a detector's config."""
+    options = {k: v for k, v in OmegaConf.to_container(config.backbone).items() if v is not None}
+    if not config.backbone.name.endswith("_fpn"):
+        options = {k: v for k, v in options.items() if not k.startswith("fpn_")}
+        if config.detector.box_head == "res5":
+            options.setdefault("out_features", ["res4", "res5"])
+    return options
 
 
 def compile_detector(model: nn.Module, mode: str) -> None:

@@ -1,27 +1,13 @@
-"""Our backbones in detectron2: its detectors in our calling convention, and every name in its BACKBONE_REGISTRY.
+"""detectron2's detectors over our backbones, in our calling convention.
 
-The functions are the twins of `torchvision.py`: the same arguments, inputs and outputs. What differs is detectron2's
+The functions are the twins of `torchvision.py`: the same settings, inputs and outputs. What differs is detectron2's
 mathematics: RoIAlign with aligned pixels, anchors that are not rounded, and masks that are already cut at 0.5.
-
-`import resnet_backbones.detectors.detectron2` registers "NAME", "NAME_fpn", "NAME_c4" (res4 alone) and
-"NAME_retinanet_fpn" for configs (`cfg.MODEL.BACKBONE.NAME`); `build_backbone(name, …)` is for LazyConfigs.
 """
 
-import functools
 from collections.abc import Sequence
-from types import SimpleNamespace
 
-from detectron2.config import CfgNode, get_cfg
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import (
-    BACKBONE_REGISTRY,
-    ROI_HEADS_REGISTRY,
-    Backbone,
-    GeneralizedRCNN,
-    build_resnet_backbone,
-    meta_arch,
-    roi_heads,
-)
+from detectron2.modeling import GeneralizedRCNN, meta_arch, roi_heads
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.modeling.box_regression import Box2BoxTransform, Box2BoxTransformLinear
 from detectron2.modeling.matcher import Matcher
@@ -32,83 +18,25 @@ from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .. import backbones, distributed
+from .. import distributed
 from ..errors import UserError
-from ..models.fpn import FPN
-from ..models.layers import split_last_stage
-from ..models.naming import hide_child
-from ..preprocessing import Preprocessing, detector_preprocessing
-from . import torchvision
-from .detectron2_config import FORMS, build_from
-from .detectron2_sampling import SeededAnchors, SeededRoIs, ShardedLosses
-from .features import DENSE_LEVELS, check_dense_levels, head_features
+from ..hosts.detectron2 import Detectron2Backbone
+from ..preprocessing import detector_preprocessing
+from . import settings as detector_settings
+from .detectron2_ranks import GlobalLosses, SeededAnchors, SeededRoIs
+from .features import DENSE_LEVELS, HeadFeatures, check_dense_levels, head_features
+from .settings import FasterRCNN, ImageSettings, MaskRCNN
 from .transform import ImageTransform
-from .twins import same_arguments
 
-__all__ = ["add_config", "build_backbone", "faster_rcnn", "fcos", "mask_rcnn", "retinanet"]
-
-
-class OurBackbone(Backbone):
-    """A backbone of ours as one of detectron2's; its parameters keep their names."""
-
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net = net
-        self.architecture, self.preprocessing = net.architecture, net.preprocessing
-        hide_child(self, "net")
-
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        return self.net(images)
-
-    def output_shape(self) -> dict[str, ShapeSpec]:
-        return {k: ShapeSpec(channels=s.channels, stride=s.stride) for k, s in self.net.output_shape().items()}
-
-    @property
-    def size_divisibility(self) -> int:
-        """What detectron2 pads a pyramid's images to. Ours needs no padding, but its results would differ."""
-        return getattr(self.net, "size_divisible", 32 if isinstance(self.net, FPN) else 0)
-
-
-def build_backbone(name: str, **options) -> OurBackbone:
-    """`resnet_backbones.build_backbone` for detectron2, as in `L(build_backbone)(name="preact_resnet50_fpn")`."""
-    return OurBackbone(backbones.build_backbone(name, **options))
-
-
-def add_config(cfg: CfgNode) -> None:
-    """Add the one key that detectron2 lacks: MODEL.BACKBONE.WEIGHTS, as `weights` of `resnet_backbones.build_backbone`.
-
-    Without it weights come through MODEL.WEIGHTS, by detectron2's checkpointer and under our names.
-    """
-    cfg.MODEL.BACKBONE.WEIGHTS = ""
-
-
-def _from_config(name: str, form: str, cfg: CfgNode, input_shape: ShapeSpec) -> OurBackbone:
-    return OurBackbone(build_from(cfg, name, form, input_shape.channels))
-
-
-for _name in backbones.list_backbones():
-    for _suffix, _form in FORMS.items():
-        # NAME_fpn stands for itself in our registry, too; the nets for CIFAR have no pyramid and no res5.
-        if not _name.endswith("_fpn") and (not _suffix or f"{_name}_fpn" in backbones.BACKBONES):
-            BACKBONE_REGISTRY._do_register(_name + _suffix, functools.partial(_from_config, _name, _form))
-
-
-@ROI_HEADS_REGISTRY.register()
-class BackboneRes5ROIHeads(roi_heads.Res5ROIHeads):
-    """For "NAME_c4": detectron2's C4 heads with the backbone's own last stage."""
-
-    @classmethod
-    def _build_res5_block(cls, cfg: CfgNode) -> tuple[nn.Module, int]:
-        net = build_from(cfg, cfg.MODEL.BACKBONE.NAME.removesuffix("_c4"), "res5", len(cfg.MODEL.PIXEL_MEAN))
-        channels = net.output_shape()["res5"].channels
-        return split_last_stage(net), channels
+__all__ = ["faster_rcnn", "fcos", "mask_rcnn", "retinanet"]
 
 
 class OurConvention:
     """In front of a meta-architecture of detectron2: the inputs and outputs of `torchvision.py`."""
 
-    def set_transform(self, min_size: Sequence[int], max_size: int, preprocessing: Preprocessing) -> nn.Module:
-        self.transform = ImageTransform(min_size, max_size, preprocessing)
+    def set_transform(self, s: ImageSettings, backbone: nn.Module) -> nn.Module:
+        preprocessing = detector_preprocessing(backbone, s.image_mean, s.image_std)
+        self.transform = ImageTransform(s.min_size, s.max_size, preprocessing)
         return self
 
     def forward(self, images: list[Tensor], targets: list[dict] | None = None) -> dict[str, Tensor] | list[dict]:
@@ -132,9 +60,9 @@ class OurConvention:
         return item
 
     def preprocess_image(self, batched_inputs: list[dict]) -> ImageList:
-        """In training padded to the size of the whole batch over all ranks, as in `ImageTransform`."""
+        """Where a batch is split over ranks, padded to the largest size over all of them, as in `ImageTransform`."""
         images = super().preprocess_image(batched_inputs)
-        if not self.training:
+        if not (self.training and self.transform.over_ranks):
             return images
         height, width = images.tensor.shape[-2:]
         bottom, right = distributed.largest([height, width])
@@ -148,19 +76,19 @@ class OurConvention:
         return output
 
 
-class OurGeneralizedRCNN(OurConvention, ShardedLosses, GeneralizedRCNN):
+class OurGeneralizedRCNN(OurConvention, GlobalLosses, GeneralizedRCNN):
     pass
 
 
-class SeededRPN(SeededAnchors, RPN):
+class OurRPN(SeededAnchors, RPN):
     pass
 
 
-class SeededROIHeads(SeededRoIs, roi_heads.StandardROIHeads):
+class OurROIHeads(SeededRoIs, roi_heads.StandardROIHeads):
     pass
 
 
-class SeededRes5ROIHeads(SeededRoIs, roi_heads.Res5ROIHeads):
+class OurRes5ROIHeads(SeededRoIs, roi_heads.Res5ROIHeads):
     pass
 
 
@@ -172,145 +100,139 @@ class OurFCOS(OurConvention, meta_arch.fcos.FCOS):
     pass
 
 
-# Resizing and normalisation are `OurConvention`'s, so detectron2's own must do nothing.
-NO_NORMALISATION = {"pixel_mean": [0.0, 0.0, 0.0], "pixel_std": [1.0, 1.0, 1.0]}
+# `OurConvention` resizes and normalizes, so detectron2's own must do nothing.
+NO_NORMALIZATION = {"pixel_mean": [0.0, 0.0, 0.0], "pixel_std": [1.0, 1.0, 1.0]}
 
 
-@same_arguments(torchvision.faster_rcnn)
-def faster_rcnn(a: SimpleNamespace) -> nn.Module:
+def faster_rcnn(backbone: nn.Module, num_classes: int, **settings) -> nn.Module:
     """Faster R-CNN; the arguments are those of `torchvision.faster_rcnn`, but `rpn_score_thresh` must be 0."""
-    if a.rpn_score_thresh:
-        raise UserError(f"detector.rpn_score_thresh is {a.rpn_score_thresh}; it must be 0, for detectron2 has none.")
-    preprocessing = detector_preprocessing(a.backbone, a.image_mean, a.image_std)
-    shapes, roi_levels, res5, res5_channels = head_features(a.backbone, a.anchor_sizes, a.box_head)
-    channels = shapes[roi_levels[0]].channels
-    anchors = _anchors(a.anchor_sizes, a.aspect_ratios, shapes)
-    rpn = SeededRPN(
+    s = FasterRCNN(**settings)
+    if s.rpn_score_thresh:
+        raise UserError(f"detector.rpn_score_thresh is {s.rpn_score_thresh}; it must be 0, detectron2 has none.")
+    features = head_features(backbone, s.anchor_sizes, s.box_head)
+    rpn, heads = proposal_network(s, features), box_heads(s, features, num_classes)
+    wrapped = Detectron2Backbone(backbone)
+    model = OurGeneralizedRCNN(backbone=wrapped, proposal_generator=rpn, roi_heads=heads, **NO_NORMALIZATION)
+    return model.set_transform(s, backbone)
+
+
+def proposal_network(s: FasterRCNN, features: HeadFeatures) -> RPN:
+    shapes, roi_levels, _, _ = features
+    anchors = anchor_generator(s.anchor_sizes, s.aspect_ratios, shapes)
+    return OurRPN(
         in_features=list(shapes),
-        head=StandardRPNHead(in_channels=channels, num_anchors=anchors.num_anchors[0]),
+        head=StandardRPNHead(in_channels=shapes[roi_levels[0]].channels, num_anchors=anchors.num_anchors[0]),
         anchor_generator=anchors,
-        anchor_matcher=_matcher(a.rpn_bg_iou_thresh, a.rpn_fg_iou_thresh, allow_low_quality_matches=True),
+        anchor_matcher=matcher(s.rpn_bg_iou_thresh, s.rpn_fg_iou_thresh, allow_low_quality_matches=True),
         box2box_transform=Box2BoxTransform((1.0, 1.0, 1.0, 1.0)),
-        batch_size_per_image=a.rpn_batch_size_per_image,
-        positive_fraction=a.rpn_positive_fraction,
-        pre_nms_topk=(a.rpn_pre_nms_top_n_train, a.rpn_pre_nms_top_n_test),
-        post_nms_topk=(a.rpn_post_nms_top_n_train, a.rpn_post_nms_top_n_test),
-        nms_thresh=a.rpn_nms_thresh,
+        batch_size_per_image=s.rpn_batch_size_per_image,
+        positive_fraction=s.rpn_positive_fraction,
+        pre_nms_topk=(s.rpn_pre_nms_top_n_train, s.rpn_pre_nms_top_n_test),
+        post_nms_topk=(s.rpn_post_nms_top_n_train, s.rpn_post_nms_top_n_test),
+        nms_thresh=s.rpn_nms_thresh,
     )
+
+
+def box_heads(s: FasterRCNN, features: HeadFeatures, num_classes: int) -> roi_heads.ROIHeads:
+    shapes, roi_levels, res5, res5_channels = features
     predictor = roi_heads.FastRCNNOutputLayers(
-        ShapeSpec(channels=res5_channels or a.box_head_width),
+        ShapeSpec(channels=res5_channels or s.box_head_width),
         box2box_transform=Box2BoxTransform((10.0, 10.0, 5.0, 5.0)),
-        num_classes=a.num_classes,
-        test_score_thresh=a.box_score_thresh,
-        test_nms_thresh=a.box_nms_thresh,
-        test_topk_per_image=a.box_detections_per_img,
+        num_classes=num_classes,
+        test_score_thresh=s.box_score_thresh,
+        test_nms_thresh=s.box_nms_thresh,
+        test_topk_per_image=s.box_detections_per_img,
     )
     sampling = {
-        "num_classes": a.num_classes,
-        "batch_size_per_image": a.box_batch_size_per_image,
-        "positive_fraction": a.box_positive_fraction,
-        "proposal_matcher": _matcher(a.box_bg_iou_thresh, a.box_fg_iou_thresh),
+        "num_classes": num_classes,
+        "batch_size_per_image": s.box_batch_size_per_image,
+        "positive_fraction": s.box_positive_fraction,
+        "proposal_matcher": matcher(s.box_bg_iou_thresh, s.box_fg_iou_thresh),
     }
-    pooler = _pooler(a.box_pool_size, shapes, roi_levels)
+    pooler = roi_pooler(s.box_pool_size, shapes, roi_levels)
     if res5 is not None:
-        heads = SeededRes5ROIHeads(
-            in_features=roi_levels, pooler=pooler, res5=res5, box_predictor=predictor, **sampling
-        )
-    else:
-        pooled = ShapeSpec(channels=channels, height=a.box_pool_size, width=a.box_pool_size)
-        heads = SeededROIHeads(
-            box_in_features=roi_levels,
-            box_pooler=pooler,
-            box_head=roi_heads.FastRCNNConvFCHead(pooled, conv_dims=[], fc_dims=[a.box_head_width, a.box_head_width]),
-            box_predictor=predictor,
-            **sampling,
-        )
-    model = OurGeneralizedRCNN(
-        backbone=OurBackbone(a.backbone), proposal_generator=rpn, roi_heads=heads, **NO_NORMALISATION
+        return OurRes5ROIHeads(in_features=roi_levels, pooler=pooler, res5=res5, box_predictor=predictor, **sampling)
+    pooled = ShapeSpec(channels=shapes[roi_levels[0]].channels, height=s.box_pool_size, width=s.box_pool_size)
+    head = roi_heads.FastRCNNConvFCHead(pooled, conv_dims=[], fc_dims=[s.box_head_width, s.box_head_width])
+    return OurROIHeads(
+        box_in_features=roi_levels, box_pooler=pooler, box_head=head, box_predictor=predictor, **sampling
     )
-    return model.set_transform(a.min_size, a.max_size, preprocessing)
 
 
-def mask_rcnn(
-    backbone: nn.Module,
-    num_classes: int,
-    *,
-    mask_pool_size: int = 14,
-    mask_head_width: int = 256,
-    mask_head_depth: int = 4,
-    **settings,
-) -> nn.Module:
+def mask_rcnn(backbone: nn.Module, num_classes: int, **settings) -> nn.Module:
     """Mask R-CNN; the arguments are those of `torchvision.mask_rcnn`. With `box_head="res5"` the mask branch takes the
-    box branch's pooled features, as always in detectron2, and `mask_pool_size` means nothing.
+    box branch's pooled features, as always in detectron2, and `mask_pool_size` has no effect.
     """
-    model = faster_rcnn(backbone, num_classes, **settings)
+    s = MaskRCNN(**settings)
+    mask_settings = {"mask_pool_size", "mask_head_width", "mask_head_depth"}
+    model = faster_rcnn(backbone, num_classes, **{k: v for k, v in settings.items() if k not in mask_settings})
     heads = model.roi_heads
     if isinstance(heads, roi_heads.Res5ROIHeads):
-        channels, dims = heads.box_predictor.cls_score.in_features, [mask_head_width]
+        channels, dims = heads.box_predictor.cls_score.in_features, [s.mask_head_width]
     else:
         shapes = model.backbone.output_shape()
-        channels, dims = shapes[heads.box_in_features[0]].channels, [mask_head_width] * (mask_head_depth + 1)
+        channels, dims = shapes[heads.box_in_features[0]].channels, [s.mask_head_width] * (s.mask_head_depth + 1)
         heads.mask_in_features = heads.box_in_features
-        heads.mask_pooler = _pooler(mask_pool_size, shapes, heads.box_in_features)
-    pooled = ShapeSpec(channels=channels, height=mask_pool_size, width=mask_pool_size)
+        heads.mask_pooler = roi_pooler(s.mask_pool_size, shapes, heads.box_in_features)
+    pooled = ShapeSpec(channels=channels, height=s.mask_pool_size, width=s.mask_pool_size)
     heads.mask_head = roi_heads.MaskRCNNConvUpsampleHead(pooled, num_classes=num_classes, conv_dims=dims)
     heads.mask_on = True
     return model
 
 
-@same_arguments(torchvision.retinanet)
-def retinanet(a: SimpleNamespace) -> nn.Module:
+def retinanet(backbone: nn.Module, num_classes: int, **settings) -> nn.Module:
     """RetinaNet; the arguments are those of `torchvision.retinanet`."""
-    check_dense_levels(a.backbone, a.anchor_sizes)
-    preprocessing, backbone = detector_preprocessing(a.backbone, a.image_mean, a.image_std), OurBackbone(a.backbone)
-    shapes = backbone.output_shape()
-    anchors = _anchors(a.anchor_sizes, a.aspect_ratios, shapes)
+    s = detector_settings.RetinaNet(**settings)
+    check_dense_levels(backbone, s.anchor_sizes)
+    wrapped = Detectron2Backbone(backbone)
+    shapes = wrapped.output_shape()
+    anchors = anchor_generator(s.anchor_sizes, s.aspect_ratios, shapes)
     head = meta_arch.retinanet.RetinaNetHead(
         input_shape=list(shapes.values()),
-        num_classes=a.num_classes,
+        num_classes=num_classes,
         num_anchors=anchors.num_anchors[0],
         conv_dims=[shapes["p3"].channels] * 4,
     )
     model = OurRetinaNet(
-        backbone=backbone,
+        backbone=wrapped,
         head=head,
         head_in_features=DENSE_LEVELS,
         anchor_generator=anchors,
         box2box_transform=Box2BoxTransform((1.0, 1.0, 1.0, 1.0)),
-        anchor_matcher=_matcher(a.box_bg_iou_thresh, a.box_fg_iou_thresh, allow_low_quality_matches=True),
-        num_classes=a.num_classes,
-        test_score_thresh=a.box_score_thresh,
-        test_topk_candidates=a.topk_candidates,
-        test_nms_thresh=a.box_nms_thresh,
-        max_detections_per_image=a.box_detections_per_img,
-        **NO_NORMALISATION,
+        anchor_matcher=matcher(s.box_bg_iou_thresh, s.box_fg_iou_thresh, allow_low_quality_matches=True),
+        num_classes=num_classes,
+        test_score_thresh=s.box_score_thresh,
+        test_topk_candidates=s.topk_candidates,
+        test_nms_thresh=s.box_nms_thresh,
+        max_detections_per_image=s.box_detections_per_img,
+        **NO_NORMALIZATION,
     )
-    return model.set_transform(a.min_size, a.max_size, preprocessing)
+    return model.set_transform(s, backbone)
 
 
-@same_arguments(torchvision.fcos)
-def fcos(a: SimpleNamespace) -> nn.Module:
+def fcos(backbone: nn.Module, num_classes: int, **settings) -> nn.Module:
     """FCOS; the arguments are those of `torchvision.fcos`."""
-    check_dense_levels(a.backbone)
-    preprocessing, backbone = detector_preprocessing(a.backbone, a.image_mean, a.image_std), OurBackbone(a.backbone)
-    shapes = list(backbone.output_shape().values())
+    s = detector_settings.FCOS(**settings)
+    check_dense_levels(backbone)
+    wrapped = Detectron2Backbone(backbone)
+    shapes = list(wrapped.output_shape().values())
     model = OurFCOS(
-        backbone=backbone,
-        head=meta_arch.fcos.FCOSHead(input_shape=shapes, num_classes=a.num_classes, conv_dims=[shapes[0].channels] * 4),
+        backbone=wrapped,
+        head=meta_arch.fcos.FCOSHead(input_shape=shapes, num_classes=num_classes, conv_dims=[shapes[0].channels] * 4),
         head_in_features=DENSE_LEVELS,
         box2box_transform=Box2BoxTransformLinear(normalize_by_size=True),
-        num_classes=a.num_classes,
-        center_sampling_radius=a.center_sampling_radius,
-        test_score_thresh=a.box_score_thresh,
-        test_topk_candidates=a.topk_candidates,
-        test_nms_thresh=a.box_nms_thresh,
-        max_detections_per_image=a.box_detections_per_img,
-        **NO_NORMALISATION,
+        num_classes=num_classes,
+        center_sampling_radius=s.center_sampling_radius,
+        test_score_thresh=s.box_score_thresh,
+        test_topk_candidates=s.topk_candidates,
+        test_nms_thresh=s.box_nms_thresh,
+        max_detections_per_image=s.box_detections_per_img,
+        **NO_NORMALIZATION,
     )
-    return model.set_transform(a.min_size, a.max_size, preprocessing)
+    return model.set_transform(s, backbone)
 
 
-def _anchors(sizes: Sequence, ratios: Sequence[float], shapes: dict) -> DefaultAnchorGenerator:
+def anchor_generator(sizes: Sequence, ratios: Sequence[float], shapes: dict) -> DefaultAnchorGenerator:
     return DefaultAnchorGenerator(
         sizes=[list(level) for level in sizes],
         aspect_ratios=[list(ratios)],
@@ -319,22 +241,12 @@ def _anchors(sizes: Sequence, ratios: Sequence[float], shapes: dict) -> DefaultA
     )
 
 
-def _matcher(background: float, foreground: float, allow_low_quality_matches: bool = False) -> Matcher:
+def matcher(background: float, foreground: float, allow_low_quality_matches: bool = False) -> Matcher:
     between = background < foreground
     thresholds, labels = ([background, foreground], [0, -1, 1]) if between else ([foreground], [0, 1])
     return Matcher(thresholds, labels, allow_low_quality_matches)
 
 
-def _pooler(size: int, shapes: dict, levels: list[str]) -> ROIPooler:
+def roi_pooler(size: int, shapes: dict, levels: list[str]) -> ROIPooler:
     scales = [1 / shapes[level].stride for level in levels]
     return ROIPooler(output_size=size, scales=scales, sampling_ratio=0, pooler_type="ROIAlignV2")
-
-
-def own_resnet(depth: int, norm: str = "FrozenBN", **settings) -> Backbone:
-    """detectron2's own ResNet giving res2 … res5, to compare with; `settings` are keys of its MODEL.RESNETS."""
-    cfg = get_cfg()
-    widths = {"RES2_OUT_CHANNELS": 64} if depth < 50 else {}
-    values = {"DEPTH": depth, "NORM": norm, "OUT_FEATURES": ["res2", "res3", "res4", "res5"], **widths, **settings}
-    for key, value in values.items():
-        cfg.MODEL.RESNETS[key] = value
-    return build_resnet_backbone(cfg, ShapeSpec(channels=3)).eval()

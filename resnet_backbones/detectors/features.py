@@ -6,7 +6,8 @@ from typing import NamedTuple
 from torch import nn
 
 from ..errors import UserError, unknown
-from ..models.layers import ShapeSpec, split_last_stage
+from ..models.backbone import ShapeSpec
+from ..models.freezing import split_last_stage
 
 BOX_HEADS = ("mlp", "res5")
 DENSE_LEVELS = ["p3", "p4", "p5", "p6", "p7"]

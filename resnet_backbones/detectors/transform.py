@@ -1,4 +1,4 @@
-"""The way of an image into a detector: normalised and resized, on the model's device."""
+"""The way of an image into a detector: normalized and resized, on the model's device."""
 
 from collections.abc import Sequence
 
@@ -7,20 +7,27 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import paste_masks_in_image
-from torchvision.models.detection.transform import GeneralizedRCNNTransform
+from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
 
 from .. import distributed
 from ..preprocessing import Normalize, Preprocessing
-from .draws import RESIZE, drawing_from
+
+RESIZE, ANCHORS, ROIS = 1, 2, 3  # added to an image's seed: each kind of draw has a stream of its own
+
+
+def generator(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
+    return torch.Generator(device).manual_seed(seed)
 
 
 class ImageTransform(GeneralizedRCNNTransform):
     """torchvision's resizing, never below one pixel, of RGB images, uint8 or float in [0, 1]."""
 
+    over_ranks = False  # pad training images to the largest size over all ranks; see `ranks.global_batch`
+
     def __init__(self, min_size: Sequence[int], max_size: int, preprocessing: Preprocessing) -> None:
         super().__init__(list(min_size), max_size, *preprocessing.as_rgb())
         self.preprocessing, self.normalizer = preprocessing, Normalize(preprocessing)
-        self.seeds: list[int | None] = []  # of the batch's images, for whatever is drawn for each
+        self.seeds: list[int | None] = []  # of the batch's images
 
     def forward(self, images: list[Tensor], targets: list[dict] | None = None) -> tuple[ImageList, list[dict] | None]:
         self.seeds = [target.get("seed") for target in targets] if targets is not None else [None] * len(images)
@@ -31,28 +38,26 @@ class ImageTransform(GeneralizedRCNNTransform):
 
     def resize(self, image: Tensor, target: dict | None = None) -> tuple[Tensor, dict | None]:
         height, width = image.shape[-2:]
-        min_size = self._drawn_size(target) if self.training else self.min_size[-1]
+        min_size = self.drawn_size(target) if self.training else self.min_size[-1]
         scale = min(min_size / min(height, width), self.max_size / max(height, width))
         size = (max(1, int(height * scale)), max(1, int(width * scale)))
         image = F.interpolate(image[None], size=size, mode="bilinear", align_corners=False)[0]
         if target is not None:
-            target["boxes"] = resize_boxes(target["boxes"], (height, width), size)
+            target["boxes"] = resize_boxes(target["boxes"], [height, width], list(size))
             if "masks" in target:
                 target["masks"] = F.interpolate(target["masks"][:, None], size=size, mode="nearest")[:, 0]
         return image, target
 
-    def max_by_axis(self, shapes: list[list[int]]) -> list[int]:
-        """The size that a batch is padded to: in training that of the whole batch over all ranks.
+    def drawn_size(self, target: dict | None) -> int:
+        """One of `min_size`, drawn from the image's seed where it has one."""
+        seed = None if target is None else target.get("seed")
+        draw = torch.rand(1, generator=None if seed is None else generator(seed + RESIZE))
+        return self.min_size[int(draw * len(self.min_size))]
 
-        Padding shows in what a network computes near it. It costs no time, for the rank of the largest image sets the
-        pace of all.
-        """
-        largest = super().max_by_axis(shapes)
-        return distributed.largest(largest) if self.training else largest
-
-    def _drawn_size(self, target: dict | None) -> int:
-        with drawing_from((target or {}).get("seed"), RESIZE, torch.device("cpu")):
-            return self.torch_choice(self.min_size)
+    def max_by_axis(self, the_list: list[list[int]]) -> list[int]:
+        """The size that a batch is padded to. Padding shows in what a network computes near it."""
+        largest = super().max_by_axis(the_list)
+        return distributed.largest(largest) if self.training and self.over_ranks else largest
 
     def postprocess(
         self, result: list[dict], image_shapes: list[tuple[int, int]], original_image_sizes: list[tuple[int, int]]
@@ -65,13 +70,6 @@ class ImageTransform(GeneralizedRCNNTransform):
             if masks is not None:
                 detections["masks"] = paste(masks, detections["boxes"], size)
         return result
-
-
-def resize_boxes(boxes: Tensor, size: tuple[int, int], new_size: tuple[int, int]) -> Tensor:
-    """torchvision's, to the last bit, without its scalars made on the boxes' device, which wait for a GPU."""
-    ratio_y, ratio_x = torch.tensor(new_size, dtype=torch.float32) / torch.tensor(size, dtype=torch.float32)
-    x0, y0, x1, y1 = boxes.unbind(1)
-    return torch.stack((x0 * ratio_x, y0 * ratio_y, x1 * ratio_x, y1 * ratio_y), dim=1)
 
 
 def paste(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:

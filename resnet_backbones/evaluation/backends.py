@@ -1,6 +1,6 @@
-"""The libraries that match detections with objects for COCO's figures: faster-coco-eval, in C++, and pycocotools.
+"""The libraries that compute COCO's metrics: faster-coco-eval, in C++, and pycocotools, the reference.
 
-pycocotools is the reference. The other gives the same numbers to the last bit, or is not asked.
+faster-coco-eval is used where it gives the same numbers to the last bit.
 """
 
 import contextlib
@@ -21,8 +21,8 @@ BACKENDS = ("faster_coco_eval", "pycocotools")
 def accumulate(ground_truth: dict, predictions: list[dict], iou_type: str, backend: str) -> COCOeval:
     """pycocotools' `COCOeval` after `accumulate()`: `eval["precision"]` (IoU, recall, class, area, detections) …
 
-    "faster_coco_eval" leaves to pycocotools what it would score otherwise, and all where it is not installed. Neither
-    argument is changed. Raises `UserError` for an unknown backend and for what pycocotools cannot score.
+    With "faster_coco_eval", pycocotools still scores data that both understand differently, and everything if
+    faster-coco-eval is not installed. Raises `UserError` for an unknown backend and for what pycocotools cannot score.
     """
     if backend not in BACKENDS:
         raise UserError(unknown("evaluation.backend", backend, BACKENDS))
@@ -31,26 +31,26 @@ def accumulate(ground_truth: dict, predictions: list[dict], iou_type: str, backe
             return _by_faster_coco_eval(ground_truth, predictions, iou_type)
         except ImportError:
             logger.warning(
-                "faster-coco-eval is not installed: pycocotools scores, several times slower; "
+                "faster-coco-eval is not installed, so pycocotools is used, which is several times slower: "
                 "pip install faster-coco-eval, or set evaluation.backend=pycocotools"
             )
-        except Exception as error:  # what pycocotools scores or names
+        except Exception as error:  # pycocotools scores them, or says what is wrong
             logger.debug("faster-coco-eval cannot score these predictions: %s", error)
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             evaluation = COCOeval(*_load(COCO, ground_truth, predictions, iou_type), iou_type)
             evaluation.evaluate()
             evaluation.accumulate()
-    except Exception as error:  # pycocotools trips over what it is given in many ways, and names none of them
+    except Exception as error:  # pycocotools raises many kinds
         raise UserError(f"pycocotools cannot score these {iou_type} predictions: {reason(error)}") from error
     return evaluation
 
 
 def is_plain(ground_truth: dict, iou_type: str) -> bool:
-    """Whether both libraries understand it alike.
+    """Whether both libraries understand it in the same way.
 
-    Ids are whole numbers that a double holds, none is there twice, and those of objects are positive (pycocotools takes
-    an object of id 0 for none); `iscrowd` is 0 or 1; polygons have three corners (pycocotools takes two for a box).
+    Ids are integers that fit a double and are unique, those of objects are positive (pycocotools takes an object of id
+    0 for no match), `iscrowd` is 0 or 1, and polygons have three corners (pycocotools takes two for a box).
     """
     objects = ground_truth["annotations"]
     for entries in (ground_truth["images"], ground_truth["categories"], objects):
@@ -67,7 +67,7 @@ def is_plain(ground_truth: dict, iou_type: str) -> bool:
 
 
 def _by_faster_coco_eval(ground_truth: dict, predictions: list[dict], iou_type: str) -> COCOeval:
-    import faster_coco_eval  # here, because it may be missing
+    import faster_coco_eval  # may not be installed
 
     truth, found = _load(faster_coco_eval.COCO, ground_truth, predictions, iou_type)
     fast = faster_coco_eval.COCOeval_faster(truth, found, iou_type, print_function=logger.debug)
@@ -84,35 +84,36 @@ def _by_faster_coco_eval(ground_truth: dict, predictions: list[dict], iou_type: 
 
 
 def _with_spacing(precision: np.ndarray, thresholds: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Precision as pycocotools has it, tp / (tp + fp + 2^-52), which is another number where tp + fp is 1.
+    """Precision as pycocotools computes it, tp / (tp + fp + 2^-52), which differs only for tp + fp = 1.
 
-    So a 1 is one bit less where the first detection is true and the second, if any, is not. It is none of these where
-    two objects are found at precision 1, which a recall of more than 1 / n and at most 2 / n of n objects shows; among
-    the `thresholds` is one power of 2 in that interval for every n > 1. `counts` (class, area) holds n.
+    A precision of 1 is one bit less if it comes from the first detection alone: that one is true and the second, if
+    any, is false. It does not if two objects are found at precision 1, that is, at a recall of more than 1 / n and at
+    most 2 / n of n objects. For every n > 1, one power of 2 among the `thresholds` lies in that interval. `counts`
+    (class, area) holds n.
     """
     power = np.floor(np.log2(np.maximum(counts - 1, 1)))  # the largest below n
-    place = np.searchsorted(thresholds, 2.0**-power)
-    second = np.take_along_axis(precision, place[None, None, :, :, None], axis=1)
+    index = np.searchsorted(thresholds, 2.0**-power)
+    second = np.take_along_axis(precision, index[None, None, :, :, None], axis=1)
     alone = (second != 1) | (counts < 2)[None, None, :, :, None]
     return np.where((precision == 1) & alone, 1 / (1 + np.spacing(1)), precision)
 
 
 def _count_objects(ground_truth: dict, params) -> np.ndarray:
-    """How many objects of each class are to be found in each range of areas."""
+    """(class, area): the number of objects to find of each class and in each range of areas."""
     objects = [o for o in ground_truth["annotations"] if not o["iscrowd"]]
-    images, place = set(params.imgIds), {category_id: k for k, category_id in enumerate(params.catIds)}
-    objects = [o for o in objects if o["image_id"] in images and o["category_id"] in place]
-    classes = np.array([place[o["category_id"]] for o in objects], dtype=int)
+    images, index = set(params.imgIds), {category_id: k for k, category_id in enumerate(params.catIds)}
+    objects = [o for o in objects if o["image_id"] in images and o["category_id"] in index]
+    classes = np.array([index[o["category_id"]] for o in objects], dtype=int)
     areas = np.array([o["area"] for o in objects], dtype=float)
     inside = [classes[(areas >= low) & (areas <= high)] for low, high in params.areaRng]
-    return np.stack([np.bincount(c, minlength=len(place)) for c in inside], axis=1)
+    return np.stack([np.bincount(c, minlength=len(index)) for c in inside], axis=1)
 
 
 def _load(library: type, ground_truth: dict, predictions: list[dict], iou_type: str) -> tuple:
-    """The two sides in `library`'s class COCO; of copies, since it adds keys to what it is given.
+    """Ground truth and predictions as `library.COCO`.
 
-    The copies have what scoring reads. A key such as "caption" or "drop" would mean something of its own to one or the
-    other, and without "segmentation" a polygon would be drawn of every predicted box.
+    They are copies, since it adds keys to its input, with only the keys that scoring reads: "caption" or "drop" have a
+    special meaning to one or the other. The "segmentation" of None keeps it from making a polygon of each box.
     """
     truth, found = library(), library()
     keys = ("id", "image_id", "category_id", "bbox", "segmentation", "score", "area", "iscrowd")

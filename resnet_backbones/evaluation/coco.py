@@ -1,33 +1,33 @@
-"""COCO's detection metrics, to the last digit those of pycocotools, the reference implementation."""
+"""COCO's detection metrics, equal to those of pycocotools, the reference implementation, to the last digit."""
 
 import contextlib
 import io
 
 import numpy as np
 
-from ..data.annotations import check_classes
-from ..data.masks import LARGEST_RLE, LONGEST, are_coordinates, check_rle, perimeter
+from ..data.annotations import MAX_COORDINATE, MAX_SIDE, check_classes
+from ..data.masks import are_coordinates, check_rle
 from ..errors import UserError, unknown
 from .backends import accumulate
 
-FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 IOU_TYPES = ("bbox", "segm")
-LARGEST_ID, LARGEST_NUMBER = 2**63, 1e300  # what numpy's integers hold; below the largest float
+MAX_ID = 2**63  # what numpy's integers hold
 
 
 def coco_metrics(
     ground_truth: dict, predictions: list[dict], iou_type: str, backend: str = "faster_coco_eval"
 ) -> dict[str, float]:
-    """COCO's 12 figures and per-class AP, in percent; -1 where there is nothing to find, as in pycocotools.
+    """COCO's 12 metrics and per-class AP in percent; -1 if there are no objects to find, as in pycocotools.
 
     Args:
         ground_truth: the content of a COCO instances file.
         predictions: COCO's results format, {"image_id", "category_id", "score", "bbox": [x, y, w, h] and for segm
             "segmentation": RLE}.
-        iou_type: "bbox" or "segm", the prefix of the figures' names: "bbox/AP", … "bbox/AP-person".
-        backend: "faster_coco_eval" or "pycocotools"; the figures are the same.
+        iou_type: "bbox" or "segm", the prefix of the metrics: "bbox/AP", … "bbox/AP-person".
+        backend: "faster_coco_eval" or "pycocotools"; the metrics are the same.
 
-    Raises `UserError` for ground truth or predictions that lack what `iou_type` needs or are of unknown images.
+    Raises `UserError` if ground truth or predictions lack a key that `iou_type` needs, or images are unknown.
     """
     metrics, _ = evaluate_coco(ground_truth, predictions, iou_type, backend)
     return metrics
@@ -36,13 +36,13 @@ def coco_metrics(
 def evaluate_coco(
     ground_truth: dict, predictions: list[dict], iou_type: str, backend: str = "faster_coco_eval"
 ) -> tuple[dict[str, float], str]:
-    """`coco_metrics` and the twelve lines that pycocotools prints of them."""
+    """`coco_metrics`, and the twelve lines that pycocotools prints."""
     check_ground_truth(ground_truth, iou_type)
     check_predictions(ground_truth, predictions, iou_type)
     evaluation = accumulate(ground_truth, predictions, iou_type, backend)
     with contextlib.redirect_stdout(io.StringIO()) as summary:
         evaluation.summarize()
-    metrics = {f"{iou_type}/{name}": _percent(value) for name, value in zip(FIGURES, evaluation.stats, strict=True)}
+    metrics = {f"{iou_type}/{name}": _percent(value) for name, value in zip(METRICS, evaluation.stats, strict=True)}
     precision = evaluation.eval["precision"][:, :, :, 0, -1]  # IoU, recall, class; all areas, 100 detections
     names = {category["id"]: category["name"] for category in ground_truth["categories"]}
     for k, category_id in enumerate(evaluation.params.catIds):
@@ -52,7 +52,7 @@ def evaluate_coco(
 
 
 def check_ground_truth(ground_truth: dict, iou_type: str) -> None:
-    """Raise `UserError` naming the first entry that pycocotools could not score against."""
+    """Raise `UserError` naming the first entry that pycocotools cannot score."""
     needed = {"images": ["id"], "categories": ["id", "name"], "annotations": ["id", "image_id", "category_id"]}
     needed["annotations"] += ["bbox", "area", "iscrowd"] if iou_type == "bbox" else ["segmentation", "area", "iscrowd"]
     for kind, keys in needed.items():
@@ -61,7 +61,7 @@ def check_ground_truth(ground_truth: dict, iou_type: str) -> None:
         for entry in ground_truth[kind]:
             for key in keys:
                 if not isinstance(entry, dict) or key not in entry or not _usable(key, entry[key]):
-                    raise UserError(f"The ground truth's {kind} hold an entry without {key!r}: {shown(entry)}.")
+                    raise UserError(f"The ground truth's {kind} have an entry without {key!r}: {shown(entry)}.")
     check_classes([category["name"] for category in ground_truth["categories"]], "The ground truth")
     if iou_type == "segm":
         _check_image_sizes(ground_truth)
@@ -69,32 +69,31 @@ def check_ground_truth(ground_truth: dict, iou_type: str) -> None:
 
 def _usable(key: str, value: object) -> bool:
     if key == "bbox":
-        return isinstance(value, list) and len(value) == 4 and are_coordinates(value)
+        return isinstance(value, list) and len(value) == 4 and are_coordinates(value, MAX_COORDINATE)
     if key == "segmentation":
-        return _is_outline(value)
+        return _is_segmentation(value)
     if key == "name":
         return isinstance(value, str)
     if key in ("id", "image_id", "category_id"):
-        return _is_whole(value) and abs(value) < LARGEST_ID
-    return isinstance(value, (int, float)) and abs(value) < LARGEST_NUMBER
+        return _is_whole(value) and abs(value) < MAX_ID
+    return isinstance(value, (int, float)) and abs(value) < 1e300  # False for NaN
 
 
 def shown(entry: object) -> str:
-    """The beginning of an entry, for messages; integers too long to be written are left out."""
+    """The beginning of an entry, for messages."""
     try:
         return str(entry)[:80]
     except ValueError:
-        return f"a {type(entry).__name__} with a number of thousands of digits"
+        return f"a {type(entry).__name__} with an integer of thousands of digits"
 
 
 def _is_whole(value: object) -> bool:
     return isinstance(value, int) or (isinstance(value, float) and value.is_integer())
 
 
-def _is_outline(value: object) -> bool:
+def _is_segmentation(value: object) -> bool:
     if isinstance(value, list):
-        listed = len(value) > 0 and all(isinstance(p, list) and len(p) >= 4 and are_coordinates(p) for p in value)
-        return listed and perimeter(value) <= LONGEST
+        return len(value) > 0 and all(isinstance(p, list) and len(p) >= 4 and are_coordinates(p) for p in value)
     try:
         check_rle(value if isinstance(value, dict) else {})
     except ValueError:
@@ -103,15 +102,15 @@ def _is_outline(value: object) -> bool:
 
 
 def _check_image_sizes(ground_truth: dict) -> None:
-    """Raise `UserError` naming an image with polygons whose size says nothing, or what pycocotools cannot count."""
-    outlined = {o["image_id"] for o in ground_truth["annotations"] if isinstance(o["segmentation"], list)}
+    """Raise `UserError` naming an image with polygons but without a proper width and height."""
+    with_polygons = {o["image_id"] for o in ground_truth["annotations"] if isinstance(o["segmentation"], list)}
     for image in ground_truth["images"]:
         sides = image.get("width"), image.get("height")
-        known = all(isinstance(side, int) and 0 < side < LARGEST_RLE for side in sides)
-        if image["id"] in outlined and not (known and sides[0] * sides[1] < LARGEST_RLE):
+        proper = all(isinstance(side, int) and 0 < side <= MAX_SIDE for side in sides)
+        if image["id"] in with_polygons and not proper:
             raise UserError(
                 f"The ground truth's image {image['id']} is {str(sides[0])[:40]} x {str(sides[1])[:40]} pixels, "
-                "in which polygons cannot be scored."
+                "a size that polygons cannot be scored for."
             )
 
 
@@ -128,7 +127,7 @@ def check_predictions(ground_truth: dict, predictions: list[dict], iou_type: str
             if not isinstance(prediction, dict) or key not in prediction or not _usable(key, prediction[key]):
                 raise UserError(f"Prediction {k} has no {key!r}, which {iou_type} needs: {shown(prediction)}.")
         if prediction["image_id"] not in images:
-            raise UserError(f"Prediction {k} is of image {prediction['image_id']}, which the ground truth lacks.")
+            raise UserError(f"Prediction {k} is of image {prediction['image_id']}, which is not in the ground truth.")
 
 
 def _percent(value: float) -> float:
@@ -138,8 +137,7 @@ def _percent(value: float) -> float:
 def coco_results(detections: dict[str, np.ndarray | list], image_id: int, category_ids: list[int]) -> list[dict]:
     """One image's detections in COCO's results format.
 
-    `detections` holds `boxes` (M, 4) xyxy, `labels` (M,) from 1, `scores` (M,), and optionally `rles`, a list of M
-    encoded masks.
+    `detections` has `boxes` (M, 4), xyxy, `labels` (M,) from 1, `scores` (M,), and optionally `rles`, M encoded masks.
     """
     results = []
     for i, (x0, y0, x1, y1) in enumerate(detections["boxes"].tolist()):

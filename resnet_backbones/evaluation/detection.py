@@ -1,26 +1,33 @@
-"""From a detector and a loader to predictions and figures."""
+"""From a detector and a loader to predictions, metrics and the files that show them."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 from pycocotools import mask as rle
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from .. import distributed
 from ..data import Annotations
 from .coco import coco_metrics, coco_results
+from .report import write_json
+from .samples import save_samples
 from .voc import voc_metrics
 
 
 def evaluate(
-    model: nn.Module, loader: DataLoader, data: Annotations, masks: bool = False, backend: str = "faster_coco_eval"
+    model: nn.Module, loader: Iterable, data: Annotations, masks: bool = False, backend: str = "faster_coco_eval"
 ) -> tuple[dict[str, float], list[dict]]:
-    """Detect in every image of `data` and score it: figures in percent, and predictions in COCO's results format.
+    """Run the detector on every image of `data` and score it.
 
-    Boxes always give the "bbox/…" figures, with `masks` also "segm/…", VOC data also "voc/…". Every rank takes
-    part with its share of `loader`; the main rank scores, and all get its figures (predictions stay on the main).
-    `backend` is that of `coco_metrics`.
+    Returns metrics in percent, the same on every rank, and on the main rank the predictions in COCO's results format.
+    Boxes give "bbox/…", with `masks` there is "segm/…", too, and VOC data adds "voc/…".
+
+    Args:
+        loader: this rank's share of the images, from `build_test_loader`.
+        backend: as in `coco_metrics`.
     """
     found = distributed.gather_results(predict(model, loader, [c["id"] for c in data.categories]))
     metrics, predictions = {}, []
@@ -31,25 +38,56 @@ def evaluate(
     return distributed.broadcast(metrics), predictions
 
 
+def evaluate_sets(
+    model: nn.Module, sets: Sequence[Annotations], loaders: Sequence[Iterable], masks: bool, backend: str
+) -> tuple[dict[str, float], list[list[dict]]]:
+    """`evaluate` on several test sets: all metrics in one dict, and the predictions of each set.
+
+    Metrics of the first set have plain names ("bbox/AP"), those of the others start with the name of their set
+    ("voc_2012_val/bbox/AP").
+    """
+    metrics, predictions = {}, []
+    for k, (data, loader) in enumerate(zip(sets, loaders, strict=True)):
+        of_set, found = evaluate(model, loader, data, masks, backend)
+        metrics |= {f"{data.name}/{name}" if k else name: value for name, value in of_set.items()}
+        predictions.append(found)
+    return metrics, predictions
+
+
+def save_results(
+    output_dir: Path, sets: Sequence[Annotations], predictions: Sequence[list[dict]], samples: int, min_score: float
+) -> None:
+    """Write `predictions.json` and `samples/*.png` of the first set, `predictions_NAME.json` … of the others.
+
+    Args:
+        samples: the number of images to draw from each set.
+        min_score: of the predictions that are drawn.
+    """
+    for k, (data, found) in enumerate(zip(sets, predictions, strict=True)):
+        suffix = f"_{data.name}" if k else ""
+        write_json(output_dir / f"predictions{suffix}.json", found)
+        save_samples(data, found, output_dir / f"samples{suffix}", samples, min_score)
+
+
 def score(
     predictions: list[dict], data: Annotations, masks: bool, backend: str = "faster_coco_eval"
 ) -> dict[str, float]:
-    """The figures that apply to this data set and model."""
+    """All metrics that apply to this dataset."""
     ground_truth = data.as_coco()
     metrics = coco_metrics(ground_truth, predictions, "bbox", backend)
     if masks:
-        # pycocotools takes sizes from boxes where there are any; those of masks are meant (as in detectron2).
+        # With boxes, pycocotools would take the areas of predictions from them, not from the masks.
         without_boxes = [{k: v for k, v in p.items() if k != "bbox"} for p in predictions]
-        outlined = [ground_truth["annotations"][j] for j in np.flatnonzero(data.outlines.enclosing())]
-        metrics |= coco_metrics({**ground_truth, "annotations": outlined}, without_boxes, "segm", backend)
+        drawable = [ground_truth["annotations"][j] for j in np.flatnonzero(data.segmentations.drawable())]
+        metrics |= coco_metrics({**ground_truth, "annotations": drawable}, without_boxes, "segm", backend)
     if data.format == "voc":
         metrics |= voc_metrics(ground_truth, predictions)
     return metrics
 
 
 @torch.inference_mode()
-def predict(model: nn.Module, loader: DataLoader, category_ids: list[int]) -> list[dict]:
-    """This rank's detections in COCO's results format; leaves the model's training mode as it was."""
+def predict(model: nn.Module, loader: Iterable, category_ids: list[int]) -> list[dict]:
+    """This rank's detections in COCO's results format. Restores the model's training mode."""
     device = next(model.parameters()).device
     training = model.training
     model.eval()
@@ -62,14 +100,15 @@ def predict(model: nn.Module, loader: DataLoader, category_ids: list[int]) -> li
             if "masks" in output:
                 detections["rles"] = encode_masks(output["masks"])
             predictions += coco_results(detections, target["image_id"], category_ids)
-    model.train(training)
+    if training:  # a fused model has no training mode
+        model.train()
     return predictions
 
 
 def encode_masks(probabilities: Tensor) -> list[dict]:
-    """Masks (M, 1, H, W) of probabilities, cut at 0.5, as M RLEs that JSON can hold."""
+    """Masks (M, 1, H, W) of probabilities, thresholded at 0.5, as M RLEs that JSON can hold."""
     results = []
-    for probability in probabilities[:, 0]:  # one at a time: all of a large image's in one array fill gigabytes
+    for probability in probabilities[:, 0]:  # one at a time: all masks of a large image take gigabytes
         mask = (probability >= 0.5).cpu().numpy().view(np.uint8)
         encoded = rle.encode(np.asfortranarray(mask))
         results.append({"size": encoded["size"], "counts": encoded["counts"].decode()})

@@ -1,4 +1,4 @@
-"""PASCAL VOC's average precision at IoU 0.5, by 2007's eleven points and as the area under the curve."""
+"""PASCAL VOC's average precision at IoU 0.5: over eleven points (2007), and as the area under the curve."""
 
 from collections import defaultdict
 
@@ -6,10 +6,10 @@ import numpy as np
 
 
 def voc_metrics(ground_truth: dict, predictions: list[dict]) -> dict[str, float]:
-    """ "voc/AP50_11point", "voc/AP50_area" and the latter per class ("voc/AP50_area-dog"), in percent.
+    """ "voc/AP50_11point" and "voc/AP50_area", the latter also per class ("voc/AP50_area-dog"), in percent.
 
-    Arguments as in `coco_metrics`. Objects of `iscrowd` (VOC's difficult) neither count nor cost. Boxes are edges,
-    x0 = xmin - 1 and x1 = xmax, whose continuous IoU is the devkit's IoU of inclusive pixels.
+    Arguments as in `coco_metrics`. Objects with `iscrowd` (VOC's difficult) are ignored. Boxes are edges,
+    x0 = xmin - 1 and x1 = xmax, so that their IoU equals the devkit's IoU of inclusive pixels.
     """
     objects, found = defaultdict(list), defaultdict(list)
     for o in ground_truth["annotations"]:
@@ -30,10 +30,10 @@ def voc_metrics(ground_truth: dict, predictions: list[dict]) -> dict[str, float]
 
 
 def recall_precision(objects: list[dict], predictions: list[dict], iou: float = 0.5) -> tuple[np.ndarray, np.ndarray]:
-    """Recall and precision (M,) of one class after each detection, in order of falling score.
+    """Recall and precision (M,) of one class after each detection, in order of decreasing score.
 
-    Each detection is assigned to the object it overlaps most; the first to reach an object with IoU above `iou` is
-    true, later ones are false, and one whose object is difficult is left out.
+    Each detection is matched with the object it overlaps most. If their IoU is above `iou`, it is a true positive,
+    unless an earlier one has the same object, and ignored if the object is difficult.
     """
     order = np.argsort([-p["score"] for p in predictions], kind="stable")
     best, overlap = best_overlaps(predictions, objects)
@@ -51,9 +51,9 @@ def recall_precision(objects: list[dict], predictions: list[dict], iou: float = 
 
 
 def best_overlaps(predictions: list[dict], objects: list[dict]) -> tuple[np.ndarray, np.ndarray]:
-    """For each of M predictions the place in `objects` of the one of its image it overlaps most, and their IoU.
+    """For each of M predictions, the index of the object in its image that it overlaps most, and their IoU.
 
-    An IoU of 0 where its image has none. Image by image, so that memory is bounded by the largest of them.
+    The IoU is 0 if its image has no objects. Image by image, which takes little memory.
     """
     boxes, others = _xyxy(predictions), _xyxy(objects)
     best, overlap = np.zeros(len(boxes), dtype=int), np.zeros(len(boxes))
@@ -68,21 +68,21 @@ def best_overlaps(predictions: list[dict], objects: list[dict]) -> tuple[np.ndar
 
 
 def eleven_point_ap(recall: np.ndarray, precision: np.ndarray) -> float:
-    """VOC 2007: the mean over recall 0, 0.1 … 1 of the best precision at that recall or beyond."""
+    """VOC 2007: the mean of the best precision at recall 0, 0.1 … 1 or more."""
     return float(np.mean([precision[recall >= t].max(initial=0) for t in np.linspace(0, 1, 11)]))
 
 
 def area_ap(recall: np.ndarray, precision: np.ndarray) -> float:
-    """VOC 2010 on: the area under the precision curve made monotonic from the right."""
+    """VOC since 2010: the area under the precision curve, made monotonic from the right."""
     envelope = np.maximum.accumulate(precision[::-1])[::-1]
     return float(np.sum(np.diff(recall, prepend=0) * envelope))
 
 
 def _by_image(entries: list[dict]) -> dict[int, np.ndarray]:
-    places = defaultdict(list)
+    indices = defaultdict(list)
     for k, entry in enumerate(entries):
-        places[entry["image_id"]].append(k)
-    return {image_id: np.array(rows) for image_id, rows in places.items()}
+        indices[entry["image_id"]].append(k)
+    return {image_id: np.array(rows) for image_id, rows in indices.items()}
 
 
 def _xyxy(entries: list[dict]) -> np.ndarray:
@@ -91,7 +91,7 @@ def _xyxy(entries: list[dict]) -> np.ndarray:
 
 
 def _box_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """IoU (M, N) of boxes (M, 4) and (N, 4), xyxy; NaN between two boxes of no area."""
+    """IoU (M, N) of boxes (M, 4) and (N, 4), xyxy; NaN for two boxes without area."""
     sides = np.minimum(a[:, None, 2:], b[:, 2:]) - np.maximum(a[:, None, :2], b[:, :2])
     shared = sides.clip(0).prod(2)
     areas_a, areas_b = (a[:, 2:] - a[:, :2]).prod(1), (b[:, 2:] - b[:, :2]).prod(1)

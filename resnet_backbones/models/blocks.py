@@ -3,15 +3,14 @@
 A block maps (N, in_channels, H, W) to (N, planes * expansion, H / stride, W / stride), sizes rounded up. `planes` is
 the paper's base width of the stage: 64, 128, 256, 512. `shortcut` is a key of `shortcuts.SHORTCUTS`; `attention`,
 such as `SqueezeExcitation`, is built for the channels of the residual and scales it. `drop_path` is the identity
-unless `options.stochastic_depth` replaces it. `forward` may write over x if it is told that nobody else needs it.
+unless `variants.stochastic_depth` replaces it. `conv_norms` lists which norm follows which convolution, for
+`fold_norms` and `fuse`; a block without it works as well, unfolded.
 """
 
 from collections.abc import Callable
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .conv_norm import conv_norm, is_called, is_identity
 from .layers import conv2d, get_norm
 from .shortcuts import build_shortcut
 
@@ -22,6 +21,7 @@ class BasicBlock(nn.Module):
     """residual(x) = bn2(conv2(relu(bn1(conv1(x))))), two 3x3 convolutions (Figure 5, left)."""
 
     expansion = 1
+    conv_norms = (("conv1", "bn1"), ("conv2", "bn2"))
 
     def __init__(
         self,
@@ -36,16 +36,18 @@ class BasicBlock(nn.Module):
         super().__init__()
         self.conv1 = conv2d(in_channels, planes, 3, norm, stride=stride)
         self.bn1 = get_norm(norm, planes)
+        self.relu = nn.ReLU(inplace=True)
         self.conv2 = conv2d(planes, planes, 3, norm)
         self.bn2 = get_norm(norm, planes)
         self.se = attention(planes) if attention else nn.Identity()
         self.drop_path = nn.Identity()
         self.downsample = build_shortcut(shortcut, in_channels, planes, stride, norm)
 
-    def forward(self, x: Tensor, overwrite: bool = False) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
-        x = conv_norm(self.conv1, self.bn1, x, relu=True)
-        return residual_sum(self, self.conv2, self.bn2, x, shortcut, overwrite)
+        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.bn2(self.conv2(x))
+        return self.relu(self.drop_path(self.se(x)) + shortcut)
 
 
 class Bottleneck(nn.Module):
@@ -60,6 +62,7 @@ class Bottleneck(nn.Module):
     """
 
     expansion = 4
+    conv_norms = (("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3"))
 
     def __init__(
         self,
@@ -85,35 +88,14 @@ class Bottleneck(nn.Module):
         self.bn2 = get_norm(norm, width)
         self.conv3 = conv2d(width, out_channels, 1, norm)
         self.bn3 = get_norm(norm, out_channels)
+        self.relu = nn.ReLU(inplace=True)
         self.se = attention(out_channels) if attention else nn.Identity()
         self.drop_path = nn.Identity()
         self.downsample = build_shortcut(shortcut, in_channels, out_channels, stride, norm)
 
-    def forward(self, x: Tensor, overwrite: bool = False) -> Tensor:
-        shortcut = x if self.downsample is None else self.downsample(x)
-        x = conv_norm(self.conv1, self.bn1, x, relu=True)
-        x = conv_norm(self.conv2, self.bn2, x, relu=True)
-        return residual_sum(self, self.conv3, self.bn3, x, shortcut, overwrite)
-
-
-def residual_sum(
-    block: nn.Module, conv: nn.Module, norm: nn.Module, x: Tensor, shortcut: Tensor | int, overwrite: bool
-) -> Tensor:
-    """relu(shortcut + norm(conv(x))), with the block's attention and drop_path, if any, in between."""
-    if isinstance(shortcut, Tensor) and is_identity(block.se) and is_identity(block.drop_path):
-        projected = block.downsample is not None and not any(map(is_called, block.downsample.modules()))
-        return conv_norm(conv, norm, x, relu=True, plus=shortcut, overwrite=overwrite or projected)
-    x = conv_norm(conv, norm, x)
-    return F.relu_(block.drop_path(block.se(x)).add_(shortcut))
-
-
-class Stage(nn.Sequential):
-    """Blocks one after the other. Where no gradient is taken, each may write its sum over what the one before gave."""
-
     def forward(self, x: Tensor) -> Tensor:
-        overwrite = False
-        for block in self:
-            unseen = not is_called(block)
-            x = block(x, overwrite and unseen)
-            overwrite = unseen
-        return x
+        shortcut = x if self.downsample is None else self.downsample(x)
+        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.relu(self.bn2(self.conv2(x)))
+        x = self.bn3(self.conv3(x))
+        return self.relu(self.drop_path(self.se(x)) + shortcut)

@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import UserError
-from .conv_norm import ConvNorms
-from .layers import ShapeSpec, check_out_features, conv2d, get_norm
+from .backbone import Backbone, ShapeSpec, check_out_features
+from .layers import conv2d, get_norm
 
 LATERALS = {"p2": "res2", "p3": "res3", "p4": "res4", "p5": "res5"}
 
@@ -69,7 +69,7 @@ class Pyramid(nn.Module):
         return outputs
 
 
-class FPN(nn.Module):
+class FPN(Backbone):
     """A backbone made of a backbone: res2 … res5 of `body` in, p2 … p7 of equal width out, p_l at stride 2^l.
 
     Args:
@@ -94,16 +94,7 @@ class FPN(nn.Module):
         shapes = body.output_shape()
         lowest = min((list(LATERALS).index(f) for f in self.out_features if f in LATERALS), default=3)
         self.in_features = list(LATERALS.values())[lowest:]
-        missing = [f for f in self.in_features if f not in shapes]
-        if missing:
-            raise UserError(f"FPN levels {', '.join(self.out_features)} need {', '.join(missing)} of the backbone.")
-        for level, feature in LATERALS.items():
-            if feature in self.in_features and shapes[feature].stride != 2 ** int(level[1:]):
-                raise UserError(
-                    f"{level} of an FPN has stride {2 ** int(level[1:])}, but the backbone's {feature} has "
-                    f"{shapes[feature].stride}; output_stride below 32 is for heads without a pyramid."
-                )
-
+        check_body(shapes, self.in_features, self.out_features)
         channels = [shapes[f].channels for f in self.in_features]
         top = None
         if "p7" in self.out_features:
@@ -112,6 +103,7 @@ class FPN(nn.Module):
             top = MaxPoolP6()
         self.levels = [*list(LATERALS)[lowest:], *(top.levels if top else ())]
         self.out_channels = out_channels
+        self.shapes = {level: ShapeSpec(out_channels, 2 ** int(level[1:])) for level in self.levels}
         self.body = body
         self.fpn = Pyramid(channels, out_channels, norm, top)
 
@@ -120,10 +112,20 @@ class FPN(nn.Module):
         outputs = dict(zip(self.levels, self.fpn([features[f] for f in self.in_features]), strict=True))
         return {name: outputs[name] for name in self.out_features}
 
-    def output_shape(self) -> dict[str, ShapeSpec]:
-        return {name: ShapeSpec(self.out_channels, 2 ** int(name[1:])) for name in self.out_features}
+
+def check_body(shapes: dict[str, ShapeSpec], in_features: Sequence[str], out_features: Sequence[str]) -> None:
+    """Raise `UserError` where a body of these shapes lacks one of `in_features`, or has it at another stride."""
+    missing = [f for f in in_features if f not in shapes]
+    if missing:
+        raise UserError(f"FPN levels {', '.join(out_features)} need {', '.join(missing)} of the backbone.")
+    for level, feature in LATERALS.items():
+        if feature in in_features and shapes[feature].stride != 2 ** int(level[1:]):
+            raise UserError(
+                f"{level} of an FPN has stride {2 ** int(level[1:])}, but the backbone's {feature} has "
+                f"{shapes[feature].stride}; output_stride below 32 is for heads without a pyramid."
+            )
 
 
 def _conv_norm(in_channels: int, out_channels: int, kernel_size: int, norm: str) -> nn.Sequential:
     conv = conv2d(in_channels, out_channels, kernel_size, norm)
-    return nn.Sequential(conv) if norm == "none" else ConvNorms(conv, get_norm(norm, out_channels))
+    return nn.Sequential(conv) if norm == "none" else nn.Sequential(conv, get_norm(norm, out_channels))

@@ -2,7 +2,7 @@
 
 The paper's first unit of a net, and every unit whose shortcut is a projection, activates x before the paths part, so
 x itself goes no further. Here that BN-ReLU closes the stage in front: inside a stage the raw sum is passed on, and at
-its end it is normalised and activated, once, for the next stage and for every head that taps the feature. The raw sum
+its end it is normalized and activated, once, for the next stage and for every head that taps the feature. The raw sum
 of a stage is neither, and an FPN on it trains badly. In a classifier every one of these norms is trained, so none is
 at its random start in a detector.
 
@@ -11,11 +11,12 @@ for K = 0) and whose `norm` is our `layer4.bn`. In timm's `resnetv2_18` and `_34
 raw pooled stem; here, as in the paper's appendix, it carries the activated one.
 """
 
-import torch.nn.functional as F
+from collections.abc import Callable
+
 from torch import Tensor, nn
 
+from .backbone import ShapeSpec
 from .blocks import BasicBlock, Bottleneck
-from .conv_norm import conv_norm
 from .layers import get_norm
 from .resnet import ResNet
 
@@ -23,15 +24,18 @@ from .resnet import ResNet
 class PreActBasicBlock(BasicBlock):
     """residual(x) = conv2(relu(bn2(conv1(relu(bn1(x)))))); `bn1` is None where x comes activated."""
 
+    conv_norms = (("conv1", "bn2"),)
+
     def __init__(self, in_channels: int, planes: int, stride: int = 1, *, norm: str = "BN", **options) -> None:
         super().__init__(in_channels, planes, stride, norm=norm, **options)
         self.bn1 = get_norm(norm, in_channels)
+        self.relu = nn.ReLU()  # not in place: with norm "none" it would overwrite x, which the shortcut carries
         self.downsample = _without_norm(self.downsample)
 
     def forward(self, x: Tensor) -> Tensor:
-        a = x if self.bn1 is None else F.relu_(self.bn1(x))
+        a = x if self.bn1 is None else self.relu(self.bn1(x))
         shortcut = x if self.downsample is None else self.downsample(a)
-        a = conv_norm(self.conv1, self.bn2, a, relu=True)
+        a = self.relu(self.bn2(self.conv1(a)))
         a = self.conv2(a)
         return self.drop_path(self.se(a)) + shortcut
 
@@ -39,30 +43,41 @@ class PreActBasicBlock(BasicBlock):
 class PreActBottleneck(Bottleneck):
     """residual(x) = conv3(relu(bn3(conv2(relu(bn2(conv1(relu(bn1(x))))))))); `bn1` is None where x comes activated."""
 
+    conv_norms = (("conv1", "bn2"), ("conv2", "bn3"))
+
     def __init__(self, in_channels: int, planes: int, stride: int = 1, *, norm: str = "BN", **options) -> None:
         super().__init__(in_channels, planes, stride, norm=norm, **options)
         self.bn1 = get_norm(norm, in_channels)
         self.bn2 = get_norm(norm, self.conv1.out_channels)
         self.bn3 = get_norm(norm, self.conv2.out_channels)
+        self.relu = nn.ReLU()  # not in place: with norm "none" it would overwrite x, which the shortcut carries
         self.downsample = _without_norm(self.downsample)
 
     def forward(self, x: Tensor) -> Tensor:
-        a = x if self.bn1 is None else F.relu_(self.bn1(x))
+        a = x if self.bn1 is None else self.relu(self.bn1(x))
         shortcut = x if self.downsample is None else self.downsample(a)
-        a = conv_norm(self.conv1, self.bn2, a, relu=True)
-        a = conv_norm(self.conv2, self.bn3, a, relu=True)
+        a = self.relu(self.bn2(self.conv1(a)))
+        a = self.relu(self.bn3(self.conv2(a)))
         a = self.conv3(a)
         return self.drop_path(self.se(a)) + shortcut
 
 
 class PreActResNet(ResNet):
-    """A ResNet of pre-activation units: the pooled stem and the end of each stage are normalised and activated."""
+    """A ResNet of pre-activation units: the pooled stem and the end of each stage are normalized and activated."""
+
+    conv_norms = ()
+
+    def make_stem(self, stem: Callable, in_channels: int, norm: str) -> ShapeSpec:
+        self.conv1, self.maxpool, shape = stem(in_channels, norm)
+        self.bn1 = get_norm(norm, shape.channels)
+        self.relu = nn.ReLU(inplace=True)
+        return shape
 
     def stem(self, images: Tensor) -> Tensor:
-        return F.relu_(self.bn1(self.maxpool(self.conv1(images))))
+        return self.relu(self.bn1(self.maxpool(self.conv1(images))))
 
     def make_stage(self, in_channels: int, *args, norm: str, **options) -> nn.Sequential:
-        stage = nn.Sequential(*super().make_stage(in_channels, *args, norm=norm, **options))
+        stage = super().make_stage(in_channels, *args, norm=norm, **options)
         stage[0].bn1 = None  # the closing BN-ReLU of the stage in front
         last = stage[-1]
         out_channels = (last.conv3 if isinstance(last, Bottleneck) else last.conv2).out_channels

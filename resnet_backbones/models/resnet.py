@@ -2,19 +2,17 @@
 
 from collections.abc import Callable, Sequence
 
-import torch
 from torch import Tensor, nn
 
 from . import stems
-from .blocks import Stage
-from .conv_norm import conv_norm, in_fastest_format
-from .layers import ShapeSpec, check_out_features, get_norm, recompute, with_gradient_in_its_format
+from .backbone import Backbone, ShapeSpec, check_out_features
+from .layers import get_norm, init_weights
 
 # The one table of which layerN is which resM. The papers and detectors say res2 … res5, checkpoints layer1 … layer4.
 LAYERS = {"res2": "layer1", "res3": "layer2", "res4": "layer3", "res5": "layer4"}
 
 
-class ResNet(nn.Module):
+class ResNet(Backbone):
     """ResNet and its relatives; a variant is a block, its depths and its widths (the rows of `backbones.py`).
 
     Args:
@@ -31,6 +29,8 @@ class ResNet(nn.Module):
     strides of 1, 2 and 4 with the stem of CIFAR.
     """
 
+    conv_norms = (("conv1", "bn1"),)
+
     def __init__(
         self,
         block: type[nn.Module],
@@ -44,51 +44,41 @@ class ResNet(nn.Module):
         **block_options,
     ) -> None:
         super().__init__()
-        valid = list(LAYERS)[: len(depths)]
-        self.out_features = check_out_features(valid if out_features is None else out_features, ("stem", *valid))
-        self.checkpointed: set[str] = set()  # stages whose activations are computed again in the backward pass
-        self.conv1, self.maxpool, shape = stem(in_channels, norm)
-        self.bn1 = get_norm(norm, shape.channels)
+        valid = ["stem", *LAYERS][: len(depths) + 1]
+        self.out_features = check_out_features(valid[1:] if out_features is None else out_features, valid)
+        shape = self.make_stem(stem, in_channels, norm)
         self.shapes = {"stem": shape}
         self.stages = {"stem": ["conv1", "bn1"]}
-        for i, feature in enumerate(valid[: _count_up_to(self.out_features[-1], valid)]):
+        for i, feature in enumerate(valid[1 : valid.index(self.out_features[-1]) + 1]):
             planes, stride = width * 2**i, 2 if i > 0 else 1
             stage = self.make_stage(shape.channels, block, planes, depths[i], stride, norm=norm, **block_options)
-            setattr(self, LAYERS[feature], stage)
+            self.add_module(LAYERS[feature], stage)
             shape = ShapeSpec(planes * block.expansion, shape.stride * stride)
             self.shapes[feature], self.stages[feature] = shape, [LAYERS[feature]]
         self.apply(init_weights)
+
+    def make_stem(self, stem: Callable, in_channels: int, norm: str) -> ShapeSpec:
+        """Register the modules of the stem, in the order of the forward pass, which is torchvision's."""
+        self.conv1, maxpool, shape = stem(in_channels, norm)
+        self.bn1 = get_norm(norm, shape.channels)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = maxpool
+        return shape
 
     def make_stage(
         self, in_channels: int, block: type[nn.Module], planes: int, depth: int, stride: int, **options
     ) -> nn.Sequential:
         """`depth` blocks, the first of which changes size and channels."""
         first = block(in_channels, planes, stride, **options)
-        return Stage(first, *(block(planes * block.expansion, planes, **options) for _ in range(depth - 1)))
+        return nn.Sequential(first, *(block(planes * block.expansion, planes, **options) for _ in range(depth - 1)))
 
     def stem(self, images: Tensor) -> Tensor:
-        return self.maxpool(conv_norm(self.conv1, self.bn1, images, relu=True))
+        return self.maxpool(self.relu(self.bn1(self.conv1(images))))
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        x = self.stem(in_fastest_format(images, self))
+        x = self.stem(images)
         features = {"stem": x}
         for feature in list(self.stages)[1:]:
-            stage = getattr(self, LAYERS[feature])
-            again = feature in self.checkpointed and torch.is_grad_enabled()
-            features[feature] = x = recompute(stage, x) if again else stage(x)
-        return {name: with_gradient_in_its_format(features[name]) for name in self.out_features}
-
-    def output_shape(self) -> dict[str, ShapeSpec]:
-        return {name: self.shapes[name] for name in self.out_features}
-
-
-def init_weights(module: nn.Module) -> None:
-    """He initialisation, fan-out (arXiv 1502.01852 §2.2), for convolutions; norms keep weight 1 and bias 0."""
-    if isinstance(module, nn.Conv2d):
-        nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
-
-
-def _count_up_to(last: str, features: Sequence[str]) -> int:
-    return features.index(last) + 1 if last in features else 0
+            x = self.get_submodule(LAYERS[feature])(x)
+            features[feature] = x
+        return {name: features[name] for name in self.out_features}

@@ -4,7 +4,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import UserError, unknown
-from .conv_norm import ConvNorms
 from .layers import conv2d, get_norm
 
 SHORTCUTS = {
@@ -31,8 +30,8 @@ class ZeroPad(nn.Module):
 class NoShortcut(nn.Module):
     """The shortcut of a plain net: y = residual(x) + 0."""
 
-    def forward(self, x: Tensor) -> int:
-        return 0
+    def forward(self, x: Tensor) -> Tensor:
+        return x.new_zeros(())
 
 
 def build_shortcut(kind: str, in_channels: int, out_channels: int, stride: int, norm: str) -> nn.Module | None:
@@ -49,7 +48,7 @@ def build_shortcut(kind: str, in_channels: int, out_channels: int, stride: int, 
         return ZeroPad(out_channels - in_channels, stride)
     if kind == "D":
         pool = nn.Identity() if stride == 1 else nn.AvgPool2d(2, stride, ceil_mode=True, count_include_pad=False)
-        return ConvNorms(pool, conv2d(in_channels, out_channels, 1, norm), get_norm(norm, out_channels))
+        return nn.Sequential(pool, conv2d(in_channels, out_channels, 1, norm), get_norm(norm, out_channels))
     kernel_size = 3 if kind == "B3x3" and stride > 1 else 1
     conv = conv2d(in_channels, out_channels, kernel_size, norm, stride=stride)
-    return ConvNorms(conv, get_norm(norm, out_channels))
+    return nn.Sequential(conv, get_norm(norm, out_channels))

@@ -5,8 +5,8 @@ Each gives the convolutions in front of `bn1`, the pooling behind it, and the sh
 
 from torch import nn
 
-from .conv_norm import ConvNorms
-from .layers import ShapeSpec, conv2d, get_norm
+from .backbone import ShapeSpec
+from .layers import conv2d, get_norm
 
 
 def conv7x7(in_channels: int, norm: str) -> tuple[nn.Module, nn.Module, ShapeSpec]:
@@ -16,7 +16,7 @@ def conv7x7(in_channels: int, norm: str) -> tuple[nn.Module, nn.Module, ShapeSpe
 
 def deep(in_channels: int, norm: str, width: int = 32) -> tuple[nn.Module, nn.Module, ShapeSpec]:
     """Three 3x3 convolutions in place of the 7x7 (ResNet-C, arXiv 1812.01187 §4.2)."""
-    convs = ConvNorms(
+    convs = nn.Sequential(
         conv2d(in_channels, width, 3, norm, stride=2),
         get_norm(norm, width),
         nn.ReLU(inplace=True),

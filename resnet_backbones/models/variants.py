@@ -1,25 +1,28 @@
-"""What can be changed about any built ResNet, one function each."""
+"""Switches that any built ResNet takes, one function each."""
 
-from collections.abc import Iterable, Sequence
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from torchvision.ops import StochasticDepth
 
 from ..errors import UserError, unknown
+from .backbone import ShapeSpec
 from .deform import DeformConv2d
-from .layers import ShapeSpec
 from .preact import PreActResNet
 from .resnet import LAYERS, ResNet
 from .shortcuts import ZeroPad
 
 
 def dilate(net: ResNet, output_stride: int, dilate_first: bool = False) -> None:
-    """Take out the strides past `output_stride` (8, 16 or 32) and dilate the 3x3 convolutions behind them instead.
+    """Replace the strides past `output_stride` (8, 16 or 32) by dilation of the 3x3 convolutions after them.
 
-    Every stride of 2 taken out doubles the dilation of all that follows, so that each second position of the result
-    is what the strided net gives (the hole algorithm, arXiv 1606.00915 §3.1). That is torchvision's
+    Every removed stride of 2 doubles the dilation of all that follows, so that every second position of the result
+    is what the strided net gives (the hole algorithm, arXiv 1606.00915 §3.1). This is torchvision's
     `replace_stride_with_dilation`, timm's `output_stride` and, with `stride_in_1x1`, detectron2's DC5. With
-    `dilate_first` the 3x3 whose stride is taken out is dilated, too, as in detectron2's DC5 without `stride_in_1x1`.
+    `dilate_first` the 3x3 whose stride is removed is dilated as well, as in detectron2's DC5 without `stride_in_1x1`.
     """
     if output_stride not in (8, 16, 32) or net.shapes["stem"].stride != 4:
         raise UserError(f"output_stride is {output_stride}; it must be 8, 16 or 32, of a net whose stem has stride 4.")
@@ -60,7 +63,7 @@ def stochastic_depth(net: ResNet, probability: float) -> None:
 def zero_init_residual(net: ResNet) -> None:
     """Start the last norm of each block at weight 0, so that the block is its shortcut (arXiv 1706.02677 §5.1)."""
     if isinstance(net, PreActResNet):
-        raise UserError("zero_init_residual needs a norm at the end of each block, which pre-activation has not.")
+        raise UserError("zero_init_residual needs a norm at the end of each block, which pre-activation does not have.")
     for block in _blocks(net, list(net.stages)[1:]):
         last = block.bn3 if hasattr(block, "bn3") else block.bn2
         if getattr(last, "weight", None) is None:
@@ -68,10 +71,34 @@ def zero_init_residual(net: ResNet) -> None:
         nn.init.zeros_(last.weight)
 
 
-def checkpoint(net: ResNet, stages: Sequence[str]) -> None:
+def checkpoint_stages(net: ResNet, stages: Sequence[str]) -> None:
     """Compute the activations of `stages` again in the backward pass instead of keeping them (arXiv 1604.06174)."""
     list(_blocks(net, stages, "checkpoint_stages"))
-    net.checkpointed = set(stages)
+    for feature in stages:
+        stage = net.get_submodule(LAYERS[feature])
+        net.set_submodule(LAYERS[feature], CheckpointedStage(OrderedDict(stage.named_children())))
+
+
+class CheckpointedStage(nn.Sequential):
+    """A stage that keeps its input alone; its parameters keep their names."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        contexts = lambda: (nullcontext(), _statistics_kept(self))  # noqa: E731
+        return checkpoint(super().forward, x, use_reentrant=False, context_fn=contexts)
+
+
+@contextmanager
+def _statistics_kept(stage: nn.Module) -> Iterator[None]:
+    """BN's running statistics stay as they are: the second forward pass would count the batch twice."""
+    norms = [m for m in stage.modules() if isinstance(m, (nn.BatchNorm2d, nn.SyncBatchNorm))]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
 
 
 def _blocks(net: ResNet, stages: Sequence[str], option: str = "stages") -> Iterable[nn.Module]:

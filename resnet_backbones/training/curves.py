@@ -1,11 +1,11 @@
-"""Curves of a run, and of several beside each other, as PNGs for a person to look at."""
+"""Curves of a run, and of several side by side, as PNGs."""
 
 import json
 from pathlib import Path
 
 
 def read_rows(output_dir: Path) -> list[dict]:
-    """What `metrics.jsonl` of a run recorded."""
+    """The rows of a run's `metrics.jsonl`."""
     return [json.loads(line) for line in (output_dir / "metrics.jsonl").read_text().splitlines()]
 
 
@@ -37,10 +37,10 @@ def draw_comparison(runs: dict[str, Path], path: Path) -> None:
     _save(figure, path)
 
 
-def _draw_errors(axis, rows: list[dict], label: str, colour: str) -> None:
-    axis.plot(*_column(rows, "error"), color=colour, linestyle="--", linewidth=0.8, label=f"{label}training")
+def _draw_errors(axis, rows: list[dict], label: str, color: str) -> None:
+    axis.plot(*_column(rows, "error"), color=color, linestyle="--", linewidth=0.8, label=f"{label}training")
     steps, top1 = _column(rows, "top1")
-    axis.plot(steps, [100 - v for v in top1], color=colour, linewidth=1.8, marker=".", label=f"{label}evaluation")
+    axis.plot(steps, [100 - v for v in top1], color=color, linewidth=1.8, marker=".", label=f"{label}evaluation")
 
 
 def _column(rows: list[dict], name: str) -> tuple[list[int], list[float]]:

@@ -28,7 +28,7 @@ class MovingAverage:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """The model with the averaged weights, for scoring and saving; its own come back afterwards."""
+        """The model with the averaged weights, for evaluation and saving; its own are restored afterwards."""
         self._swap()
         try:
             yield
@@ -41,11 +41,11 @@ class MovingAverage:
 
     @torch.no_grad()
     def _swap(self) -> None:
-        for ours, averaged in zip(self._tensors(self.model), self._tensors(self.average.module), strict=True):
+        for ours, averaged in zip(tensors(self.model), tensors(self.average.module), strict=True):
             kept = ours.clone()
             ours.copy_(averaged)
             averaged.copy_(kept)
 
-    @staticmethod
-    def _tensors(model: nn.Module) -> list[torch.Tensor]:
-        return [*model.parameters(), *model.buffers()]
+
+def tensors(model: nn.Module) -> list[torch.Tensor]:
+    return [*model.parameters(), *model.buffers()]

@@ -1,10 +1,9 @@
 """The training loop, one for detection and for pretraining."""
 
 import logging
-import math
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,12 @@ from torch import Tensor, nn
 
 from .. import distributed
 from ..errors import UserError
-from .checkpoint import newest_whole, restore, save_checkpoint, training_state
+from .checkpoint import TrainingState, save_checkpoint
 from .ema import MovingAverage
-from .logger import Journal
-from .nonfinite import NonFinite
-from .preemption import INTERRUPTED, Interruption
-from .solver import build_optimizer, build_schedule
+from .logger import MetricLogger
+from .nonfinite import NonFiniteSteps
+from .preemption import PREEMPTED, Preemption
+from .solver import NORMS, build_optimizer, build_schedule
 
 logger = logging.getLogger(__name__)
 
@@ -37,130 +36,134 @@ def fit(
     metadata: dict | None = None,
     resume: bool = False,
 ) -> dict[str, float]:
-    """Train `model` for `solver.max_iter` steps, leave it with its final weights and return its final figures.
+    """Train `model` for `solver.max_iter` steps, leave its final weights in it and return its final metrics.
 
     Args:
-        model: gives a dict for `model(images, targets)` in training mode; on its device. Its values are scalars; those
-            whose names begin with "loss" are summed and trained on, the others only recorded.
+        model: gives a dict of scalars for `model(images, targets)` in training; those whose names begin with "loss"
+            are summed and minimized, the others are only logged.
         build_loader: endless batches of (images, targets) for this rank, from step `start` on.
-        evaluate: figures of the model as it is; called every `evaluation_period` steps (0: never) and at the end.
-        best_metric: the figure whose best weights are kept in `best.pt`.
-        metadata: what the checkpoints say of the model, its preprocessing above all (see `weights`).
-        resume: go on from `last.pt` in `output_dir`, or from the newest earlier one that is whole, if there is any.
+        evaluate: metrics of the model as it is; called every `evaluation_period` steps (0: never) and at the end.
+        best_metric: the metric whose best weights are kept in `best.pt`.
+        metadata: what the checkpoints say of the model (see `weights.writing`).
+        resume: continue from `last.pt` in `output_dir`, if there is one.
 
-    With `solver.ema_decay` the averaged weights are scored, kept in `best.pt` and final; `last.pt` has both. Leaves
-    `last.pt`, `best.pt`, `metrics.jsonl` and `tensorboard/` in `output_dir`.
-
-    Steps whose loss or gradients are not finite are left out, up to `solver.max_nonfinite`; one more raises `UserError`
-    naming the step and the images. SIGTERM and SIGUSR1 let the step finish, are answered by a checkpoint, and raise
-    `SystemExit(INTERRUPTED)`.
+    Writes `last.pt`, `best.pt`, `metrics.jsonl` and `tensorboard/`. With `solver.ema_decay` the averaged weights are
+    evaluated, kept in `best.pt` and final. SIGTERM and SIGUSR1 end the run after the step, with a checkpoint and
+    `SystemExit(PREEMPTED)`. Raises `UserError` where more than `solver.max_nonfinite` steps are not finite.
     """
+    state = build_state(model, solver)
+    if resume:
+        state.resume(output_dir / "last.pt", solver.max_iter)
+    learning_rate, nonfinite = build_schedule(solver), NonFiniteSteps(model, solver.max_nonfinite, output_dir)
+    model.train()
+    parallel, metadata, metrics = distributed.wrap(model, state.device), {"metadata": metadata or {}}, {}
+
+    def is_due(step: int, period: int) -> bool:
+        return step == solver.max_iter or (period > 0 and step > 0 and step % period == 0)
+
+    with MetricLogger(output_dir, state.step, solver) as log, Preemption() as preemption:
+        if is_due(state.step, evaluation_period):  # resumed from the checkpoint that precedes an evaluation
+            metrics = score(state, evaluate, best_metric, output_dir, metadata, log, preemption)
+        batches = log.timed(iter(build_loader(start=state.step)))
+        for step in range(state.step + 1, solver.max_iter + 1):
+            outputs = train_step(parallel, batches, state, solver, learning_rate(step - 1), step, nonfinite)
+            state.finish(step)
+            log.step(step, outputs, learning_rate(step - 1))
+            preempted = preemption.requested()
+            if preempted or is_due(step, solver.checkpoint_period) or is_due(step, evaluation_period):
+                save_checkpoint(output_dir / "last.pt", state.content() | metadata, solver.keep_checkpoints)
+            if preempted:
+                logger.warning("interrupted: saved after step %d; continue with --resume", step)
+                raise SystemExit(PREEMPTED)
+            if is_due(step, evaluation_period):
+                metrics = score(state, evaluate, best_metric, output_dir, metadata, log, preemption)
+    if state.average is not None:
+        state.average.keep()
+    return metrics
+
+
+def build_state(model: nn.Module, solver: DictConfig) -> TrainingState:
     device = next(model.parameters()).device
-    if solver.channels_last:
-        model.to(memory_format=torch.channels_last)
-    optimizer, learning_rate = build_optimizer(model, solver), build_schedule(solver)
     scaler = torch.amp.GradScaler(device.type, enabled=solver.amp == "fp16")
     average = None if solver.ema_decay is None else MovingAverage(model, solver.ema_decay, solver.ema_period)
-    last, start, best = output_dir / "last.pt", 0, -math.inf
-    if resume and (whole := newest_whole(last)) is not None:
-        start, best = restore(whole, model, optimizer, scaler, average)
-        if start > solver.max_iter:
-            raise UserError(f"{whole} is of step {start}, past solver.max_iter={solver.max_iter}; raise it to go on.")
-    elif resume:
-        logger.warning("there is no %s to resume from; starting at step 0", last)
-    model.train()
-    parallel = distributed.wrap(model, device)
-    # The scaler of fp16 has a say of its own in what is left out.
-    late = device.type == "cuda" and optimizer.defaults.get("fused", False) and not scaler.is_enabled()
-    nonfinite = NonFinite(model, solver.max_nonfinite, output_dir, late)
-    metadata, metrics = {"metadata": metadata or {}}, {}
-
-    with (
-        closing(Journal(output_dir, start, solver.max_iter, solver.batch_size, solver.log_period)) as journal,
-        Interruption() as interruption,
-    ):
-        batches = journal.waiting(iter(build_loader(start=start)))
-        for step in range(start, solver.max_iter + 1):
-            final = step == solver.max_iter
-            scored = final or _due(step, evaluation_period)
-            if step > start:
-                for group in optimizer.param_groups:
-                    group["lr"] = learning_rate(step - 1)
-                outputs = train_step(parallel, batches, optimizer, scaler, solver, step, nonfinite)
-                if average is not None:
-                    average.update(step)
-                journal.advance(outputs, nonfinite.finite)
-                if journal.due(step):
-                    journal.record(step, learning_rate(step - 1))
-
-                interrupted = interruption.agreed()
-                if scored or interrupted or _due(step, solver.checkpoint_period):
-                    nonfinite.read()
-                    state = training_state(model, optimizer, scaler, average, step, best)
-                    if distributed.is_main():
-                        save_checkpoint(last, state | metadata, solver.keep_checkpoints)
-                    journal.pause()
-                if interrupted:
-                    logger.warning("interrupted: saved after step %d, to go on with --resume", step)
-                    raise SystemExit(INTERRUPTED)
-
-            if scored:  # after the checkpoint, so that nothing is lost if this is interrupted; resuming scores anew
-                with interruption.leaving_at_once(), average.applied() if average is not None else nullcontext():
-                    metrics = evaluate()
-                    journal.scalars(step, metrics)
-                    if metrics[best_metric] > best:
-                        best = metrics[best_metric]
-                        if distributed.is_main():
-                            content = {"model": model.state_dict(), "step": step, "metrics": metrics}
-                            save_checkpoint(output_dir / "best.pt", content | metadata)
-                journal.pause()
-    if average is not None:
-        average.keep()
-    return metrics
+    return TrainingState(model, build_optimizer(model, solver), scaler, average, device)
 
 
 def train_step(
     parallel: nn.Module,
     batches: Iterator,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
+    state: TrainingState,
     solver: DictConfig,
+    lr: float,
     step: int,
-    nonfinite: NonFinite,
+    nonfinite: NonFiniteSteps,
 ) -> dict[str, Tensor] | None:
-    """One optimiser step over `solver.accumulate` batches; returns what the model gave for the last of them.
+    """One optimizer step over `solver.accumulate` batches; returns the model's outputs for the last of them.
 
-    None where loss or gradients were not finite: then nothing has changed. Nor has it where the host does not know yet
-    (`nonfinite.late`), which nothing here waits for the device to tell.
+    None where the loss or the gradients are not finite on any rank: then nothing has changed.
     """
-    device = next(parallel.parameters()).device
-    nonfinite.begin_step()
-    parts, finite = [], torch.ones((), dtype=torch.bool, device=device)
+    optimizer, scaler, parts = state.optimizer, state.scaler, []
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    nonfinite.keep_statistics()
+    finite = torch.ones((), dtype=torch.bool, device=state.device)
     for part in reversed(range(solver.accumulate)):
-        images, targets = next(batches)
-        images, targets = to_device(images, device), to_device(targets, device)
-        with _no_sync(parallel) if part else nullcontext():
-            with torch.autocast(device.type, AMP_DTYPES[solver.amp], enabled=solver.amp != "none"):
+        images, targets = to_device(next(batches), state.device)
+        with no_sync(parallel) if part else nullcontext():
+            with torch.autocast(state.device.type, AMP_DTYPES[solver.amp], enabled=solver.amp != "none"):
                 outputs = parallel(images, targets)
             loss = sum(value for name, value in outputs.items() if name.startswith("loss"))
-            finite &= torch.isfinite(loss.detach())
             scaler.scale(loss / solver.accumulate).backward()
+        finite &= torch.isfinite(loss.detach())
         parts.append((images, targets, outputs))
-    trained = [p for p in parallel.parameters() if p.grad is not None]
     scaler.unscale_(optimizer)
+    trained = [p for p in parallel.parameters() if p.grad is not None]
     norm = nn.utils.get_total_norm([p.grad for p in trained])
-    if not scaler.is_enabled():  # else gradients that overflow are the scaler's, which skips them and scales less
+    if not scaler.is_enabled():  # the scaler of fp16 skips gradients that overflow by itself
         finite &= torch.isfinite(norm)
-    left_out = nonfinite.leave_out(finite, step, parts)
-    if not left_out:
+    skipped = nonfinite.skip(finite, step, parts)
+    if not skipped:
         if solver.clip_norm is not None:
             nn.utils.clip_grads_with_norm_(trained, solver.clip_norm, norm)
-        if nonfinite.late:
-            optimizer.grad_scale, optimizer.found_inf = None, (~nonfinite.finite).float()
         scaler.step(optimizer)
     scaler.update()
     optimizer.zero_grad(set_to_none=True)
-    return None if left_out else outputs
+    return None if skipped else outputs
+
+
+def score(
+    state: TrainingState,
+    evaluate: Callable[[], dict[str, float]],
+    best_metric: str,
+    output_dir: Path,
+    metadata: dict,
+    log: MetricLogger,
+    preemption: Preemption,
+) -> dict[str, float]:
+    """Evaluate the model, with its averaged weights if there are any, and keep the best in `best.pt`."""
+    with preemption.exits_at_once(), state.average.applied() if state.average is not None else nullcontext():
+        metrics = evaluate()
+        log.scalars(state.step, metrics)
+        if best_metric not in metrics:
+            raise UserError(f"The evaluation gives no {best_metric}, only {', '.join(metrics)}.")
+        if metrics[best_metric] > state.best:
+            state.best = metrics[best_metric]
+            content = {"model": state.model.state_dict(), "step": state.step, "metrics": metrics}
+            save_checkpoint(output_dir / "best.pt", content | metadata)
+    log.pause()
+    return metrics
+
+
+def memory_format(model: nn.Module, solver: DictConfig) -> torch.memory_format:
+    """channels_last where `solver.channels_last` says so; where it is null, on the CPU if no norm is left to compute.
+
+    PyTorch's BN and GN are slower in channels_last on the CPU, convolutions are faster.
+    """
+    channels_last = solver.channels_last
+    if channels_last is None:
+        on_cpu = next(model.parameters()).device.type == "cpu"
+        channels_last = on_cpu and not any(isinstance(module, NORMS) for module in model.modules())
+    return torch.channels_last if channels_last else torch.preserve_format
 
 
 def set_seed(seed: int, deterministic: bool) -> None:
@@ -172,19 +175,15 @@ def set_seed(seed: int, deterministic: bool) -> None:
 
 
 def to_device(value: Any, device: torch.device) -> Any:
-    """A tensor, or lists and dicts of some, on `device`; other values as they are."""
+    """A tensor, or lists, tuples and dicts of some, on `device`; other values as they are."""
     if isinstance(value, Tensor):
         return value.to(device, non_blocking=True)
-    if isinstance(value, list):
-        return [to_device(v, device) for v in value]
+    if isinstance(value, (list, tuple)):
+        return type(value)(to_device(v, device) for v in value)
     if isinstance(value, dict):
         return {k: to_device(v, device) for k, v in value.items()}
     return value
 
 
-def _due(step: int, period: int) -> bool:
-    return period > 0 and step > 0 and step % period == 0
-
-
-def _no_sync(parallel: nn.Module) -> AbstractContextManager:
+def no_sync(parallel: nn.Module) -> AbstractContextManager:
     return parallel.no_sync() if distributed.world_size() > 1 else nullcontext()

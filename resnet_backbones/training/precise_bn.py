@@ -1,4 +1,4 @@
-"""Precise BN (arXiv 2105.07576 §3): BN's running statistics taken anew, as true means over many batches."""
+"""Precise BN (arXiv 2105.07576 §3): BN's running statistics computed again, as true means over many batches."""
 
 import itertools
 from collections.abc import Iterable, Iterator
@@ -10,7 +10,7 @@ from .. import distributed
 from .loop import to_device
 
 
-class _OfBatch(nn.Module):
+class _BatchModel(nn.Module):
     """`model(images, targets)` as a function of the pair, which is what fvcore calls."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -30,7 +30,7 @@ def update_precise_bn(model: nn.Module, batches: Iterable[tuple], count: int) ->
     training = model.training
     model.train()
     norms = get_bn_modules(model)
-    update_bn_stats(_OfBatch(model).train(), _on_device(itertools.islice(batches, count), device), count)
+    update_bn_stats(_BatchModel(model).train(), _on_device(itertools.islice(batches, count), device), count)
     for norm in norms:
         for statistic in (norm.running_mean, norm.running_var):
             statistic.copy_(distributed.total(statistic.cpu()) / distributed.world_size())

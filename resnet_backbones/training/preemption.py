@@ -1,6 +1,5 @@
-"""SIGTERM and SIGUSR1, by which clusters announce that a job will be ended: finish the step, save, leave."""
+"""SIGTERM and SIGUSR1, by which clusters announce the end of a job: finish the step, save, exit."""
 
-import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,19 +8,16 @@ from types import FrameType
 from .. import distributed
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-INTERRUPTED = 75  # exit status: saved, to be gone on with (EX_TEMPFAIL of sysexits.h)
+PREEMPTED = 75  # exit status: saved, to be resumed (EX_TEMPFAIL of sysexits.h)
 
 
-class Interruption:
-    """Inside this context the first signal is noted, for `agreed` to tell; a second one ends the process at once.
-
-    The process then leaves with status 128 + the signal's number, as a shell reports it.
-    """
+class Preemption:
+    """A context in which the first signal is noted for `requested`; a second one ends the process as usual."""
 
     def __init__(self) -> None:
-        self.process, self.signal, self.nothing_to_save = os.getpid(), 0, False
+        self.signaled, self.exit_now = False, False
 
-    def __enter__(self) -> "Interruption":
+    def __enter__(self) -> "Preemption":
         self.replaced = {number: signal.signal(number, self._handle) for number in SIGNALS}
         return self
 
@@ -30,21 +26,21 @@ class Interruption:
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self.process or self.signal:
-            os._exit(128 + number)
-        self.signal = number
-        if self.nothing_to_save:
-            raise SystemExit(INTERRUPTED)
+        self.signaled = True
+        for each in SIGNALS:
+            signal.signal(each, signal.SIG_DFL)
+        if self.exit_now:
+            raise SystemExit(PREEMPTED)
 
-    def agreed(self) -> bool:
-        """Whether any rank has been signalled; the same answer on all of them, who all have to ask."""
-        return distributed.largest([self.signal])[0] > 0
+    def requested(self) -> bool:
+        """Whether any rank was signaled; every rank has to ask, and gets the same answer."""
+        return distributed.largest([self.signaled])[0] > 0
 
     @contextmanager
-    def leaving_at_once(self) -> Iterator[None]:
-        """Inside, where all is saved, the first signal already leaves with `INTERRUPTED`."""
-        self.nothing_to_save = True
-        if self.signal:
-            raise SystemExit(INTERRUPTED)
+    def exits_at_once(self) -> Iterator[None]:
+        """In the block, where all is saved already, a signal exits with `PREEMPTED` without waiting."""
+        self.exit_now = True
+        if self.signaled:
+            raise SystemExit(PREEMPTED)
         yield
-        self.nothing_to_save = False
+        self.exit_now = False

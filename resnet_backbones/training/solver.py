@@ -1,4 +1,4 @@
-"""The optimiser and the learning rate as a pure function of progress."""
+"""The optimizer, and the learning rate as a pure function of progress."""
 
 import logging
 import math
@@ -16,7 +16,6 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from ..optional import import_timm
-from .fused import make_up_for_fusing
 
 logger = logging.getLogger(__name__)
 
@@ -27,34 +26,27 @@ NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 def build_optimizer(model: nn.Module, solver: DictConfig) -> torch.optim.Optimizer:
     """SGD with momentum, AdamW or LAMB (arXiv 1904.00962, timm's) over the parameters that are not frozen.
 
-    Those of norms decay by `norm_weight_decay`, if it is given. SGD and AdamW are fused: an update of ResNet-50-FPN
-    takes less than half the time. Raises `UserError` where LAMB's library is missing.
+    Those of norms decay by `norm_weight_decay`, if it is given. Raises `UserError` where LAMB needs timm.
     """
     norms = {p for m in model.modules() if isinstance(m, NORMS) for p in m.parameters(recurse=False)}
     trained = [p for p in model.parameters() if p.requires_grad]
-    decays = (
-        solver.weight_decay,
-        solver.weight_decay if solver.norm_weight_decay is None else solver.norm_weight_decay,
-    )
+    norm_decay = solver.weight_decay if solver.norm_weight_decay is None else solver.norm_weight_decay
     groups = [
-        {"params": parameters, "weight_decay": decay}
-        for parameters, decay in zip(
-            ([p for p in trained if p not in norms], [p for p in trained if p in norms]), decays, strict=True
-        )
+        {"params": [p for p in trained if p not in norms], "weight_decay": solver.weight_decay},
+        {"params": [p for p in trained if p in norms], "weight_decay": norm_decay},
     ]
     if solver.optimizer == "lamb":
         return import_timm().optim.Lamb(groups, lr=solver.lr)
     if solver.optimizer == "adamw":
-        return make_up_for_fusing(torch.optim.AdamW(groups, lr=solver.lr, fused=True))
-    momenta = {"momentum": solver.momentum, "nesterov": solver.nesterov}
-    return make_up_for_fusing(torch.optim.SGD(groups, lr=solver.lr, **momenta, fused=True))
+        return torch.optim.AdamW(groups, lr=solver.lr)
+    return torch.optim.SGD(groups, lr=solver.lr, momentum=solver.momentum, nesterov=solver.nesterov)
 
 
 def scale_to_batch(config: DictConfig) -> DictConfig:
-    """The config with lr and schedule, given for `solver.reference_batch_size`, scaled to `solver.batch_size`.
+    """The config with lr and schedule scaled from `solver.reference_batch_size` to `solver.batch_size`.
 
-    The linear rule (arXiv 1706.02677 §2.1): lr grows with the batch, and all that counts iterations shrinks, so that as
-    many images are seen. The log says what was scaled; without a reference nothing is.
+    The linear rule (arXiv 1706.02677 §2.1): lr grows with the batch, and everything counted in iterations shrinks, so
+    that the same number of images is seen. The log says what was scaled; without a reference nothing is.
     """
     solver = config.solver
     if solver.reference_batch_size in (None, solver.batch_size):
@@ -87,7 +79,7 @@ def in_iterations(solver: DictConfig, images: int) -> DictConfig:
 
 
 def build_schedule(solver: DictConfig) -> Callable[[int], float]:
-    """The learning rate of each optimiser step, 0 … max_iter - 1.
+    """The learning rate of each optimizer step, 0 … max_iter - 1.
 
     A warm-up over `warmup_iters`, linear from `warmup_factor` of the schedule's value or constant at it, then "steps"
     (times gamma at each of `steps`) or "cosine" (half a period from lr to 0 over max_iter, warm-up included). Steps at

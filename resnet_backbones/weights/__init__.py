@@ -1,22 +1,23 @@
-"""Checkpoints: reading, writing and converting them, and fitting them to models."""
+"""Checkpoints: read, rename, convert and write them, and load them into models."""
 
-from .converting import FORMATS, from_ours, recognise, to_ours
+from .checkpoint import Checkpoint
+from .converting import FORMATS, detect_format, from_ours, to_ours
 from .loading import check_architecture, fit_weights, load_state_dict, load_weights, read_ours
-from .reading import Checkpoint, read_checkpoint
-from .writing import check_suffix, save_safetensors, write_checkpoint
+from .reading import read_checkpoint
+from .writing import check_output, save_safetensors, write_checkpoint
 
 __all__ = [
     "FORMATS",
     "Checkpoint",
     "check_architecture",
-    "check_suffix",
+    "check_output",
+    "detect_format",
     "fit_weights",
     "from_ours",
     "load_state_dict",
     "load_weights",
     "read_checkpoint",
     "read_ours",
-    "recognise",
     "save_safetensors",
     "to_ours",
     "write_checkpoint",

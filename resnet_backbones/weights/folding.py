@@ -1,4 +1,4 @@
-"""What the input looks like, moved into the first convolution; and BN's statistics, moved into its affine form."""
+"""Fold the preprocessing into the first convolution, and BN's statistics into its scale and shift."""
 
 from dataclasses import replace
 
@@ -8,13 +8,13 @@ from torch import Tensor
 from ..errors import UserError
 from ..preprocessing import Preprocessing
 
-EPS = 1e-5  # of BN, everywhere
+EPS = 1e-5  # of every BN
 # The first convolution and the norm behind it, in a plain and in a deep stem.
 STEMS = {"conv1.weight": "bn1.running_mean", "conv1.0.weight": "conv1.1.running_mean"}
 
 
 def swap_channels(state: dict[str, Tensor], preprocessing: Preprocessing) -> tuple[dict[str, Tensor], Preprocessing]:
-    """The same network for images in the other channel order, exactly: RGB for BGR, or the reverse."""
+    """The same network for images in the other channel order; exact."""
     weight = _first_convolution(state)
     order = "RGB" if preprocessing.channel_order == "BGR" else "BGR"
     swapped = replace(
@@ -24,7 +24,7 @@ def swap_channels(state: dict[str, Tensor], preprocessing: Preprocessing) -> tup
 
 
 def fold_std(state: dict[str, Tensor], preprocessing: Preprocessing) -> tuple[dict[str, Tensor], Preprocessing]:
-    """The same network for images in [0, 255] that are not divided by a standard deviation, exactly.
+    """The same network for images in [0, 255] that are not divided by a standard deviation; exact.
 
     conv((x - mean) / std) = conv'(x - mean), as in the weights of He et al.
     """
@@ -36,16 +36,17 @@ def fold_std(state: dict[str, Tensor], preprocessing: Preprocessing) -> tuple[di
 
 
 def fold_mean(state: dict[str, Tensor], preprocessing: Preprocessing) -> tuple[dict[str, Tensor], Preprocessing]:
-    """The same network for images from which no mean is subtracted: conv(x - mean) = conv(x) - sum of w · mean, which
-    goes into the running mean of the norm behind it. After `fold_std`.
+    """The same network for images from which no mean is subtracted; call it after `fold_std`.
 
-    Exact but for the outermost rows and columns: the convolution pads with zeros, which were the mean before.
+    conv(x - mean) = conv(x) - Σ w · mean, and the sum goes into the running mean of the norm behind it. Exact except
+    at the border, because the convolution pads with zeros, which stood for the mean before. Raises `UserError` if no
+    batch norm follows.
     """
     weight = _first_convolution(state)
     stem = next(stem for stem in STEMS if weight.endswith(stem))
     running_mean = weight.removesuffix(stem) + STEMS[stem]
     if running_mean not in state:
-        raise UserError("The mean can only be folded where a batch norm follows the first convolution.")
+        raise UserError("The mean can only be folded if a batch norm follows the first convolution.")
     mean = torch.tensor(preprocessing.per_channel().mean, dtype=torch.float64) / torch.tensor(preprocessing.std)
     shift = (state[weight].double() * mean[:, None, None]).sum((1, 2, 3))
     shifted = (state[running_mean].double() + shift).to(state[running_mean].dtype)
@@ -53,10 +54,13 @@ def fold_mean(state: dict[str, Tensor], preprocessing: Preprocessing) -> tuple[d
 
 
 def affine_only(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Every BN as y = x · weight + bias, its statistics left out: the form that Caffe2 freezes it in."""
+    """Every BN as y = x · weight + bias without statistics, as Caffe2 freezes it.
+
+    Raises `UserError` for a network without BN.
+    """
     result = {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
     if not any(k.endswith(".running_var") for k in state):
-        raise UserError("Caffe2's form is of batch norms, and this network has none.")
+        raise UserError("Caffe2's format needs batch norms, and this network has none.")
     for name in [k for k in state if k.endswith(".running_var")]:
         norm = name.removesuffix("running_var")
         scale = state[f"{norm}weight"].double() / (result.pop(name).double() + EPS).sqrt()
@@ -66,7 +70,7 @@ def affine_only(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def with_statistics(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The reverse: statistics that change nothing, mean 0 and variance 1 - eps, for norms that have none."""
+    """The reverse: mean 0 and variance 1 - eps, which change nothing, for norms without statistics."""
     result = dict(state)
     for name, weight in state.items():
         norm = name.removesuffix("weight")
@@ -77,9 +81,9 @@ def with_statistics(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _first_convolution(state: dict[str, Tensor]) -> str:
-    """The name of the first convolution, whatever stands before it."""
+    """The name of the first convolution, in a backbone, an FPN or a detector."""
     prefixes = ("", "body.", "backbone.", "backbone.body.")
     found = [prefix + stem for prefix in prefixes for stem in STEMS if prefix + stem in state]
     if not found or state[found[0]].shape[1] != 3:
-        raise UserError("Channels can only be swapped or folded in a network whose first layer, conv1, takes three.")
+        raise UserError("Channels can only be swapped or folded if the first layer, conv1, takes three channels.")
     return found[0]

@@ -1,46 +1,48 @@
-"""Fitting a checkpoint to a model: everything matches, or an error says what did not."""
+"""Load a checkpoint into a model: every tensor fits, or an error says which do not."""
 
 import logging
 
 from torch import Tensor, nn
 
 from ..errors import UserError
+from .checkpoint import Checkpoint
 from .converting import to_ours
-from .reading import Checkpoint, read_checkpoint
+from .reading import read_checkpoint
 
 logger = logging.getLogger(__name__)
 
-# Options of `build_backbone` that change what a network computes, but not the shapes of its tensors.
-COMPUTATION = ("shortcut", "stride_in_1x1")
+# Options of `build_backbone` that change the features but not the shapes of the tensors.
+SHAPELESS_OPTIONS = ("shortcut", "stride_in_1x1")
 
 
 def load_weights(backbone: nn.Module, source: str) -> None:
-    """Load the checkpoint at `source` into a backbone and give it the checkpoint's `preprocessing`, where it is known.
+    """Load the checkpoint at `source` into a backbone, and set its `preprocessing` to the checkpoint's.
 
-    It may be a classifier's (its head is dropped), a backbone's, or a whole detector's (its `backbone.` part is
-    taken). For an FPN, a checkpoint without one fills the body alone. What was loaded, dropped and left random goes
-    into the log. Raises `UserError` for a checkpoint of another architecture, and naming the tensors that do not fit.
+    It may be a classifier's (its head is dropped), a backbone's, or a whole detector's (only its `backbone.` part is
+    loaded). If the backbone has an FPN and the checkpoint does not, only the body is loaded. The log says what was
+    loaded, dropped and left random. Raises `UserError` for a checkpoint of another architecture, naming the tensors
+    that do not fit.
     """
     fit_weights(backbone, read_ours(source), source)
 
 
 def fit_weights(backbone: nn.Module, checkpoint: Checkpoint, source: str) -> None:
-    """`load_weights` of what is already read, under our names; `source` is for messages."""
+    """`load_weights` for a checkpoint that is already read, under our names; `source` is for messages."""
     check_architecture(backbone, checkpoint, source)
     backbone.preprocessing = checkpoint.preprocessing()
     state = checkpoint.state
     if any(name.startswith("backbone.") for name in state):
-        state = _below("backbone.", state)
+        state = below("backbone.", state)
     has_fpn = any(name.startswith("body.") for name in state)
     if has_fpn and not hasattr(backbone, "body"):
-        state = _below("body.", state)
+        state = below("body.", state)
     target = backbone if has_fpn or not hasattr(backbone, "body") else backbone.body
 
     children = dict(target.named_children())
-    tail = getattr(target, "tail", ())  # what a network of torchvision has behind its last stage
+    tail = getattr(target, "tail", ())  # the layers that a torchvision network has behind its last stage
     dropped = [name for name in state if name.split(".")[0] not in children or name.startswith(tail)]
     kept = {name: tensor for name, tensor in state.items() if name not in dropped}
-    load_state_dict(target, _starting_offsets(target) | kept, source)
+    load_state_dict(target, _initial_offsets(target) | kept, source)
     logger.info(
         "%s: loaded %d of its %d tensors%s%s",
         source,
@@ -52,46 +54,46 @@ def fit_weights(backbone: nn.Module, checkpoint: Checkpoint, source: str) -> Non
 
 
 def read_ours(source: str) -> Checkpoint:
-    """The checkpoint at `source`, of whichever library, under our names and for RGB images; the log says what was done.
+    """Read a checkpoint of any library, renamed to our names and changed to take RGB images; the log lists the steps.
 
     Raises `UserError` as `read_checkpoint` does.
     """
     checkpoint = read_checkpoint(source)
     try:
-        checkpoint, steps, left = to_ours(checkpoint)
+        checkpoint, steps, skipped = to_ours(checkpoint)
     except UserError as error:
         raise UserError(f"{source}: {error}") from error
     if steps:
-        unnamed = f"; {len(left)} tensors have no name here: {', '.join(left[:5])}" if left else ""
+        unnamed = f"; skipped {len(skipped)} tensors without a name here: {', '.join(skipped[:5])}" if skipped else ""
         logger.info("%s: %s%s", source, "; ".join(steps), unnamed)
     return checkpoint
 
 
 def check_architecture(backbone: nn.Module, checkpoint: Checkpoint, source: str) -> None:
-    """Raise `UserError` naming both where the checkpoint says that it is of another network.
+    """Raise `UserError` if the checkpoint's metadata names another network, or options that give other features.
 
-    Only a backbone of `build_backbone` knows its own `architecture`; one without is not checked.
+    Does nothing if the checkpoint has no architecture or the backbone was not built by `build_backbone`.
     """
-    ours, theirs = getattr(backbone, "architecture", None), checkpoint.metadata.get("architecture")
-    if ours is None or theirs is None:
+    built, stated = getattr(backbone, "architecture", None), checkpoint.metadata.get("architecture")
+    if built is None or stated is None:
         return
-    held = theirs.get("name", ours["name"])
-    if held != ours["name"]:
-        raise UserError(f"{source} holds a {held}, but the backbone is {ours['name']}; give one of the two.")
-    for option in COMPUTATION:
-        wanted, given = (a.get("options", {}).get(option) or False for a in (theirs, ours))
-        if wanted != given:
+    name = stated.get("name", built["name"])
+    if name != built["name"]:
+        raise UserError(f"{source} holds a {name}, but the backbone is {built['name']}; give one of the two.")
+    for option in SHAPELESS_OPTIONS:
+        theirs, ours = (known.get("options", {}).get(option) or None for known in (stated, built))
+        if theirs != ours:
             raise UserError(
-                f"{source} holds a {held} with {option}={wanted or None}, but the backbone is built with "
-                f"{option}={given or None}; make them the same."
+                f"{source} holds a {name} with {option}={theirs}, but the backbone is built with {option}={ours}; "
+                "make them the same."
             )
 
 
 def load_state_dict(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
-    """`model.load_state_dict` that explains itself: every tensor of both sides must match in name and shape.
+    """`model.load_state_dict` with an error that explains: every tensor must match in name and shape.
 
-    BN's step counter `num_batches_tracked` may be absent on either side, so that BN and FrozenBN share checkpoints.
-    Raises `UserError` naming `source` and the first tensors that do not fit.
+    Either side may lack BN's step counter `num_batches_tracked`, so that BN and FrozenBN share checkpoints. Raises
+    `UserError` naming `source` and the first tensors that do not fit.
     """
     wanted = {n: t.shape for n, t in model.state_dict().items() if not n.endswith("num_batches_tracked")}
     given = {n: t.shape for n, t in state.items() if not n.endswith("num_batches_tracked")}
@@ -116,10 +118,11 @@ def load_state_dict(model: nn.Module, state: dict[str, Tensor], source: str) -> 
     model.load_state_dict(state, strict=False)
 
 
-def _starting_offsets(backbone: nn.Module) -> dict[str, Tensor]:
-    """The offsets of deformable convolutions as built, at zero, for checkpoints of the same net without them."""
+def _initial_offsets(backbone: nn.Module) -> dict[str, Tensor]:
+    """The offsets of deformable convolutions as built, zero, for a checkpoint of the same network without them."""
     return {name: tensor for name, tensor in backbone.state_dict().items() if ".offset." in name}
 
 
-def _below(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+def below(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors with names that start with `prefix`, without it."""
     return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}

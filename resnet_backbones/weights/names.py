@@ -1,7 +1,6 @@
-"""One table of what the same tensor is called here and elsewhere.
+"""One table of the names that a tensor has in our format (also torchvision's and timm's), detectron2 and Caffe2.
 
-Here means torchvision and timm, too. The table is read in both directions. A placeholder stands for the values below,
-one for each column; {block} for any number.
+It is read in both directions. A placeholder such as {stage} stands for a row of `VALUES`, {block} for any number.
 """
 
 import itertools
@@ -20,7 +19,7 @@ BLOCK = [
 
 
 def blocks_of(*prefixes: str | None) -> list[tuple]:
-    """The rows of `BLOCK` behind a prefix for each column."""
+    """The rows of `BLOCK` with a prefix for each column."""
     return [tuple(p + n if p and n else None for p, n in zip(prefixes, row, strict=True)) for row in BLOCK]
 
 
@@ -31,7 +30,7 @@ BACKBONE = [
     ("fc.{part}", "linear.{part}", "fc1000_{part}"),
 ]
 
-# Pyramids from res2 have four laterals, from res3 three; {lateral} counts from the lowest.
+# A pyramid from res2 has four laterals, from res3 three; {lateral} counts from the lowest.
 PYRAMID = [
     ("fpn.inner_blocks.{lateral}.0.{part}", "fpn_lateral{lateral}.{part}", None),
     ("fpn.inner_blocks.{lateral}.1.{norm}", "fpn_lateral{lateral}.norm.{norm}", None),
@@ -41,7 +40,7 @@ PYRAMID = [
 ]
 
 HEADS = [
-    *blocks_of("roi_heads.box_head.stage.{block}.", "roi_heads.res5.{block}.", None),  # of C4
+    *blocks_of("roi_heads.box_head.stage.{block}.", "roi_heads.res5.{block}.", None),  # in C4
     ("rpn.head.conv.0.0.{part}", "proposal_generator.rpn_head.conv.{part}", None),
     ("rpn.head.cls_logits.{part}", "proposal_generator.rpn_head.objectness_logits.{part}", None),
     ("rpn.head.bbox_pred.{part}", "proposal_generator.rpn_head.anchor_deltas.{part}", None),
@@ -68,15 +67,15 @@ VALUES: dict[str, list[tuple]] = {
     "top": [("p6", "p6", None), ("p7", "p7", None)],
     "fcn": [(str(k), str(k + 1), None) for k in range(16)],
 }
-BLOCKS = 64  # more than the 36 of any stage in the papers
+BLOCKS = 64  # the longest stage in the papers has 36
 
 
 @cache
 def renames(source: int, target: int, laterals: int = 4) -> dict[str, str]:
-    """Every name of column `source` and what it is in column `target`, for a pyramid of so many `laterals`.
+    """Map every name of column `source` to its name in column `target`, for a pyramid with 4 or 3 `laterals`.
 
-    Names of a whole detector have "backbone." in front of its backbone's, and within a pyramid "body." (ours) or
-    "bottom_up." (detectron2); those are here, too.
+    Includes the names within a pyramid, after "body." (ours) or "bottom_up." (detectron2), and within a detector, after
+    "backbone.".
     """
     body = expand(BACKBONE, laterals)
     pyramid = expand(PYRAMID, laterals)
@@ -92,7 +91,7 @@ def renames(source: int, target: int, laterals: int = 4) -> dict[str, str]:
 
 
 def expand(table: list[tuple], laterals: int) -> list[tuple]:
-    """The rows of `table` with every combination of values in the place of its placeholders."""
+    """The rows of `table` for every combination of values of its placeholders."""
     values = VALUES | {"block": [(str(k),) * 3 for k in range(BLOCKS)]}
     lowest = 6 - laterals
     values["lateral"] = [(str(k), str(k + lowest), None) for k in range(laterals)]

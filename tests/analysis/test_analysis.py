@@ -1,7 +1,5 @@
 import json
 import re
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -9,20 +7,20 @@ import torchvision
 from conftest import ROOT
 from torch.utils.flop_counter import FlopCounterMode
 
-import resnet_backbones.__main__ as main_module
 from resnet_backbones import build_backbone, list_backbones
-from resnet_backbones.__main__ import main as list_names
+from resnet_backbones.analysis import truths
 from resnet_backbones.analysis.cost import analyze
 from resnet_backbones.analysis.truths import load_truths, measure, setting, to_json, to_markdown
 from resnet_backbones.classifiers import build_classifier
+from resnet_backbones.cli.list import main as list_names
 from resnet_backbones.errors import UserError
 
 SUMMED = ("parameters", "trainable", "frozen", "flops", "activations")
 
 
-# As the papers give them, in millions: arXiv 1512.03385 Table 6 for CIFAR, 1709.01507 Table 2 (28.1, in its text),
-# 1603.05027 Table 4 (its 10.2 for 1001 layers are without norms), 1611.05431 Tables 1 and 7; the ImageNet ResNets as
-# everybody counts them.
+# As in the papers, in millions: arXiv 1512.03385 Table 6 for CIFAR, 1709.01507 Table 2 (28.1, in its text),
+# 1603.05027 Table 4 (its 10.2 for 1001 layers are without norms), 1611.05431 Tables 1 and 7; the ImageNet ResNets
+# from torchvision.
 PAPERS = {
     "resnet18": 11.7, "resnet34": 21.8, "resnet50": 25.6, "resnet101": 44.5, "resnet152": 60.2,
     "resnext50_32x4d": 25.0, "seresnet50": 28.1, "cifar_resnext29_8x64d": 34.4,
@@ -35,11 +33,11 @@ PAPERS = {
 @pytest.mark.parametrize("name", PAPERS)
 def test_parameters_of_the_papers(name):
     digits = 2 if PAPERS[name] < 1 else 1
-    tolerance = 10**-digits if name.startswith("cifar") else 10**-digits / 2  # some are cut off, not rounded
+    tolerance = 10**-digits if name.startswith("cifar") else 10**-digits / 2  # some are truncated
     assert load_truths()[name]["classifier_parameters"] / 1e6 == pytest.approx(PAPERS[name], abs=tolerance)
 
 
-# Table 1 of arXiv 1512.03385, in 1e9; some of its figures are cut off, some rounded.
+# Table 1 of arXiv 1512.03385, in 1e9; some of its numbers are truncated, some rounded.
 FLOPS = {"resnet18": 1.8, "resnet34": 3.6, "resnet50": 3.8, "resnet101": 7.6, "resnet152": 11.3}
 
 
@@ -53,7 +51,7 @@ def test_flops_of_the_paper(name):
 @pytest.mark.parametrize(
     "name", ["resnet18", "resnet50", "resnext50_32x4d", "googlenet", "densenet121", "regnet_y_400mf", "convnext_tiny"]
 )
-def test_figures_of_torchvision(name):
+def test_numbers_of_torchvision(name):
     meta = torchvision.models.get_model_weights(name).DEFAULT.meta
     truth = load_truths()[name]
     assert truth["classifier_flops"] / 1e9 == pytest.approx(meta["_ops"], abs=1e-3)
@@ -152,16 +150,16 @@ def test_an_image_that_is_too_small():
 def test_truths_hold_every_name_with_its_parameters_and_features(monkeypatch):
     for init in ("kaiming_uniform_", "kaiming_normal_", "trunc_normal_", "normal_", "uniform_"):
         monkeypatch.setattr(torch.nn.init, init, lambda tensor, *args, **kwargs: tensor)  # half of the time
-    truths = load_truths()
-    assert list(truths) == list_backbones()
+    table = load_truths()
+    assert list(table) == list_backbones()
     found = {}
-    for name in truths:
-        if f"{name}_fpn" not in truths:  # NAME comes as the body of NAME_fpn
+    for name in table:
+        if f"{name}_fpn" not in table:  # NAME comes as the body of NAME_fpn
             with torch.device("meta"):
                 found[name] = build_backbone(name)
         if name.endswith("_fpn"):
             found[name.removesuffix("_fpn")] = found[name].body
-    for name, truth in truths.items():
+    for name, truth in table.items():
         assert truth["parameters"] == sum(p.numel() for p in found[name].parameters()), name
         assert truth["features"] == {f: list(shape) for f, shape in found[name].output_shape().items()}, name
         if not name.endswith("_fpn"):
@@ -170,21 +168,21 @@ def test_truths_hold_every_name_with_its_parameters_and_features(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["resnet18", "preact_resnet18_fpn", "cifar_resnet20", "regnet_x_400mf", "zfnet"])
-def test_truths_measured_anew(name):
+def test_truths_measured_again(name):
     assert load_truths()[name] == measure(name)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", list_backbones())
-def test_all_truths_measured_anew(name):
+def test_all_truths_measured_again(name):
     assert load_truths()[name] == measure(name)
 
 
-def test_the_files_made_of_the_truths_are_up_to_date():
-    truths = load_truths()
-    assert (ROOT / "resnet_backbones/truths.json").read_text() == to_json(truths)
+def test_truths_and_table_are_up_to_date():
+    table = load_truths()
+    assert (ROOT / "resnet_backbones/analysis/truths.json").read_text() == to_json(table)
     block = re.search("<!-- models -->\n(.*)<!-- /models -->", (ROOT / "configs/README.md").read_text(), re.DOTALL)
-    assert block[1] == to_markdown(truths), "run tools/write_truths.py 'names that changed'"
+    assert block[1] == to_markdown(table), "run `resnet-backbones write-truths 'names that changed'`"
 
 
 def test_the_tools_table(tool):
@@ -240,27 +238,26 @@ def test_the_tools_errors_are_one_line(tool, arguments, message):
     assert message in err
 
 
-def test_the_list_of_names(capsys):
-    list_names(["preact*"])
+def test_the_list_of_names_has_one_name_per_line(capsys):
+    list_names([])
+    assert capsys.readouterr().out.splitlines() == list_backbones()
+    list_names(["resnet18*_fpn"])
+    assert capsys.readouterr().out.splitlines() == ["resnet18_fpn", "resnet18d_fpn"]
+    with pytest.raises(SystemExit):
+        list_names(["resnet19"])
+    assert capsys.readouterr().err.startswith("error: No backbone matches 'resnet19'")
+
+
+def test_the_list_of_names_as_a_table(capsys):
+    list_names(["preact*", "--table"])
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[1:]] == list_backbones("preact*")
     assert lines[1].split()[:3] == ["preact_resnet101", "42.49M", "7.80G"]
     assert lines[1].endswith("  res2 256/4, res3 512/8, res4 1024/16, res5 2048/32")
-    list_names(["resnet18*_fpn"])
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]] == ["resnet18_fpn", "resnet18d_fpn"]
-    with pytest.raises(SystemExit):
-        list_names(["resnet19"])
-    assert capsys.readouterr().err.startswith("error: No backbone is called 'resnet19'")
 
 
-def test_the_list_of_names_as_a_command():
-    command = [sys.executable, "-m", "resnet_backbones"]
-    result = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
-    assert len(result.stdout.splitlines()) == 1 + len(list_backbones())
-    assert result.stderr == ""
-
-
-def test_a_name_that_the_truths_lack_is_measured(capsys, monkeypatch):
-    monkeypatch.setattr(main_module, "load_truths", dict)
-    list_names(["cifar_resnet20"])
+def test_the_table_measures_a_name_without_truths(capsys, monkeypatch, tmp_path):
+    (tmp_path / "truths.json").write_text("{}")
+    monkeypatch.setattr(truths, "PATH", tmp_path / "truths.json")
+    list_names(["cifar_resnet20", "--table"])
     assert capsys.readouterr().out.splitlines()[1].split()[:3] == ["cifar_resnet20", "0.27M", "0.04G"]

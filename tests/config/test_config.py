@@ -5,7 +5,7 @@ import torch
 from omegaconf import OmegaConf
 
 from resnet_backbones.classifiers import build_classifier
-from resnet_backbones.cli.pretraining import backbone_options
+from resnet_backbones.cli.classifiers import backbone_options
 from resnet_backbones.config import CONFIG_FOLDER, PretrainConfig, load_config, save_config
 from resnet_backbones.detectors import build_detector
 from resnet_backbones.errors import UserError
@@ -40,8 +40,8 @@ def test_every_yaml_of_a_classifier_loads_and_builds(name):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_yaml_opens_with_its_command_and_schedule(name):
     head = [line for line in (CONFIG_FOLDER / name).read_text().splitlines() if line.startswith("#")]
-    tool = "pretrain" if name in OF_CLASSIFIERS else "train_net"
-    assert f"tools/{tool}.py --config {name}" in " ".join(head) or "make quickstart" in " ".join(head)
+    command = "pretrain" if name in OF_CLASSIFIERS else "train"
+    assert f"resnet-backbones {command} --config {name}" in " ".join(head)
     assert any(unit in " ".join(head) for unit in ("iterations of", "epochs of", "steps of"))
 
 
@@ -55,6 +55,13 @@ def test_the_published_3x_schedule():
 def test_a_name_without_suffix_and_a_path_mean_the_same():
     by_path = load_config(str(CONFIG_FOLDER / "coco_mask_rcnn_R50.yaml"))
     assert load_config("coco_mask_rcnn_R50") == load_config("coco_mask_rcnn_R50.yaml") == by_path
+
+
+def test_the_working_directory_comes_before_the_shipped_configs(tmp_path, monkeypatch):
+    (tmp_path / "coco_mask_rcnn_R50.yaml").write_text("seed: 7")
+    monkeypatch.chdir(tmp_path)
+    assert load_config("coco_mask_rcnn_R50.yaml").seed == 7
+    assert load_config("coco_mask_rcnn_R50").seed == 0
 
 
 def test_overrides_are_typed():
@@ -145,6 +152,6 @@ def test_a_config_that_does_not_exist_lists_the_near_ones():
         load_config("x")
 
 
-def test_a_folder_is_no_config(tmp_path: Path):
+def test_a_folder_is_not_a_config(tmp_path: Path):
     with pytest.raises(UserError, match="does not exist"):
         load_config(str(tmp_path))

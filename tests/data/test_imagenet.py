@@ -1,4 +1,4 @@
-"""Labelled images in every layout: what is read, in which order, and what is refused."""
+"""Labeled images in every layout: what is read, in which order, and what is refused."""
 
 import functools
 import http.server
@@ -14,8 +14,10 @@ import torch
 from conftest import ROOT, write_images
 from PIL import Image
 
-from resnet_backbones.data.classification import ClassificationDataset, Unreadable, build_train_loader
+from resnet_backbones.data import build_train_loader
+from resnet_backbones.data.classification import ClassificationDataset
 from resnet_backbones.data.imagenet import load_images
+from resnet_backbones.data.unreadable import Unreadable
 from resnet_backbones.errors import UserError
 
 COUNTS = {"ant": 3, "bee": 2, "cat": 4}
@@ -138,8 +140,8 @@ def test_a_tree_packed_into_shards(tree, tmp_path, capsys):
     assert [row["nsamples"] for row in index["shardlist"]] == [4, 4, 1, 4, 4, 1]
 
 
-def test_remote_shards_are_removed_when_others_have_taken_their_place(tree, tmp_path, monkeypatch):
-    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "cache"))  # where iopath keeps what it fetched
+def test_remote_shards_are_removed_when_they_are_no_longer_needed(tree, tmp_path, monkeypatch):
+    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "cache"))  # iopath's cache
     monkeypatch.setattr("resnet_backbones.data.shards.POOL", 1)
     write_shards(tree, tmp_path / "shards", [3, 3, 3])
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path / "shards")
@@ -160,13 +162,13 @@ def test_an_epoch_draws_from_a_pool_of_shards_at_a_time(tree, tmp_path, monkeypa
     assert len(set(shard[:4])) == len(set(shard[4:])) == 2
     for k in range(8):
         shards.read(k)
-    assert len(shards.held) == 4
+    assert len(shards.scanned) == 4
 
 
 def spoil(tree, change):
     if change == "empty":
         (tree / "train" / "dog").mkdir()
-    if change == "stranger":
+    if change == "unknown":
         write_images(tree, {"dog": 1}, ("val",))
     if change == "loose":
         (tree / "train" / "ant" / "0.jpg").rename(tree / "train" / "0.jpg")
@@ -185,11 +187,11 @@ def spoil(tree, change):
     ("change", "split", "message"),
     [
         ("empty", "train", "has class folders without images: dog; fill or remove them"),
-        ("stranger", "val", "has classes that are not among the 3 of training: dog. Those are ant, bee, cat"),
+        ("unknown", "val", "has classes that are not among the 3 of training: dog. Those are ant, bee, cat"),
         ("loose", "train", "0.jpg is outside the class folders"),
-        ("none", "train", "There are no images in .*train.* holds train, val"),
-        ("nothing", "test", "There are no images in .*test.* holds train, val"),
-        ("flat", "train", "The class of .*ant0.jpg is unknown: it is in no class folder"),
+        ("none", "train", "There are no images in .*train.* has train, val"),
+        ("nothing", "test", "There are no images in .*test.* has train, val"),
+        ("flat", "train", "The class of .*ant0.jpg is unknown: it is not in a class folder"),
     ],
 )
 def test_trees_that_are_refused(tree, tmp_path, packed, change, split, message):
@@ -201,7 +203,10 @@ def test_trees_that_are_refused(tree, tmp_path, packed, change, split, message):
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("gone", "folder or tar of images .*gone does not exist"), ("tree.tar.gz", "not a whole, uncompressed tar")],
+    [
+        ("missing", "folder or tar of images .*missing does not exist"),
+        ("tree.tar.gz", "not a complete, uncompressed tar"),
+    ],
 )
 def test_roots_that_are_refused(tree, tmp_path, name, message):
     pack(tree, tmp_path / "tree.tar.gz", "w:gz")
@@ -209,23 +214,23 @@ def test_roots_that_are_refused(tree, tmp_path, name, message):
         load_images(str(tmp_path / name), "train")
 
 
-def test_a_tar_cut_short_is_named(tree, tmp_path):
+def test_a_truncated_tar_is_named(tree, tmp_path):
     path = pack(tree, tmp_path / "tree.tar")
     path.write_bytes(path.read_bytes()[:9000])
-    with pytest.raises(UserError, match=r"tree.tar is not a whole, uncompressed tar \(unexpected end of data"):
+    with pytest.raises(UserError, match=r"tree.tar is not a complete, uncompressed tar \(unexpected end of data"):
         load_images(str(path), "train")
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("cut", "train-01.tar is not a whole, uncompressed tar"),
-        ("gone", "shard .*train-01.tar does not exist"),
-        ("unlabelled", "train-01.tar is no shard of images: each KEY.jpg needs a KEY.cls beside it, and x lacks one"),
-        ("label", r"train-01.tar:/9.cls says '3', which is none of the 3 classes"),
+        ("cut", "train-01.tar is not a complete, uncompressed tar"),
+        ("missing", "shard .*train-01.tar does not exist"),
+        ("unlabeled", "train-01.tar is not a shard of images: each sample needs KEY.jpg and KEY.cls, but x lacks one"),
+        ("label", r"train-01.tar:/9.cls says '3', which is not one of the 3 classes"),
         ("classes", "list of class names .*classes.txt does not exist"),
         ("index", "index.json is damaged"),
-        ("fewer", "train-01.tar holds 4 samples, fewer than index.json beside it says"),
+        ("fewer", "train-01.tar has 4 samples, fewer than index.json beside it says"),
     ],
 )
 def test_shards_that_are_refused(tree, tmp_path, change, message):
@@ -234,11 +239,11 @@ def test_shards_that_are_refused(tree, tmp_path, change, message):
     second = folder / "train-01.tar"
     if change == "cut":
         second.write_bytes(second.read_bytes()[:3000])
-    if change == "gone":
+    if change == "missing":
         second.unlink()
-    if change in ("unlabelled", "label"):
+    if change in ("unlabeled", "label"):
         with tarfile.open(second, "a") as tar:
-            for name, data in (("x.jpg", b"..."),) if change == "unlabelled" else (("9.cls", b"3"), ("9.jpg", b"...")):
+            for name, data in (("x.jpg", b"..."),) if change == "unlabeled" else (("9.cls", b"3"), ("9.jpg", b"...")):
                 member = tarfile.TarInfo(name)
                 member.size = len(data)
                 tar.addfile(member, io.BytesIO(data))
@@ -259,7 +264,7 @@ def batches(tree, count, **options):
     return [next(loader)[1]["file_name"] for _ in range(count)]
 
 
-def test_training_goes_on_at_the_exact_sample(tree):
+def test_training_is_resumed_at_the_exact_sample(tree):
     whole = batches(tree, 6)
     assert batches(tree, 2, start=4) == whole[4:]
     flat = [name for batch in whole for name in batch]
@@ -271,7 +276,7 @@ def test_repeated_augmentation_puts_copies_into_a_batch(tree):
     assert all(len(set(batch)) == 2 for batch in names)
 
 
-def test_augmentation_is_that_of_the_seed_and_leaves_the_models_draws(tree):
+def test_a_seed_fixes_the_augmentation_and_not_the_global_generator(tree):
     dataset = ClassificationDataset(load_images(str(tree), "train"), lambda image: torch.rand(2))
     torch.manual_seed(5)
     one, again, other = dataset[1, 7][0], dataset[1, 7][0], dataset[1, 8][0]
@@ -283,7 +288,7 @@ def test_augmentation_is_that_of_the_seed_and_leaves_the_models_draws(tree):
 
 
 @pytest.mark.parametrize("damage", ["cut", "text", "empty"])
-def test_an_unreadable_image_is_left_out_and_named(tree, caplog, damage):
+def test_an_unreadable_image_is_skipped_and_named(tree, caplog, damage):
     path = tree / "train" / "bee" / "1.jpg"
     path.write_bytes({"cut": path.read_bytes()[:300], "text": b"no image", "empty": b""}[damage])
     dataset = ClassificationDataset(load_images(str(tree), "train"), lambda image: image[:, :8, :8])
@@ -294,16 +299,16 @@ def test_an_unreadable_image_is_left_out_and_named(tree, caplog, damage):
     assert images.shape == (8, 3, 8, 8)
     assert len(targets["labels"]) == len(targets["file_name"]) == 8
     assert f"Image {path} cannot be decoded" in caplog.text
-    assert len(next(loader)[0]) == 8  # met again, counted once
+    assert len(next(loader)[0]) == 8  # seen again, counted once
     none = iter(build_train_loader(dataset, 9, num_workers=0, seed=0))
     with pytest.raises(UserError, match=r"bee/1.jpg cannot be decoded.*It is number 1; data.max_unreadable allows 0"):
         next(none)
 
 
-def test_labels_of_shards_go_by_the_names_of_their_own_classes(tree, tmp_path):
+def test_labels_of_shards_are_matched_by_class_name(tree, tmp_path):
     pattern = write_shards(tree, tmp_path / "shards", [9])
     assert content(load_images("", pattern, ["cat", "ant", "dog", "bee"])) == expected(tree)
-    with pytest.raises(UserError, match=r"says '2', which is none of the 2 classes"):
+    with pytest.raises(UserError, match=r"says '2', which is not one of the 2 classes"):
         content(load_images("", pattern, ["ant", "bee"]))
     digits = write_shards(tree, tmp_path / "digits", [9])
     (tmp_path / "digits" / "classes.txt").write_text("1\n2\n0\n")
@@ -311,14 +316,14 @@ def test_labels_of_shards_go_by_the_names_of_their_own_classes(tree, tmp_path):
     assert [shards.read(k)[1] for k in range(9)] == [0, 0, 0, 1, 1, 2, 2, 2, 2]
 
 
-def test_a_second_name_of_a_file_in_a_tar(tree, tmp_path):
+def test_hard_links_in_a_tar(tree, tmp_path):
     (tree / "train" / "cat" / "9.jpg").hardlink_to(tree / "train" / "cat" / "0.jpg")
     images = load_images(str(pack(tree, tmp_path / "tree.tar")), "train")
     assert content(images) == expected(tree)
     whole = (tmp_path / "tree.tar").read_bytes()
     with tarfile.open(tmp_path / "tree.tar") as archive:
         (tmp_path / "cut.tar").write_bytes(whole[: archive.getmembers()[-1].offset])  # between two members
-    with pytest.raises(UserError, match="cut.tar is not a whole, uncompressed tar"):
+    with pytest.raises(UserError, match="cut.tar is not a complete, uncompressed tar"):
         load_images(str(tmp_path / "cut.tar"), "train")
 
 

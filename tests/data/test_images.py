@@ -1,10 +1,11 @@
-"""Every kind of image file that real data holds."""
+"""Every kind of image file found in real datasets."""
 
 import os
 
 import numpy as np
 import pytest
 from conftest import draw
+from helpers import png_of
 from PIL import Image
 
 from resnet_backbones.data.images import decode_image, image_size, read_image
@@ -16,7 +17,7 @@ def save(path, image: Image.Image, **options):
     return path
 
 
-def test_rgb_png_is_read_as_it_is(tmp_path):
+def test_rgb_png_is_read_exactly(tmp_path):
     picture = draw()
     assert np.array_equal(read_image(save(tmp_path / "a.png", picture)), np.asarray(picture))
 
@@ -39,9 +40,9 @@ def test_sixteen_bits_keep_their_upper_half(tmp_path):
     assert np.array_equal(pixels, np.repeat((values >> 8).astype(np.uint8)[:, :, None], 3, axis=2))
 
 
-def test_exif_orientation_is_applied_unless_the_annotation_is_of_the_stored_pixels(tmp_path):
+def test_exif_orientation_is_applied_unless_the_annotation_has_the_stored_size(tmp_path):
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned clockwise
+    exif[0x0112] = 6  # to be rotated clockwise
     path = save(tmp_path / "a.png", draw(48, 40), exif=exif)
     upright = np.rot90(np.asarray(draw(48, 40)), k=-1)
     assert image_size(path) == (40, 48)
@@ -65,28 +66,26 @@ def test_broken_files_are_named(tmp_path):
             read_image(tmp_path / name)
 
 
-def test_another_size_than_annotated_is_named(tmp_path):
+def test_an_image_of_another_size_than_annotated_is_named(tmp_path):
     path = save(tmp_path / "a.png", draw(48, 40))
     with pytest.raises(UserError, match=r"a\.png is 48 x 40 pixels, but its annotation says 64 x 40"):
         read_image(path, (64, 40))
 
 
-def test_a_bomb_is_refused_by_its_header(tmp_path):
-    from test_fuzz_annotations import png_of
-
+def test_an_image_that_is_too_large_is_refused_by_its_header(tmp_path):
     path = tmp_path / "bomb.png"
     path.write_bytes(png_of(13000, 13000))
-    with pytest.raises(UserError, match=r"bomb.png is 13000 x 13000 pixels, more than the 134217728 that are decoded"):
+    with pytest.raises(UserError, match=r"bomb.png is 13000 x 13000 pixels, over the limit of 134217728; cut it"):
         read_image(path)
-    path.write_bytes(png_of(9000, 9000))  # without the pixels: decoding it would fail another way
+    path.write_bytes(png_of(9000, 9000))  # without pixels: decoding it would fail with another error
     with pytest.raises(UserError, match=r"bomb.png is 9000 x 9000 pixels, but its annotation says 48 x 40"):
         read_image(path, (48, 40))
 
 
-def test_what_would_run_a_program_is_no_image(tmp_path):
+def test_formats_that_run_programs_are_refused(tmp_path):
     picture = tmp_path / "a.jpg"
     draw().save(picture, format="EPS")
-    with pytest.raises(UserError, match=r"a.jpg cannot be decoded: it is no image"):
+    with pytest.raises(UserError, match=r"a.jpg cannot be decoded: it is not an image"):
         read_image(picture)
-    with pytest.raises(UserError, match=r"a.jpg cannot be decoded: it is no image"):
+    with pytest.raises(UserError, match=r"a.jpg cannot be decoded: it is not an image"):
         decode_image(picture.read_bytes(), "a.jpg")

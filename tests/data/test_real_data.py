@@ -1,4 +1,4 @@
-"""The shipped configs of the real data, on small slices of it."""
+"""The shipped configs for real data, on small slices of it."""
 
 import json
 import tarfile
@@ -8,7 +8,7 @@ import pytest
 
 @pytest.fixture
 def slices(shared, tmp_path, monkeypatch):
-    """`$RESNET_BACKBONES_DATASETS` with four images of each split of bccd and nuclei."""
+    """`$RESNET_BACKBONES_DATASETS` is a folder with four images of each split of bccd and nuclei."""
     bccd = tmp_path / "bccd"
     (bccd / "ImageSets/Main").mkdir(parents=True)
     for folder in ("Annotations", "JPEGImages"):
@@ -30,18 +30,18 @@ def slices(shared, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("config", "figures", "category_ids"),
+    ("config", "expected", "category_ids"),
     [
         ("bccd_faster_rcnn_R18", {"bbox/AP-RBC", "bbox/AP-Platelets", "voc/AP50_11point", "voc/AP50_area"}, {1, 2, 3}),
         ("nuclei_mask_rcnn_R18", {"bbox/AP-nucleus", "segm/AP", "segm/AP50"}, {7}),
     ],
 )
-def test_the_shipped_config_runs(slices, tool, config, figures, category_ids):
+def test_the_shipped_config_runs(slices, tool, config, expected, category_ids):
     short = ["solver.max_iter=2", "solver.steps=[1]", "solver.warmup_iters=1", "solver.batch_size=2"]
     more = ["data.num_workers=0", "evaluation.samples=1", "detector.box_score_thresh=0.0", f"output_dir={slices}/out"]
     status, _, err = tool("train_net", "--config", config, *short, *more)
     assert status == 0, err
-    assert figures < set(json.loads((slices / "out/metrics.json").read_text()))
+    assert expected < set(json.loads((slices / "out/metrics.json").read_text()))
     predictions = json.loads((slices / "out/predictions.json").read_text())
     assert {p["category_id"] for p in predictions} <= category_ids
     assert ("segmentation" in predictions[0]) == ("mask" in config)

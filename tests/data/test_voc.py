@@ -1,81 +1,77 @@
-"""VOC's average precision, array by array, against the plain loop over detections that the devkit describes."""
+"""VOC devkits: what reaches training, and errors that name the file."""
 
-from collections import defaultdict
-
-import numpy as np
 import pytest
-import torch
-from torchvision.ops import box_iou
+from conftest import read_voc, write_voc
 
-from resnet_backbones.evaluation.voc import recall_precision, voc_metrics
-
-
-def xyxy(entries) -> torch.Tensor:
-    boxes = torch.tensor([e["bbox"] for e in entries], dtype=torch.float64)
-    return torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], dim=1)
+from resnet_backbones.data import DetectionDataset
+from resnet_backbones.errors import UserError
 
 
-def loop_over_detections(objects, predictions, iou=0.5) -> tuple[np.ndarray, np.ndarray]:
-    by_image = defaultdict(list)
-    for o in objects:
-        by_image[o["image_id"]].append(o)
-    taken, true = set(), []
-    for p in sorted(predictions, key=lambda p: -p["score"]):
-        candidates, best, overlap = by_image[p["image_id"]], -1, 0.0
-        if candidates:
-            ious = box_iou(xyxy([p]), xyxy(candidates))[0]
-            best = int(ious.argmax())
-            overlap = float(ious[best])
-        if overlap > iou and candidates[best]["iscrowd"]:
-            continue
-        hit = overlap > iou and candidates[best]["id"] not in taken
-        if hit:
-            taken.add(candidates[best]["id"])
-        true.append(hit)
-    hits = np.cumsum(true, dtype=float)
-    return hits / sum(not o["iscrowd"] for o in objects), hits / np.arange(1, len(true) + 1)
+def test_voc_pixels_count_from_one_and_difficult_is_ignored(tmp_path, caplog):
+    objects = [("cat", (11, 9, 30, 28), 0), ("dog", (1, 1, 48, 40), 1), ("cat", (5, 5, 5, 5), 0)]
+    write_voc(tmp_path, {"a": objects, "b": [("dog", (2, 2, 3, 3), 0)]})
+    with caplog.at_level("WARNING", "resnet_backbones"):
+        data = read_voc(tmp_path)
+    assert "own: skipped 1 boxes without area (first in JPEGImages/a.jpg)" in caplog.text
+    dataset = DetectionDataset([data], train=True, flip=0.0)
+    assert dataset.classes == ["cat", "dog"]
+    assert dataset[0][1]["boxes"].tolist() == [[10, 8, 30, 28]]
+    assert dataset[1][1]["boxes"].tolist() == [[1, 1, 3, 3]]
+    assert dataset[1][1]["labels"].tolist() == [2]
+    assert [o["iscrowd"] for o in data.objects(0)] == [0, 1, 0]
+    assert data.objects(0)[1]["bbox"] == [0, 0, 48, 40]
 
 
-def random_case(seed: int) -> tuple[list[dict], list[dict]]:
-    """Difficult objects, tied scores and overlaps, integer boxes, boxes of no area, images without objects."""
-    rng = np.random.default_rng(seed)
-    objects, found = [], []
-    for k in range(int(rng.integers(1, 120))):
-        box = [float(v) for v in (*rng.uniform(0, 50, 2), *rng.uniform(0, 40, 2))]
-        if seed % 3 == 0:
-            box = [int(v) // 5 * 5 for v in box]
-        o = {"id": k, "image_id": int(rng.integers(12)), "category_id": 1, "bbox": box, "iscrowd": int(k % 7 == 6)}
-        objects.append(o)
-        for _ in range(rng.integers(0, 4)):
-            moved = [float(v) for v in np.array(box) + rng.normal(0, 3, 4)] if rng.random() < 0.7 else list(box)
-            score = round(float(rng.random()), 1 + seed % 2 * 6)
-            image = o["image_id"] if rng.random() < 0.8 else int(rng.integers(20))
-            found.append({"image_id": image, "category_id": 1, "bbox": moved, "score": score})
-    return objects, [found[i] for i in rng.permutation(len(found))]
+def test_voc_class_order_can_be_given_and_unknown_classes_are_named(tmp_path):
+    write_voc(tmp_path, {"a": [("dog", (1, 1, 9, 9), 0)]})
+    assert read_voc(tmp_path, classes=["dog", "cat"]).classes == ["dog", "cat"]
+    with pytest.raises(UserError, match=r"a\.xml: Unknown class 'dog'\. Did you mean dogs\? Available: cats, dogs"):
+        read_voc(tmp_path, classes=["dogs", "cats"])
 
 
-@pytest.mark.parametrize("iou", [0.3, 0.5])
-@pytest.mark.parametrize("seed", range(25))
-def test_recall_and_precision_are_those_of_the_loop_to_the_last_bit(seed, iou):
-    objects, found = random_case(seed)
-    for ours, theirs in zip(
-        recall_precision(objects, found, iou), loop_over_detections(objects, found, iou), strict=True
-    ):
-        assert ours.tolist() == theirs.tolist()
+def test_bad_voc_files_are_named(tmp_path):
+    write_voc(tmp_path, {"a": [("dog", (1, 1, 9, 9), 0)]})
+    with pytest.raises(UserError, match=r"ImageSets/Main/val\.txt does not exist\. Splits there: train\."):
+        read_voc(tmp_path, "val")
+    xml = tmp_path / "Annotations" / "a.xml"
+    good = xml.read_text()
+    xml.write_text(good.replace("<xmin>1<", "<xmin>left<"))
+    with pytest.raises(UserError, match=r"a\.xml: an object's xmin is 'left', not a number"):
+        read_voc(tmp_path)
+    xml.write_text(good.replace("<name>dog</name>", ""))
+    with pytest.raises(UserError, match=r"a\.xml: an object has no name"):
+        read_voc(tmp_path)
+    with pytest.raises(UserError, match="own: classes has a name twice: dog, dog"):
+        read_voc(tmp_path, classes=["dog", "dog"])
+    xml.write_text(good[:60])
+    with pytest.raises(UserError, match=r"a\.xml is not valid XML"):
+        read_voc(tmp_path)
+    xml.unlink()
+    with pytest.raises(UserError, match=r"a\.xml cannot be read: No such file"):
+        read_voc(tmp_path, classes=["dog"])
+    xml.write_text(good)
+    (tmp_path / "JPEGImages" / "a.jpg").unlink()
+    with pytest.raises(UserError, match=r"1 of 1 images are missing from .*, first JPEGImages/a\.jpg"):
+        read_voc(tmp_path)
 
 
-def test_two_boxes_of_no_area_do_not_match():
-    objects = [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [3, 3, 0, 0], "iscrowd": 0}]
-    found = [{"image_id": 1, "category_id": 1, "bbox": [3, 3, 0, 0], "score": 1.0}]
-    assert recall_precision(objects, found)[0].tolist() == [0]
+def test_an_image_that_is_listed_twice_is_named(tmp_path):
+    write_voc(tmp_path, {"a": [("dog", (1, 1, 9, 9), 0)]})
+    (tmp_path / "ImageSets/Main/train.txt").write_text("a\na\n")
+    with pytest.raises(UserError, match=r"train\.txt: image a is listed twice"):
+        read_voc(tmp_path)
 
 
-def test_classes_do_not_mix():
-    objects, found = random_case(4)
-    second = {"id": 10**6, "image_id": 1, "category_id": 2, "bbox": [0, 0, 9, 9], "iscrowd": 0}
-    categories = [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
-    alone = voc_metrics({"annotations": objects, "categories": categories[:1]}, found)
-    both = voc_metrics({"annotations": [*objects, second], "categories": categories}, found)
-    assert both["voc/AP50_area-cat"] == alone["voc/AP50_area-cat"] > 0
-    assert both["voc/AP50_area-dog"] == 0
-    assert both["voc/AP50_area"] == alone["voc/AP50_area"] / 2
+def test_nan_voc_boxes_are_skipped_and_counted(tmp_path, caplog):
+    write_voc(tmp_path, {"a": [("dog", ("nan", 1, 9, 9), 0), ("dog", (1, 1, 9, 9), 0)]})
+    with caplog.at_level("WARNING", "resnet_backbones"):
+        data = read_voc(tmp_path)
+    assert "skipped 1 boxes that are not finite" in caplog.text
+    assert len(data.objects(0)) == 1
+
+
+def test_bccd_is_read_as_published(shared, caplog):
+    with caplog.at_level("WARNING", "resnet_backbones"):
+        data = read_voc(shared / "bccd", "trainval", classes=["RBC", "WBC", "Platelets"])
+    assert len(data) == 292
+    assert "skipped 2 boxes without area (first in JPEGImages/BloodImage_00338.jpg)" in caplog.text

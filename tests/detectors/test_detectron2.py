@@ -107,7 +107,7 @@ def test_features_are_detectron2s_after_conversion_both_ways(name, depth, option
     ours = with_statistics(build_backbone(name, norm=norm, **options))
     theirs = plugin.own_resnet(depth, norm, **settings)
     there = from_ours(Checkpoint(ours.state_dict(), {}), "detectron2")
-    assert there.left == []
+    assert there.skipped == []
     theirs.load_state_dict(there.checkpoint.state)
     image = torch.randn(1, 3, 96, 128)
     with torch.no_grad():
@@ -131,7 +131,7 @@ def test_pyramids_are_detectron2s(form, builder, norm):
     cfg.MODEL.BACKBONE.NAME = f"build_{builder}_fpn_backbone"
     theirs = with_statistics(build_theirs(cfg))
     there = from_ours(Checkpoint(ours.state_dict(), {}), "detectron2")
-    assert there.left == []
+    assert there.skipped == []
     theirs.load_state_dict(there.checkpoint.state)
     image = torch.randn(1, 3, 128, 160)
     with torch.no_grad():
@@ -177,7 +177,7 @@ def test_a_whole_detector_has_detectron2s_names_and_shapes():
     )  # fmt: skip
     theirs = build_model(cfg)
     there = from_ours(Checkpoint(ours.state_dict(), {}), "detectron2")
-    assert there.left == []
+    assert there.skipped == []
     theirs.load_state_dict(there.checkpoint.state)  # strict
     back = to_ours(Checkpoint(theirs.state_dict(), {})).checkpoint.state
     assert {k: v.shape for k, v in back.items()} == {k: v.shape for k, v in ours.state_dict().items()}

@@ -1,4 +1,4 @@
-"""Metrics against pycocotools called directly, and VOC's against counts by hand."""
+"""Metrics against pycocotools called directly, and VOC's against hand-counted cases."""
 
 import json
 
@@ -9,7 +9,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from resnet_backbones.errors import UserError
-from resnet_backbones.evaluation.coco import FIGURES, coco_metrics
+from resnet_backbones.evaluation.coco import METRICS, coco_metrics
 from resnet_backbones.evaluation.voc import area_ap, eleven_point_ap, recall_precision, voc_metrics
 
 
@@ -55,12 +55,12 @@ def pycocotools_stats(truth_file, predictions_file, iou_type) -> list[float]:
 
 
 @pytest.mark.parametrize("iou_type", ["bbox", "segm"])
-def test_figures_equal_pycocotools_to_the_last_digit(results, iou_type):
+def test_metrics_equal_pycocotools_to_the_last_digit(results, iou_type):
     folder, truth, predictions = results
     stats = pycocotools_stats(folder / "instances.json", folder / "predictions.json", iou_type)
     metrics = coco_metrics(truth, predictions, iou_type)
     expected = [100 * s if s > -1 else -1.0 for s in stats]
-    assert [metrics[f"{iou_type}/{name}"] for name in FIGURES] == expected
+    assert [metrics[f"{iou_type}/{name}"] for name in METRICS] == expected
     assert 0 < metrics[f"{iou_type}/AP"] < 100
     classes = [metrics[f"{iou_type}/AP-{name}"] for name in ("cat", "dog")]
     assert np.mean(classes) == pytest.approx(metrics[f"{iou_type}/AP"])
@@ -102,7 +102,7 @@ def test_no_predictions_score_0_and_absent_sizes_stay_minus_one(tmp_path):
         ([{"image_id": 100}], "Prediction 0 has no 'category_id'"),
         (
             [{"image_id": 1, "category_id": 3, "score": 1, "bbox": [0, 0, 1, 1]}],
-            "image 1, which the ground truth lacks",
+            "image 1, which is not in the ground truth",
         ),
     ],
 )
@@ -130,7 +130,7 @@ def test_the_tool_names_bad_files(tmp_path, tool):
         ((tmp_path / "bad.json", truth), "bad.json is not valid JSON"),
         ((truth, truth), "must be a list"),
         ((folder_without(tmp_path, "annotations"), truth), "The ground truth has no list 'annotations'"),
-        ((folder_without(tmp_path, "area", "annotations"), truth), "annotations hold an entry without 'area'"),
+        ((folder_without(tmp_path, "area", "annotations"), truth), "annotations have an entry without 'area'"),
     ]:
         status, _, err = tool("evaluate", "--ground-truth", arguments[0], "--predictions", arguments[1])
         assert status == 2
@@ -140,7 +140,7 @@ def test_the_tool_names_bad_files(tmp_path, tool):
 
 
 @pytest.mark.parametrize(
-    "outline",
+    "segmentation",
     [
         {"size": [40, 48], "counts": "PPPP"},
         {"size": [40, 48], "counts": [10]},
@@ -151,12 +151,13 @@ def test_the_tool_names_bad_files(tmp_path, tool):
     ],
 )
 @pytest.mark.parametrize("side", ["ground truth", "prediction"])
-def test_outlines_that_lie_are_named_before_pycocotools_reads_them(tmp_path, outline, side):
+def test_wrong_segmentations_are_named_before_pycocotools_reads_them(tmp_path, segmentation, side):
     truth = write_coco(tmp_path)
     whole = {"size": [40, 48], "counts": [0, 40 * 48]}
     if side == "ground truth":
-        truth["annotations"][0]["segmentation"] = outline
-    found = [{"image_id": 100, "category_id": 7, "score": 0.5, "segmentation": whole if side[0] == "g" else outline}]
+        truth["annotations"][0]["segmentation"] = segmentation
+    found = [{"image_id": 100, "category_id": 7, "score": 0.5}]
+    found[0]["segmentation"] = whole if side == "ground truth" else segmentation
     with pytest.raises(UserError, match=f"(?i){side}.*'segmentation'"):
         coco_metrics(truth, found, "segm")
 
@@ -180,7 +181,7 @@ def test_voc_matching_by_hand():
     found = [
         voc_object(1, (0, 0, 10, 9), score=0.9),  # true
         voc_object(1, (0, 0, 10, 10), score=0.8),  # the object is taken: false
-        voc_object(2, (0, 0, 10, 10), score=0.7),  # difficult: left out
+        voc_object(2, (0, 0, 10, 10), score=0.7),  # difficult: ignored
         voc_object(2, (50, 0, 10, 10), score=0.6),  # nothing there: false
         voc_object(1, (21, 0, 10, 10), score=0.5),  # true
     ]
@@ -197,13 +198,13 @@ def test_voc_matching_by_hand():
     }
 
 
-def test_voc_iou_is_the_devkits_of_inclusive_pixels():
+def test_voc_iou_is_that_of_the_devkit_for_inclusive_pixels():
     # Pixels 1 … 10 and 1 … 20 of a row: 10 / 20 is not above 0.5, with 1 … 11 it is.
     truth = [voc_object(1, (0, 0, 20, 5))]
     assert recall_precision(truth, [voc_object(1, (0, 0, 10, 5), score=1)])[0].tolist() == [0]
     assert recall_precision(truth, [voc_object(1, (0, 0, 11, 5), score=1)])[0].tolist() == [1]
 
 
-def test_voc_of_no_detections_is_0():
+def test_voc_ap_without_detections_is_0():
     truth = {"annotations": [voc_object(1, (0, 0, 9, 9))], "categories": [{"id": 1, "name": "cat"}]}
     assert voc_metrics(truth, [])["voc/AP50_area"] == 0

@@ -1,4 +1,4 @@
-"""The pictures that a run leaves, of images and objects as they come."""
+"""The sample images of a run."""
 
 from conftest import draw, read_coco, save_coco, write_coco
 from PIL import Image
@@ -6,7 +6,7 @@ from PIL import Image
 from resnet_backbones.evaluation.samples import save_samples
 
 
-def test_samples_of_what_no_screen_can_hold(tmp_path):
+def test_samples_of_extreme_images_and_names(tmp_path):
     content = write_coco(tmp_path, 3)
     long = "x" * 250 + ".png"
     draw(1, 1900).save(tmp_path / "images" / long)
@@ -20,9 +20,22 @@ def test_samples_of_what_no_screen_can_hold(tmp_path):
     assert Image.open(paths[1]).size == (2 * 576 + 8, 480)
 
 
-def test_an_image_that_cannot_be_read_has_no_sample(tmp_path, caplog):
+def test_an_unreadable_image_has_no_sample(tmp_path, caplog):
     write_coco(tmp_path, 3)
     (tmp_path / "images/1.png").write_bytes(b"no image")
     paths = save_samples(read_coco(tmp_path), [], tmp_path / "samples", 3, 0.5)
     assert [p.name for p in paths] == ["0.png", "2.png"]
-    assert "1.png cannot be decoded: it is no image. No sample is drawn of it." in caplog.text
+    assert "1.png cannot be decoded: it is not an image. It has no sample." in caplog.text
+
+
+def test_images_of_the_same_name_have_different_samples(tmp_path):
+    content = write_coco(tmp_path, 4)
+    names = ["front/1.png", "back/1.png", "1.png", "1.jpg"]
+    for image, name in zip(content["images"], names, strict=True):
+        image["file_name"] = name
+        (tmp_path / "images" / name).parent.mkdir(exist_ok=True)
+        draw().save(tmp_path / "images" / name)
+    save_coco(tmp_path, content)
+    paths = save_samples(read_coco(tmp_path), [], tmp_path / "samples", 4, 0.5)
+    assert [p.name for p in paths] == ["front_1.png", "back_1.png", "1.png", "1_3.png"]
+    assert len(list((tmp_path / "samples").iterdir())) == 4

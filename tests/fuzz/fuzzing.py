@@ -1,7 +1,7 @@
-"""Fuzzing: strategies that damage what is whole, and the property that every input has to keep.
+"""Strategies that damage valid files, and the property that is tested for every input.
 
-The property: an input is handled or refused with a `UserError` of one line, within seconds and a bounded memory;
-nothing of it is run, and no file outside its folder is opened.
+The property: an input is accepted or refused with a `UserError` of one line, in seconds and limited memory. No code in
+it is run, and no file outside its folder is opened.
 """
 
 import contextlib
@@ -23,8 +23,8 @@ from hypothesis import strategies as st
 
 from resnet_backbones.errors import UserError
 
-EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", 0))  # of each family; 0: the few of `make test`, the same every time
-SECONDS, MEMORY = 20, 2**30  # that one input may take; the largest image that is decoded takes 400 MB and its copies
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", 0))  # per test; 0: the few of `make test`, always the same
+SECONDS, MEMORY = 20, 2**30  # for one input; the largest image takes 400 MB, and there are copies
 ALLOWED = [
     Path(p).resolve() for p in (ROOT, sys.prefix, sys.base_prefix, sysconfig.get_path("stdlib"), "/proc", "/sys")
 ]
@@ -48,16 +48,16 @@ JUNK = st.one_of(
 
 
 class TooSlow(BaseException):
-    """Not an `Exception`, which the code under test might take for damage."""
+    """Not an `Exception`, which the code under test might catch."""
 
 
 class Watch:
-    """Notes, while it is on, what Python opens outside `root` and what it runs."""
+    """Records the files that Python opens outside `root`, and what it runs."""
 
     def __init__(self) -> None:
         self.root: Path | None = None
         self.seen: list[str] = []
-        sys.addaudithook(self.hook)  # for good: Python has no way to remove one
+        sys.addaudithook(self.hook)  # cannot be removed
 
     def hook(self, event: str, arguments: tuple) -> None:
         if self.root is None:
@@ -83,11 +83,11 @@ WATCH = Watch()
 
 
 def fuzz(family: str, record: Callable, root: Path, strategy: st.SearchStrategy, action: Callable[[Any], Any]) -> None:
-    """Call `action` on what `strategy` draws; some must be accepted and some refused.
+    """Call `action` with inputs from `strategy`; some must be accepted and some refused.
 
     Args:
-        record: pytest's `record_property`, by which the counts reach the summary.
-        root: the folder beyond which nothing may be opened. What is to be run creates `root / "canary"`.
+        record: pytest's `record_property`, which passes the counts to the summary.
+        root: the only folder to open files in. Code in an input creates `root / "canary"`.
     """
     counts: Counter[str] = Counter()
 
@@ -102,13 +102,13 @@ def fuzz(family: str, record: Callable, root: Path, strategy: st.SearchStrategy,
     def one(example: Any) -> None:
         with limits(), WATCH.over(root):
             verdict = outcome(action, example)
-        assert not (root / "canary").exists(), "what is in the file was run"
+        assert not (root / "canary").exists(), "code in the file was run"
         counts[verdict] += 1
 
     one()
     record("fuzz", (family, counts["accepted"], counts["refused"]))
-    assert counts["accepted"], "every input was refused: the strategy reaches nothing"
-    assert counts["refused"], "every input was accepted: the strategy damages nothing"
+    assert counts["accepted"], "every input was refused"
+    assert counts["refused"], "every input was accepted"
 
 
 def outcome(action: Callable[[Any], Any], example: Any) -> str:
@@ -121,8 +121,8 @@ def outcome(action: Callable[[Any], Any], example: Any) -> str:
     assert str(refusal).strip()
     assert "\n" not in str(refusal)
     cause: BaseException | None = refusal
-    while cause is not None:  # a refusal for want of memory has asked for it
-        assert not isinstance(cause, MemoryError), "it asked for all memory"
+    while cause is not None:  # running out of memory is not a refusal
+        assert not isinstance(cause, MemoryError), "it ran out of memory"
         assert "allocate" not in str(cause), str(cause)
         cause = cause.__cause__ or cause.__context__
     return "refused"
@@ -130,7 +130,7 @@ def outcome(action: Callable[[Any], Any], example: Any) -> str:
 
 @contextlib.contextmanager
 def limits() -> Iterator[None]:
-    """Raise or end the process where the block takes too long, and fail where it takes too much memory."""
+    """Stop the block if it takes too long, and fail if it takes too much memory."""
 
     def stop(*_: Any) -> None:
         raise TooSlow(f"it takes more than {SECONDS} s")
@@ -138,7 +138,7 @@ def limits() -> Iterator[None]:
     before, virtual = memory(reset=True), resource.getrlimit(resource.RLIMIT_AS)
     room = memory("VmSize") + 8 * MEMORY
     previous = signal.signal(signal.SIGALRM, stop)
-    faulthandler.dump_traceback_later(6 * SECONDS, exit=True, file=sys.__stderr__)  # for code that heeds no signals
+    faulthandler.dump_traceback_later(6 * SECONDS, exit=True, file=sys.__stderr__)  # for C code that does not return
     signal.setitimer(signal.ITIMER_REAL, SECONDS)
     resource.setrlimit(resource.RLIMIT_AS, (room, virtual[1]))
     try:
@@ -153,7 +153,7 @@ def limits() -> Iterator[None]:
 
 
 def memory(key: str = "VmHWM", reset: bool = False) -> int:
-    """Bytes of this process: its peak since the last `reset`, or another line of Linux's status."""
+    """Memory of this process in bytes: its peak since the last `reset`, or another line of Linux's status."""
     if reset:
         Path("/proc/self/clear_refs").write_text("5")
     lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":" in line)
@@ -170,7 +170,7 @@ def paths_of(value: Any, path: tuple = ()) -> Iterator[tuple]:
 
 @st.composite
 def mutated(draw: Callable, make: Callable[[], Any], special: st.SearchStrategy = JUNK, most: int = 3) -> Any:
-    """What `make()` gives with up to `most` parts replaced, removed or doubled."""
+    """The result of `make()` with up to `most` parts replaced, removed or doubled."""
     content = make()
     for _ in range(draw(st.integers(0, most))):
         path = draw(st.sampled_from(list(paths_of(content))))
@@ -185,7 +185,7 @@ def mutated(draw: Callable, make: Callable[[], Any], special: st.SearchStrategy 
         elif kind == "double" and isinstance(parent, list):
             parent.append(copy.deepcopy(parent[path[-1]]))
         else:
-            parent[path[-1]] = copy.deepcopy(draw(special if kind == "special" else JUNK))  # it may be changed next
+            parent[path[-1]] = copy.deepcopy(draw(special if kind == "special" else JUNK))
     return content
 
 
@@ -194,7 +194,7 @@ EXTREMES = st.sampled_from([0, 1, 0x7F, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0x8000
 
 @st.composite
 def mutated_bytes(draw: Callable, content: bytes, most: int = 4) -> bytes:
-    """Bytes flipped, overwritten with extreme numbers, left out, doubled or cut off, often near the beginning."""
+    """`content` with bytes flipped, overwritten, removed, doubled or cut off, often near the beginning."""
     data = bytearray(content)
     for _ in range(draw(st.integers(0, most))):
         if not data:

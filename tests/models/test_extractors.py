@@ -12,7 +12,7 @@ from torchvision.models.regnet import BlockParams
 from resnet_backbones import FrozenBatchNorm2d, ShapeSpec
 from resnet_backbones.errors import UserError
 from resnet_backbones.models.extractors import EXTRACTORS, timm_backbone
-from resnet_backbones.models.layers import freeze_stages
+from resnet_backbones.models.freezing import freeze_stages
 from resnet_backbones.models.sync_bn import SyncBatchNorm
 
 NAMES = [name for name in EXTRACTORS if name != "zfnet"]

@@ -5,8 +5,8 @@ from torch import nn
 
 from resnet_backbones import FrozenBatchNorm2d
 from resnet_backbones.errors import UserError
-from resnet_backbones.models.layers import freeze, get_norm
-from resnet_backbones.models.sync_bn import SyncBatchNorm
+from resnet_backbones.models.freezing import freeze
+from resnet_backbones.models.layers import get_norm
 
 
 def random_batch_norm(channels: int = 16, eps: float = 1e-5) -> nn.BatchNorm2d:
@@ -27,8 +27,7 @@ def test_frozen_equals_batch_norm_in_evaluation(eps):
     norm = random_batch_norm(eps=eps)
     frozen = FrozenBatchNorm2d.convert(norm)
     x = torch.randn(2, 16, 5, 7)
-    assert torch.equal(frozen.train()(x), norm(x))
-    assert relative_error(frozen(x.requires_grad_()).detach(), norm(x).detach()) < 1e-6
+    assert relative_error(frozen.train()(x), norm(x).detach()) < 1e-6
 
 
 def test_frozen_equals_torchvisions():
@@ -93,7 +92,7 @@ def test_no_train_call_thaws_a_frozen_module():
     [
         ("BN", nn.BatchNorm2d),
         ("FrozenBN", FrozenBatchNorm2d),
-        ("SyncBN", SyncBatchNorm),
+        ("SyncBN", nn.SyncBatchNorm),
         ("GN", nn.GroupNorm),
         ("none", nn.Identity),
     ],

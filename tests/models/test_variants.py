@@ -170,7 +170,7 @@ def test_checkpointed_stages_give_the_same_gradients_and_statistics():
     again = build_backbone("resnet18", checkpoint_stages=["res2", "res4"]).train()
     again.load_state_dict(kept.state_dict())
     image, runs = torch.randn(2, 3, 64, 64), []
-    again.layer1.register_forward_pre_hook(lambda *_: runs.append("res2"))
+    again.layer1[0].register_forward_pre_hook(lambda *_: runs.append("res2"))
     for net in (kept, again):
         net(image)["res5"].square().mean().backward()
     assert runs == ["res2", "res2"]
@@ -192,7 +192,7 @@ def test_checkpointed_stages_give_the_same_gradients_and_statistics():
         ("resnet50", {"checkpoint_stages": ["layer1"]}, "checkpoint_stages: Unknown stage 'layer1'"),
         ("resnet50", {"drop_path": 1.0}, "drop_path is 1.0; it must be at least 0 and less than 1"),
         ("resnet50", {"zero_init_residual": True, "norm": "none"}, "zero_init_residual needs a norm"),
-        ("preact_resnet50", {"zero_init_residual": True}, "which pre-activation has not"),
+        ("preact_resnet50", {"zero_init_residual": True}, "which pre-activation does not have"),
         ("cifar_resnet20", {"norm": "GN"}, "GN needs channels in multiples of its 32 groups, got 16"),
         ("resnet18", {"groups": 32}, "Unknown option of resnet18 'groups'"),
     ],

@@ -8,7 +8,7 @@ import torch
 from conftest import TINY, coco_overrides, draw, save_coco, write_coco
 from PIL import Image
 
-from resnet_backbones.evaluation.coco import FIGURES, coco_metrics
+from resnet_backbones.evaluation.coco import METRICS, coco_metrics
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def test_what_a_run_leaves(train, tmp_path):
     assert "step 4/4  loss" in (folder / "log.txt").read_text()
 
     metrics = json.loads((folder / "metrics.json").read_text())
-    assert {f"{kind}/{figure}" for kind in ("bbox", "segm") for figure in FIGURES} < set(metrics)
+    assert {f"{kind}/{metric}" for kind in ("bbox", "segm") for metric in METRICS} < set(metrics)
     assert {"bbox/AP-cat", "segm/AP-dog"} < set(metrics)
     predictions = json.loads((folder / "predictions.json").read_text())
     truth = json.loads((tmp_path / "data/instances.json").read_text())
@@ -258,7 +258,7 @@ def test_odd_images_train(train, tmp_path):
         (["--config", "coco_faster_rcnn_R102.yaml"], "Did you mean coco_faster_rcnn_R101.yaml"),
         (["solver.lrr=1"], "unknown key solver.lrr. Did you mean lr?"),
         (["backbone.name=resnet19_fpn"], "Unknown backbone 'resnet19_fpn'. Did you mean resnet1"),
-        (["data.train=[onw]"], "Unknown data set 'onw'. Did you mean own"),
+        (["data.train=[onw]"], "Unknown dataset 'onw'. Did you mean own"),
         (["--eval-only"], "--eval-only needs the weights to score: weights=FILE"),
         (["solver.lr=1e9", "solver.warmup_iters=0"], "The loss is not finite at step "),
         (["weights=gone.pt"], "weights file gone.pt does not exist"),
@@ -272,7 +272,7 @@ def test_non_finite_steps_are_left_out_up_to_a_limit_and_kept_for_inspection(tra
     status, out, err = train("solver.lr=1e9", "solver.warmup_iters=0", "solver.max_iter=20", "solver.max_nonfinite=1")
     message = one_line_error((status, out, err))
     assert "The loss is not finite at step 2 (loss_classifier" in out
-    assert "Left out; 1 so far" in out
+    assert "Skipped; 1 so far" in out
     assert "at step 3" in message
     assert f"{tmp_path}/data/images/" in message
     assert "1 steps before it were left out (solver.max_nonfinite)" in message

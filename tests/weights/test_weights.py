@@ -112,12 +112,11 @@ def test_timm_weights_resolve_through_its_own_api(tmp_path, monkeypatch, publish
         build_backbone("resnet18", weights="timm://resnet18.a9")
 
 
-def test_our_own_file_tells_what_it_is(tmp_path):
+def test_our_own_file_names_its_architecture_and_preprocessing(tmp_path):
     one = build_backbone("resnet50", stride_in_1x1=True)
     path = tmp_path / "r50.safetensors"
-    told = {"architecture": one.architecture, "preprocessing": {"mean": [104, 117, 124], "std": [1, 1, 1],
-            "channel_order": "BGR", "input_range": 255}}  # fmt: skip
-    save_safetensors(path, one.state_dict(), told)
+    preprocessing = {"mean": [104, 117, 124], "std": [1, 1, 1], "channel_order": "BGR", "input_range": 255}
+    save_safetensors(path, one.state_dict(), {"architecture": one.architecture, "preprocessing": preprocessing})
     backbone = build_backbone("resnet50_fpn", stride_in_1x1=True, weights=str(path))
     assert same(backbone.body, one.state_dict())
     torch.testing.assert_close(backbone.preprocessing.as_rgb()[0], [124 / 255, 117 / 255, 104 / 255])
@@ -130,61 +129,51 @@ def test_our_own_file_tells_what_it_is(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("key", "value"),
+    ("key", "value", "message"),
     [
-        ("preprocessing", {"mean": [0.5], "std": [1, 1, 1]}),
-        ("preprocessing", {"colour": "RGB"}),
-        ("preprocessing", {"std": [0, 0, 0]}),
-        ("preprocessing", {"mean": ["1", "1", "1"]}),
-        ("preprocessing", {"input_range": 0}),
-        ("preprocessing", {"size": 10**9}),
-        ("preprocessing", {"interpolation": "x"}),
-        ("architecture", "r50"),
-        ("architecture", {"name": "resnet18", "options": {"norm": {}}}),
-        ("architecture", {"name": "resnet18", "options": {"depths": [10**9] * 4}}),
-        ("architecture", {"name": "resnet18", "options": {"depths": [1] * 99}}),
-        ("architecture", {"name": "resnet18", "options": {"width": 2**70}}),
+        ("preprocessing", {"mean": [0.5], "std": [1, 1, 1]}, "preprocessing.mean and std is"),
+        ("preprocessing", {"mean": ["1", "1", "1"]}, "preprocessing.mean and std is"),
+        ("preprocessing", {"std": [0, 0, 0]}, "preprocessing.mean and std is"),
+        ("preprocessing", {"input_range": 0}, "preprocessing.input_range is 0"),
+        ("preprocessing", {"size": 10**9}, "preprocessing.size is 1000000000"),
+        ("preprocessing", {"interpolation": "x"}, "preprocessing.interpolation is x"),
+        ("preprocessing", {"color": "RGB"}, "unexpected keyword argument 'color'"),
+        ("preprocessing", "RGB", "must be a mapping"),
+        ("architecture", "r50", "architecture is r50; it must be a dict of a name and options"),
+        ("architecture", {"name": 50}, "architecture is .*'name': 50"),
+        ("architecture", {"name": "resnet50", "options": ["norm"]}, "architecture is .*'options'"),
+        ("classes", [1, 2], r"classes is \[1, 2\]; it must be a list of names"),
     ],
 )
-def test_damaged_metadata_is_named(tmp_path, published, key, value):
+def test_metadata_with_wrong_types_or_values(tmp_path, published, key, value, message):
     save_safetensors(tmp_path / "r18.safetensors", published, {key: value})
-    with pytest.raises(UserError, match=r"The metadata of the weights file .*r18.safetensors is damaged"):
+    with pytest.raises(UserError, match=rf"The metadata of the weights file .*r18.safetensors is invalid: .*{message}"):
         build_backbone("resnet18", weights=str(tmp_path / "r18.safetensors"))
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("architecture", "message"),
     [
-        ({"x": 1}, "tells architecture.options wrongly: Unknown option of resnet18 'x'"),
-        ({"weights": "other.pth"}, "tells architecture.options wrongly: Unknown option of resnet18 'weights'"),
-        ({"freeze_at": 5}, "tells architecture.options wrongly: Unknown option of resnet18 'freeze_at'"),
-        ({"norm": 5}, "tells architecture.options of which no resnet18 can be built: Unknown norm"),
-        ({"block": "Bottleneck"}, "tells architecture.options of which no resnet18 can be built: "),
-        ({"depths": [2, "2", 2, 2]}, "tells architecture.options of which no resnet18 can be built: "),
-        ({"in_channels": -3}, "tells architecture.options of which no resnet18 can be built: "),
-        ({"width": 10**6}, "tells that it is a resnet18 of 2,715,.* parameters, but holds 11,187,158 n"),
+        ({"name": "resnet81"}, "architecture.name in its metadata is wrong: .*Did you mean resnet18"),
+        ({"options": {"x": 1}}, "architecture.options: Unknown option of resnet18 'x'"),
+        ({"options": {"weights": "other.pth"}}, "architecture.options: Unknown option of resnet18 'weights'"),
+        ({"options": {"freeze_at": 5}}, "architecture.options: Unknown option of resnet18 'freeze_at'"),
+        ({"options": {"norm": 5}}, "no resnet18 can be built with its architecture.options: Unknown norm"),
+        ({"options": {"in_channels": -3}}, "no resnet18 can be built with its architecture.options: "),
     ],
 )
-def test_an_architecture_that_cannot_be_is_named(tmp_path, options, message):
+def test_metadata_with_an_impossible_architecture(tmp_path, architecture, message):
     path, state = tmp_path / "own.safetensors", build_classifier("resnet18", num_classes=2).state_dict()
-    save_safetensors(path, state, {"architecture": {"name": "resnet18", "options": options}})
-    with pytest.raises(UserError, match=f"own.safetensors {message}"):
+    save_safetensors(path, state, {"architecture": {"name": "resnet18"} | architecture})
+    with pytest.raises(UserError, match=f"own.safetensors: {message}"):
         load_classifier(str(path))
-    save_safetensors(path, state, {"architecture": {"name": "resnet81"}})
-    with pytest.raises(
-        UserError, match=r"own.safetensors tells its architecture.name wrongly: .*Did you mean resnet18"
-    ):
-        load_classifier(str(path))
+
+
+def test_metadata_with_more_classes_than_logits(tmp_path):
+    path, state = tmp_path / "own.safetensors", build_classifier("resnet18", num_classes=2).state_dict()
     save_safetensors(path, state, {"architecture": {"name": "resnet18"}, "classes": ["a", "b", "c"]})
-    with pytest.raises(UserError, match=r"own.safetensors names 3 classes, but tells 2 apart"):
+    with pytest.raises(UserError, match=r"own.safetensors names 3 classes, but its fc has 2 outputs"):
         load_classifier(str(path))
-
-
-def test_keys_that_are_no_names(tmp_path, published):
-    for options in ({7: 1}, {"norm": torch.zeros(2)}, {None: "BN"}):
-        torch.save({"model": published, "metadata": {"architecture": {"options": options}}}, tmp_path / "a.pth")
-        with pytest.raises(UserError, match=r"a.pth is damaged: architecture.options.(7|norm|None) is"):
-            build_backbone("resnet18", weights=str(tmp_path / "a.pth"))
 
 
 def test_plain_torchvision_reads_our_file(tmp_path):
@@ -226,25 +215,6 @@ def test_another_architecture_names_the_tensors(tmp_path, published):
     torch.save(torchvision.models.resnet34().state_dict(), tmp_path / "r34.pth")
     with pytest.raises(UserError, match=r"not in the model: layer1.2.conv1.weight"):
         build_backbone("resnet18", weights=str(tmp_path / "r34.pth"))
-
-
-@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 a zip cut short"])
-@pytest.mark.parametrize("name", ["bad.pth", "bad.safetensors"])
-def test_damaged_files_are_named(tmp_path, name, content):
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(UserError, match=f"weights file .*{name}"):
-        build_backbone("resnet18", weights=str(tmp_path / name))
-
-
-def test_a_file_that_wants_to_run_code_is_refused(tmp_path):
-    class Touch:
-        def __reduce__(self):
-            return os.mkdir, (str(tmp_path / "created"),)
-
-    torch.save({"model": Touch()}, tmp_path / "evil.pth")
-    with pytest.raises(UserError, match="asks to run code, posix.mkdir, which is refused"):
-        build_backbone("resnet18", weights=str(tmp_path / "evil.pth"))
-    assert not (tmp_path / "created").exists()
 
 
 def test_a_file_without_a_state_dict_is_named(tmp_path):

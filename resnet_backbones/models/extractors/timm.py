@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from ...errors import UserError, reason
 from ...optional import import_timm
-from ..layers import ShapeSpec, check_out_features
+from ..backbone import Backbone, ShapeSpec, check_out_features
+from ..naming import hide_child
 from .torchvision import STRIDES, check_norm, convert_norms
 
 PREFIX = "timm:"
@@ -63,7 +64,7 @@ def create(timm, name: str, **options) -> nn.Module:
     return net
 
 
-class TimmBackbone(nn.Module):
+class TimmBackbone(Backbone):
     """A `features_only` network of timm; its parameters keep the names timm gives them there, below `net`.
 
     `stages` goes by the order in which timm registers the modules, as timm's own feature extraction does. A network
@@ -79,7 +80,7 @@ class TimmBackbone(nn.Module):
         self.channels_last = output_format == "NHWC"
         self.out_features = out_features
         levels = net.feature_info.info
-        self._shapes = {f: ShapeSpec(levels[taps[f]]["num_chs"], STRIDES[f]) for f in out_features}
+        self.shapes = {f: ShapeSpec(levels[taps[f]]["num_chs"], STRIDES[f]) for f in out_features}
 
         split_norm_acts(net)
         net = convert_norms(net, norm)
@@ -95,9 +96,6 @@ class TimmBackbone(nn.Module):
             maps = [x.permute(0, 3, 1, 2) for x in maps]
         return dict(zip(self.out_features, maps, strict=True))
 
-    def output_shape(self) -> dict[str, ShapeSpec]:
-        return {name: self._shapes[name] for name in self.out_features}
-
 
 def find(net: nn.Module, module: str) -> str | None:
     """The name in the `features_only` network of what timm's feature_info calls `module`, None where it is no module.
@@ -110,7 +108,7 @@ def find(net: nn.Module, module: str) -> str | None:
 
 
 def drop_behind(net: nn.Module, tap: str | None) -> None:
-    """Drop what follows the last tap in its `nn.Sequential`; timm leaves it in some networks, and runs it in vain."""
+    """Drop what follows the last tap in its `nn.Sequential`; timm keeps and runs it in some networks."""
     container, _, child = (tap or "").rpartition(".")
     sequence = net.get_submodule(container)
     if container and isinstance(sequence, nn.Sequential):
@@ -150,7 +148,7 @@ def parts_around(module: nn.Module, taps: list[str], prefix: str = "") -> Iterat
 
 
 class Uncuttable(Sequence):
-    """The modules of a stage that cannot be told."""
+    """The modules of a stage of a network that does not lie in stages: looking at them raises `UserError`."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -167,7 +165,7 @@ class Uncuttable(Sequence):
 class NormAct(nn.Module):
     """timm's `BatchNormAct2d` with norm and activation apart, so that freezing replaces the norm and nothing else.
 
-    The names in the state_dict stay `weight`, `bias`, `running_mean` … without the `norm` between.
+    In the state_dict the norm's tensors keep their names, without `norm.` in front.
     """
 
     def __init__(self, fused: nn.BatchNorm2d) -> None:
@@ -175,22 +173,10 @@ class NormAct(nn.Module):
         self.norm = nn.BatchNorm2d(fused.num_features, fused.eps, fused.momentum, fused.affine)
         self.norm.load_state_dict(fused.state_dict(), strict=False)
         self.drop, self.act = fused.drop, fused.act
-        self.register_state_dict_post_hook(hide_norm)
-        self.register_load_state_dict_pre_hook(reveal_norm)
+        hide_child(self, "norm")
 
     def forward(self, x: Tensor) -> Tensor:
         return self.act(self.drop(self.norm(x)))
-
-
-def hide_norm(module: nn.Module, state: dict, prefix: str, *_) -> None:
-    for key in [key for key in state if key.startswith(f"{prefix}norm.")]:
-        state[prefix + key.removeprefix(f"{prefix}norm.")] = state.pop(key)
-
-
-def reveal_norm(module: nn.Module, state: dict, prefix: str, *_) -> None:
-    for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
-        if prefix + name in state:
-            state[f"{prefix}norm.{name}"] = state.pop(prefix + name)
 
 
 def split_norm_acts(net: nn.Module) -> None:

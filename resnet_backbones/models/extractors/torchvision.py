@@ -9,30 +9,30 @@ from torchvision import models
 from torchvision.models.regnet import BlockParams, RegNet
 
 from ...errors import UserError, unknown
-from ..layers import NORMS, FrozenBatchNorm2d, ShapeSpec, check_out_features
-from ..sync_bn import sync_batch_norms
+from ..backbone import Backbone, ShapeSpec, check_out_features
+from ..layers import NORMS, FrozenBatchNorm2d, init_weights
 
 STRIDES = {"res2": 4, "res3": 8, "res4": 16, "res5": 32}
 
 
-class Extractor(nn.Module):
+class Extractor(Backbone):
     """The features of a network that is a chain of modules.
 
     Args:
-        net: the network; it gives its modules away, and those past the last wanted feature are dropped.
-        stages: the names in `net` of the modules of "stem", "res2" … "res5", from the input on.
+        net: the network whose modules are taken; those past the last wanted feature are dropped.
+        stages: for "stem", "res2" … "res5" the names of their modules in `net`, in the order of the forward pass.
         channels: of res2 … res5.
-        tail: prefixes of the names in the state_dict of `net` that lie behind res5.
-        channels_last: whether the modules of `net` hand on (N, H, W, C).
-        norm: "BN" for the norms `net` comes with, "FrozenBN" or "SyncBN" for these in the place of its batch norms.
-        in_channels: channels of the image; other than 3 makes the first convolution anew.
+        tail: prefixes of the names in the state_dict of `net` of what follows res5.
+        channels_last: whether the modules of `net` pass on (N, H, W, C).
+        norm: "BN" keeps the norms of `net`, "FrozenBN" or "SyncBN" replace its batch norms.
+        in_channels: channels of the image; other than 3 replaces the first convolution.
         out_features: which of "res2" … "res5" `forward` returns.
 
     Input (N, in_channels, H, W), output {"res2": (N, C2, H/4, W/4), … "res5": (N, C5, H/32, W/32)}. The parameters keep
     their names. Raises `UserError` for an unknown norm or feature.
 
-    The networks round odd sizes each its own way: EfficientNet, RegNet and ZFNet up; VGG and ConvNeXt down; Swin down
-    to res2 and up from there; DenseNet up to res2 and down from there; GoogLeNet now up, now down. AlexNet does not pad
+    The networks round odd sizes in different ways: EfficientNet, RegNet and ZFNet up; VGG and ConvNeXt down; Swin down
+    to res2 and up from there; DenseNet up to res2 and down from there; GoogLeNet both. AlexNet does not pad
     its pools, so its maps are a pixel or two short of H/stride. The smallest side that still reaches res5 is 63 for
     AlexNet, 32 for VGG and ConvNeXt, 29 for DenseNet, 15 for GoogLeNet, 4 for Swin and 1 for the others.
     """
@@ -55,11 +55,11 @@ class Extractor(nn.Module):
         built = list(stages)[: list(stages).index(self.out_features[-1]) + 1]
         self.stages = {stage: list(stages[stage]) for stage in built}
         self.tail, self.channels_last = tuple(tail), channels_last
-        self._shapes = {f: ShapeSpec(c, s) for (f, s), c in zip(STRIDES.items(), channels, strict=True)}
+        self.shapes = {f: ShapeSpec(c, s) for (f, s), c in zip(STRIDES.items(), channels, strict=True)}
 
         keep_only(net, [name for names in self.stages.values() for name in names])
         if in_channels != 3:
-            renew_first_conv(net, in_channels)
+            replace_first_conv(net, in_channels)
         for name, child in convert_norms(net, norm).named_children():
             self.add_module(name, child)
 
@@ -72,9 +72,6 @@ class Extractor(nn.Module):
                 features[stage] = x.permute(0, 3, 1, 2) if self.channels_last else x
         return features
 
-    def output_shape(self) -> dict[str, ShapeSpec]:
-        return {name: self._shapes[name] for name in self.out_features}
-
 
 def check_norm(norm: str) -> None:
     """Raise `UserError` unless `norm` can stand in for the norms of a published network."""
@@ -83,7 +80,7 @@ def check_norm(norm: str) -> None:
     if norm not in ("BN", "FrozenBN", "SyncBN"):
         raise UserError(
             f"norm is {norm!r}, but networks taken from torchvision or timm come with their own norms; "
-            "choose BN (leaves them), FrozenBN or SyncBN (change their batch norms)."
+            "choose BN (keeps them), FrozenBN or SyncBN (replace their batch norms)."
         )
 
 
@@ -91,7 +88,7 @@ def convert_norms(net: nn.Module, norm: str) -> nn.Module:
     """`net` with its batch norms as `norm` says: "BN" leaves them, "FrozenBN" and "SyncBN" convert them."""
     if norm == "FrozenBN":
         return FrozenBatchNorm2d.convert(net)
-    return sync_batch_norms(net) if norm == "SyncBN" else net
+    return nn.SyncBatchNorm.convert_sync_batchnorm(net) if norm == "SyncBN" else net
 
 
 def keep_only(net: nn.Module, names: Sequence[str]) -> None:
@@ -104,14 +101,12 @@ def keep_only(net: nn.Module, names: Sequence[str]) -> None:
             delattr(net, name)
 
 
-def renew_first_conv(net: nn.Module, in_channels: int) -> None:
-    """Replace the first convolution by one of `in_channels`, with He initialisation (arXiv 1502.01852 §2.2)."""
+def replace_first_conv(net: nn.Module, in_channels: int) -> None:
+    """Replace the first convolution by one of `in_channels`, with random weights."""
     name, old = next((name, m) for name, m in net.named_modules() if isinstance(m, nn.Conv2d))
     bias = old.bias is not None
     conv = nn.Conv2d(in_channels, old.out_channels, old.kernel_size, old.stride, old.padding, old.dilation, bias=bias)
-    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
-    if bias:
-        nn.init.zeros_(conv.bias)
+    init_weights(conv)
     net.set_submodule(name, conv.to(old.weight.device))
 
 
@@ -230,7 +225,7 @@ REGNETS = {
 
 
 def regnet(name: str) -> nn.Module:
-    """torchvision's RegNet of given widths; `models.regnet_*` compute theirs in tensors and fail on the meta device."""
+    """torchvision's RegNet by its widths; `models.regnet_*` compute them in tensors, which the meta device cannot."""
     depths, group_width, se_ratio = REGNETS[name]
     widths = TABLE[name][1]
     groups = [min(group_width, width) for width in widths]
@@ -245,7 +240,7 @@ def densenet(name: str) -> nn.Module:
 
 
 def googlenet() -> nn.Module:
-    """torchvision's GoogLeNet without what only its classifier needs; saying `init_weights` avoids its warning."""
+    """torchvision's GoogLeNet without what only its classifier needs; `init_weights` given avoids its warning."""
     return models.googlenet(aux_logits=False, transform_input=False, init_weights=False)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from ..layers import conv2d, init_weights
 from .torchvision import Extractor
 
 STAGES = {
@@ -17,10 +18,9 @@ STAGES = {
 
 
 def conv(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1) -> nn.Conv2d:
-    """A "same" convolution with He initialisation, fan-out (arXiv 1502.01852 §2.2)."""
-    layer = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2)
-    nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
-    nn.init.zeros_(layer.bias)
+    """A "same" convolution with a bias."""
+    layer = conv2d(in_channels, out_channels, kernel_size, "none", stride=stride)
+    init_weights(layer)
     return layer
 
 

@@ -1,0 +1,110 @@
+"""The classifier of a config: built, or loaded with its classes and preprocessing."""
+
+import warnings
+from dataclasses import asdict, replace
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from omegaconf import DictConfig, OmegaConf
+
+from ..backbones import RandomFrozenWarning, build_backbone
+from ..classifiers import build_classifier, load_classifier
+from ..data.augmentation import BatchAugmentation
+from ..errors import UserError
+from ..models.classifier import Classifier, soft_binary_cross_entropy
+from ..preprocessing import Normalize, Preprocessing, merged_preprocessing
+
+LOSSES = {"cross_entropy": F.cross_entropy, "bce": soft_binary_cross_entropy}
+
+
+def backbone_options(config: DictConfig) -> dict:
+    """The arguments of `build_classifier` in the `backbone` section."""
+    options = OmegaConf.to_container(config.backbone)
+    return {k: v for k, v in options.items() if v is not None and not k.startswith("fpn_")}
+
+
+def build_for_training(config: DictConfig, classes: list[str]) -> Classifier:
+    """The classifier of a config with its loss, and with `weights` if they are given.
+
+    Its preprocessing may depend on the data; `set_preprocessing` sets it. Raises `UserError` for weights that do not
+    fit.
+    """
+    loss = partial(LOSSES[config.loss.name], label_smoothing=config.loss.label_smoothing)
+    if config.weights is None:
+        model = build_classifier(num_classes=len(classes), loss=loss, **backbone_options(config))
+    else:
+        model = check_classes(load_trained(config, config.weights), len(classes), classes, config.weights)
+        model.loss = loss
+    return model
+
+
+def load_ensemble(config: DictConfig) -> list[Classifier]:
+    """The classifier `weights`, which must have the config's backbone, and those of `ensemble`.
+
+    Raises `UserError` if their classes differ.
+    """
+    first = load_trained(config, config.weights)
+    others = [
+        check_classes(load_classifier(source), first.fc.out_features, first.classes, source)
+        for source in config.ensemble
+    ]
+    set_preprocessing(first, resolve_preprocessing(config, first.preprocessing))
+    return [first, *others]
+
+
+def load_trained(config: DictConfig, source: str) -> Classifier:
+    """The classifier at `source`, which must have the config's backbone."""
+    options = {k: v for k, v in backbone_options(config).items() if k != "weights"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RandomFrozenWarning)
+        return load_classifier(source, **options)
+
+
+def check_classes(model: Classifier, num_classes: int, classes: list[str] | None, source: str) -> Classifier:
+    """`model`. Raises `UserError` if it has another number of classes, or the same ones in another order."""
+    remedy = "to start from its backbone alone, give it as backbone.weights"
+    if model.fc.out_features != num_classes:
+        raise UserError(f"{source} has {model.fc.out_features} classes, but the data has {num_classes}; {remedy}.")
+    known = list(model.classes or [])
+    if classes is not None and known != list(classes) and sorted(known) == sorted(classes):
+        raise UserError(f"{source} has its classes in another order, {', '.join(known[:5])} …; {remedy}.")
+    return model
+
+
+def resolve_preprocessing(config: DictConfig, known: Preprocessing | None) -> Preprocessing:
+    """The network's input: that of its weights if it is `known`, with the sizes of the config.
+
+    Raises `UserError` if the config contradicts the weights.
+    """
+    given = config.preprocessing
+    merged = merged_preprocessing(known, given.image_mean, given.image_std, "preprocessing")
+    size = given.size or merged.size or 224
+    resize = given.resize or (merged.resize if given.size is None else None) or max(256, size)
+    if size > resize:
+        raise UserError(f"preprocessing.size is {size}; it must be at most preprocessing.resize, {resize}.")
+    return replace(merged, size=size, resize=resize, interpolation=given.interpolation or merged.interpolation)
+
+
+def set_preprocessing(model: Classifier, preprocessing: Preprocessing, augmentation: DictConfig | None = None) -> None:
+    """Let `model` preprocess its images so and, in training, augment its batches."""
+    model.preprocessing, model.prepare = preprocessing, Normalize(preprocessing)
+    model.backbone.preprocessing = preprocessing
+    if augmentation is not None:
+        _, image_std = preprocessing.as_rgb()
+        model.augment = BatchAugmentation(augmentation, model.fc.out_features, image_std)
+
+
+def describe(model: Classifier, classes: list[str], config: DictConfig) -> dict:
+    """The metadata of a weights file except the metrics (see `weights.save_safetensors`)."""
+    architecture = model.backbone.architecture
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", RandomFrozenWarning)
+        shapes = build_backbone(architecture["name"], **architecture["options"]).output_shape()
+    return {
+        "architecture": architecture,
+        "features": {name: shape._asdict() for name, shape in shapes.items()},
+        "preprocessing": asdict(model.preprocessing),
+        "classes": classes,
+        "recipe": OmegaConf.to_container(config, resolve=True),
+    }

@@ -1,0 +1,108 @@
+"""The job of `train`: data, detector, training and evaluation, from a config."""
+
+import logging
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from omegaconf import DictConfig
+from torch import nn
+
+from .. import distributed
+from ..data import (
+    Annotations,
+    DetectionDataset,
+    build_test_loader,
+    build_train_loader,
+    check_same_classes,
+    load_annotations,
+)
+from ..detectors import build_detector, compile_detector, describe, global_batch
+from ..evaluation import evaluate_sets, save_results
+from ..evaluation.report import metrics_table, write_json
+from ..models.fuse import fold_norms
+from ..training.loop import fit, memory_format, set_seed
+from .run import for_inference, start
+
+logger = logging.getLogger(__name__)
+
+
+def train(config: DictConfig, resume: bool) -> None:
+    """Train and evaluate a detector; leaves checkpoints, metrics, predictions and samples in `output_dir`."""
+    device, output_dir, config = start(config, eval_only=False)
+    solver = config.solver
+    test_sets, train_sets = load_sets(config, config.data.test), load_sets(config, config.data.train)
+    check_same_classes(test_sets[0], train_sets[0])
+    loader = train_loader(train_sets, config)
+    model = build_detector(config, len(test_sets[0].classes)).to(device)
+    fold_norms(model)
+    global_batch(model)
+    model.to(memory_format=memory_format(model, solver))
+    if solver.compile != "none":
+        compile_detector(model, solver.compile)
+
+    score = scorer(test_sets, config)
+    predictions: list[list[dict]] = []
+
+    def evaluate() -> dict[str, float]:
+        metrics, predictions[:] = score(for_inference(model, solver))
+        return metrics
+
+    set_seed(config.seed + distributed.rank(), solver.deterministic)
+    period, metadata = config.evaluation.period, describe(model, test_sets[0].classes)
+    metrics = fit(model, loader, solver, output_dir, evaluate, period, "bbox/AP", metadata, resume)
+    save(output_dir, test_sets, metrics, predictions, config)
+
+
+def evaluate(config: DictConfig) -> None:
+    """Evaluate the detector `weights`; leaves metrics, predictions and samples in `output_dir`."""
+    device, output_dir, config = start(config, eval_only=True)
+    test_sets = load_sets(config, config.data.test)
+    model = for_inference(build_detector(config, len(test_sets[0].classes)).to(device), config.solver)
+    if config.solver.compile != "none":
+        compile_detector(model, config.solver.compile)
+    save(output_dir, test_sets, *scorer(test_sets, config)(model), config)
+
+
+def load_sets(config: DictConfig, names: list[str]) -> list[Annotations]:
+    """The datasets `names`. Raises `UserError` if their classes differ."""
+    sets = [load_annotations(name, config.datasets) for name in names]
+    for other in sets:
+        check_same_classes(sets[0], other)
+    return sets
+
+
+def train_loader(sets: list[Annotations], config: DictConfig) -> Callable:
+    """`build_train_loader(start=…)` of `sets`, for `fit`."""
+    data, masks = config.data, config.detector.name == "mask_rcnn"
+    dataset = DetectionDataset(sets, train=True, masks=masks, flip=data.flip, keep_empty=data.keep_empty)
+    logger.info("%d images, %d classes", len(dataset), len(dataset.classes))
+    return partial(
+        build_train_loader,
+        dataset,
+        config.solver.batch_size,
+        num_workers=data.num_workers,
+        seed=config.seed,
+        accumulate=config.solver.accumulate,
+        aspect_ratio_grouping=data.aspect_ratio_grouping,
+        max_unreadable=data.max_unreadable,
+    )
+
+
+def scorer(sets: list[Annotations], config: DictConfig) -> Callable[[nn.Module], tuple[dict, list]]:
+    """From a detector to its metrics on `sets`, in percent, and its predictions."""
+    options = {"num_workers": config.data.num_workers, "max_unreadable": config.data.max_unreadable}
+    loaders = [build_test_loader(DetectionDataset([data], train=False), **options) for data in sets]
+    masks, backend = config.detector.name == "mask_rcnn", config.evaluation.backend
+    return partial(evaluate_sets, sets=sets, loaders=loaders, masks=masks, backend=backend)
+
+
+def save(
+    output_dir: Path, sets: list[Annotations], metrics: dict, predictions: list[list[dict]], config: DictConfig
+) -> None:
+    """Write and log the results, on the main rank."""
+    if distributed.is_main():
+        write_json(output_dir / "metrics.json", metrics)
+        save_results(output_dir, sets, predictions, config.evaluation.samples, config.evaluation.sample_score)
+        logger.info("metrics in percent:\n%s", metrics_table(metrics))
+        logger.info("metrics, predictions.json and samples/*.png are in %s", output_dir.absolute())

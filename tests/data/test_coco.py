@@ -1,0 +1,151 @@
+"""COCO files: what reaches training, and errors that name the file and the entry."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import coco_dataset, read_coco, save_coco, write_coco
+
+from resnet_backbones.errors import UserError
+
+
+def test_coco_targets(tmp_path):
+    write_coco(tmp_path)
+    dataset = coco_dataset(tmp_path, masks=True)
+    image, target = dataset[1]
+    assert (image.shape, image.dtype) == ((3, 40, 48), torch.uint8)
+    assert dataset.classes == ["dog", "cat"]  # ids 3 and 7
+    assert target["boxes"].tolist() == [[10, 8, 30, 28]]  # without the crowd
+    assert target["labels"].tolist() == [2]
+    assert target["image_id"] == 101
+    mask = target["masks"][0]
+    assert mask.sum() == 400
+    assert mask[8:28, 10:30].all()
+
+
+@pytest.mark.parametrize(
+    ("bbox", "reason"),
+    [
+        ([10, 8, 0, 20], "without area"),
+        ([10, 8, 20, -3], "without area"),
+        ([100, 8, 20, 20], "outside the image"),
+        ([float("nan"), 8, 20, 20], "not finite"),
+        ([10, 8, float("inf"), 20], "not finite"),
+        ([10, 8, 1e300, 20], "not finite"),
+        ([10, 8, 10**400, 20], "not finite"),
+    ],
+)
+def test_unusable_boxes_are_skipped_and_counted(tmp_path, caplog, bbox, reason):
+    content = write_coco(tmp_path)
+    content["annotations"][0]["bbox"] = content["annotations"][2]["bbox"] = bbox
+    save_coco(tmp_path, content)
+    with caplog.at_level("WARNING", "resnet_backbones"):
+        dataset = coco_dataset(tmp_path)
+    assert len(dataset) == 2
+    assert f"own: skipped 2 boxes {'that are ' * (reason == 'not finite')}{reason} (first in 0.png)" in caplog.text
+
+
+def test_boxes_are_clipped_to_the_image(tmp_path):
+    content = write_coco(tmp_path)
+    content["annotations"][0]["bbox"] = [-5, 30, 20, 90]
+    save_coco(tmp_path, content)
+    assert coco_dataset(tmp_path)[0][1]["boxes"].tolist() == [[0, 30, 15, 40]]
+
+
+def edit(key, value, entry="annotations", index=0):
+    def apply(content):
+        if value is None:
+            del content[entry][index][key]
+        else:
+            content[entry][index][key] = value
+
+    return apply
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c.pop("categories"), "the list 'categories' is missing"),
+        (edit("id", 2), "two entries have the annotation id 2"),
+        (edit("id", 101, "images"), "two entries have the image id 101"),
+        (edit("id", 3, "categories"), "two entries have the category id 3"),
+        (edit("image_id", 55), "annotation 1 is of image 55, which is not listed"),
+        (edit("category_id", 9), "annotation 1 is of category 9, which is not listed"),
+        (edit("bbox", None), "has no 'bbox' of type list"),
+        (edit("bbox", [1, 2, 3]), r"annotation 1 has bbox \[1, 2, 3\], not four numbers"),
+        (edit("bbox", [1, 2, 3, "4"]), "not four numbers"),
+        (edit("file_name", None, "images"), "has no 'file_name' of type str"),
+        (edit("width", 0, "images"), "image 100 is 0 x 40 pixels"),
+        (edit("file_name", "../0.png", "images"), r"the file_name of image 100 leaves the image folder: \.\./0\.png"),
+        (edit("file_name", "gone.png", "images"), "1 of 4 images are missing from .*images, first gone.png"),
+    ],
+)
+def test_bad_coco_entries_are_named(tmp_path, change, message):
+    content = write_coco(tmp_path)
+    change(content)
+    save_coco(tmp_path, content)
+    with pytest.raises(UserError, match=message):
+        read_coco(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "", "\x00", '{"images": 3}'])
+def test_corrupt_json_is_named(tmp_path, text):
+    write_coco(tmp_path)
+    (tmp_path / "instances.json").write_text(text)
+    with pytest.raises(UserError, match=r"instances\.json"):
+        read_coco(tmp_path)
+
+
+def test_annotation_ids_start_from_one_for_pycocotools(tmp_path):
+    content = write_coco(tmp_path)
+    for k, o in enumerate(content["annotations"]):
+        o["id"] = k
+    save_coco(tmp_path, content)
+    assert [o["id"] for o in read_coco(tmp_path).as_coco()["annotations"]] == list(range(1, 9))
+
+
+def test_boxes_that_vanish_in_float32_are_skipped(tmp_path, caplog):
+    content = write_coco(tmp_path)
+    for k, box in enumerate(([1, 1, 1e-9, 5], [47.9999999, 39.9999999, 5, 5], [10, 8, 0.001, 0.001])):
+        content["annotations"][2 * k]["bbox"] = box
+    save_coco(tmp_path, content)
+    with caplog.at_level("WARNING", "resnet_backbones"):
+        dataset = coco_dataset(tmp_path, keep_empty=True)
+    assert [len(dataset[k][1]["boxes"]) for k in range(4)] == [0, 0, 1, 1]
+    assert "own: skipped 1 boxes without area (first in 0.png)" in caplog.text
+    assert "own: skipped 1 boxes outside the image (first in 1.png)" in caplog.text
+
+
+def test_file_and_class_names_may_have_any_printable_characters(tmp_path):
+    content = write_coco(tmp_path)
+    name = "Bildschirmfoto\u202f猫\u00a01\u200d.png"  # spaces and joiners that no isprintable() takes
+    (tmp_path / "images/0.png").rename(tmp_path / "images" / name)
+    content["images"][0]["file_name"] = content["categories"][0]["name"] = name
+    save_coco(tmp_path, content)
+    dataset = coco_dataset(tmp_path)
+    assert dataset.path(0) == str(tmp_path / "images" / name)
+    assert dataset.classes == ["dog", name]
+
+
+def test_annotations_are_returned_as_they_were_written(tmp_path):
+    content = write_coco(tmp_path, 3)
+    content["annotations"].reverse()
+    content["annotations"][0]["segmentation"] = [[1.5, 2, 3, 4, 5, 6.25], [7, 8, 9, 10, 11, 12]]
+    del content["annotations"][1]["segmentation"]
+    save_coco(tmp_path, content)
+    data = read_coco(tmp_path)
+    given = {o["id"]: o for o in content["annotations"]}
+    objects = [o for k in range(len(data)) for o in data.objects(k)]
+    assert {o["id"]: o for o in objects} == given
+    assert [o["image_id"] for o in objects] == sorted(o["image_id"] for o in objects)
+    assert [data.image(k) for k in range(3)] == content["images"]
+    assert np.array_equal(data.starts, [0, 2, 4, 6])
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_json_of_any_unicode_encoding_is_read(tmp_path, encoding):
+    content = write_coco(tmp_path)
+    content["categories"][0]["name"] = "größe"
+    (tmp_path / "instances.json").write_text(json.dumps(content, ensure_ascii=False), encoding=encoding)
+    assert read_coco(tmp_path).classes == ["dog", "größe"]
