@@ -4,14 +4,11 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from resnet_backbones.backbones import build_backbone
-from resnet_backbones.config.shared import SolverConfig
 from resnet_backbones.detectors.torchvision import faster_rcnn
 from resnet_backbones.preprocessing import Normalize, Preprocessing
-from resnet_backbones.training.solver import build_optimizer
 
 from .networks import autocast, frozen_backbone, settle
 from .peers import BN_IN_EVAL, longest_side, peer_detector
@@ -66,11 +63,10 @@ def make_batch(settings: Settings) -> tuple[list[Tensor], list[dict[str, Tensor]
 def training_step(who: str, model: nn.Module, settings: Settings) -> Callable[[], object]:
     """Forward, backward and a step of SGD with momentum; of ours with our optimiser, else with torch's defaults."""
     images, targets = make_batch(settings)
-    if who.startswith("ours"):
-        optimizer = build_optimizer(model, OmegaConf.structured(SolverConfig(lr=LEARNING_RATE)))
-    else:
-        trained = [p for p in model.parameters() if p.requires_grad]
-        optimizer = torch.optim.SGD(trained, LEARNING_RATE, momentum=0.9, weight_decay=1e-4)
+    if who == "ours":
+        fold_norms(model).to(memory_format=torch.channels_last)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(trained, LEARNING_RATE, momentum=0.9, weight_decay=1e-4)
     model.train()
     if who == BN_IN_EVAL:
         for module in model.modules():
@@ -87,9 +83,11 @@ def training_step(who: str, model: nn.Module, settings: Settings) -> Callable[[]
     return step
 
 
-def inference(model: nn.Module, settings: Settings) -> Callable[[], object]:
-    """Detections in one image."""
+def inference(who: str, model: nn.Module, settings: Settings) -> Callable[[], object]:
+    """Detections in one image; ours fused, as the evaluator runs it."""
     image = make_batch(settings)[0][:1]
+    if who == "ours":
+        model = fuse(model).to(memory_format=torch.channels_last)
     model.eval()
 
     def run() -> list[dict]:

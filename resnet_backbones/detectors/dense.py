@@ -58,7 +58,9 @@ def retinanet(backbone: nn.Module, num_classes: int, **settings) -> RetinaNet:
         bg_iou_thresh=s.box_bg_iou_thresh,
         topk_candidates=s.topk_candidates,
     )
-    model.transform = ImageTransform(s.min_size, s.max_size, detector_preprocessing(backbone, s.image_mean, s.image_std))
+    model.transform = ImageTransform(
+        s.min_size, s.max_size, detector_preprocessing(backbone, s.image_mean, s.image_std)
+    )
     return model
 
 
@@ -81,5 +83,7 @@ def fcos(backbone: nn.Module, num_classes: int, **settings) -> FCOS:
         detections_per_img=s.box_detections_per_img,
         topk_candidates=s.topk_candidates,
     )
-    model.transform = ImageTransform(s.min_size, s.max_size, detector_preprocessing(backbone, s.image_mean, s.image_std))
+    model.transform = ImageTransform(
+        s.min_size, s.max_size, detector_preprocessing(backbone, s.image_mean, s.image_std)
+    )
     return model

@@ -14,7 +14,7 @@ from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from .. import distributed
 from .transform import ANCHORS, ROIS, ImageTransform, generator
 
-__all__ = ["ANCHORS", "ROIS", "RCNN", "GlobalFCOSHead", "ImageSampler", "global_batch"]
+__all__ = ["ANCHORS", "RCNN", "ROIS", "GlobalFCOSHead", "ImageSampler", "global_batch"]
 
 
 def global_batch(model: nn.Module) -> nn.Module:

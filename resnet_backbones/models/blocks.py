@@ -47,7 +47,9 @@ class BasicBlock(nn.Module):
         shortcut = x if self.downsample is None else self.downsample(x)
         x = self.relu(self.bn1(self.conv1(x)))
         x = self.bn2(self.conv2(x))
-        return self.relu(self.drop_path(self.se(x)) + shortcut)
+        x = self.drop_path(self.se(x))
+        x += shortcut
+        return self.relu(x)
 
 
 class Bottleneck(nn.Module):
@@ -98,4 +100,6 @@ class Bottleneck(nn.Module):
         x = self.relu(self.bn1(self.conv1(x)))
         x = self.relu(self.bn2(self.conv2(x)))
         x = self.bn3(self.conv3(x))
-        return self.relu(self.drop_path(self.se(x)) + shortcut)
+        x = self.drop_path(self.se(x))
+        x += shortcut
+        return self.relu(x)

@@ -62,7 +62,8 @@ class Pyramid(nn.Module):
         outputs = [self.layer_blocks[-1](merged)]
         for i in reversed(range(len(features) - 1)):
             lateral = self.inner_blocks[i](features[i])
-            merged = lateral + F.interpolate(merged, size=lateral.shape[-2:], mode="nearest")
+            merged = F.interpolate(merged, size=lateral.shape[-2:], mode="nearest")
+            merged += lateral
             outputs.insert(0, self.layer_blocks[i](merged))
         if self.extra_blocks is not None:
             outputs += self.extra_blocks(outputs[-1], features[-1])

@@ -36,8 +36,9 @@ class PreActBasicBlock(BasicBlock):
         a = x if self.bn1 is None else self.relu(self.bn1(x))
         shortcut = x if self.downsample is None else self.downsample(a)
         a = self.relu(self.bn2(self.conv1(a)))
-        a = self.conv2(a)
-        return self.drop_path(self.se(a)) + shortcut
+        a = self.drop_path(self.se(self.conv2(a)))
+        a += shortcut
+        return a
 
 
 class PreActBottleneck(Bottleneck):
@@ -58,8 +59,9 @@ class PreActBottleneck(Bottleneck):
         shortcut = x if self.downsample is None else self.downsample(a)
         a = self.relu(self.bn2(self.conv1(a)))
         a = self.relu(self.bn3(self.conv2(a)))
-        a = self.conv3(a)
-        return self.drop_path(self.se(a)) + shortcut
+        a = self.drop_path(self.se(self.conv3(a)))
+        a += shortcut
+        return a
 
 
 class PreActResNet(ResNet):

@@ -5,6 +5,7 @@ import sys
 import pytest
 import torch
 from helpers import assert_equal_features, randomize_statistics
+from resnet_backbones.models.sync_bn import SyncBatchNorm
 from torch import nn
 from torchvision import models
 from torchvision.models.regnet import BlockParams
@@ -13,7 +14,6 @@ from resnet_backbones import FrozenBatchNorm2d, ShapeSpec
 from resnet_backbones.errors import UserError
 from resnet_backbones.models.extractors import EXTRACTORS, timm_backbone
 from resnet_backbones.models.freezing import freeze_stages
-from resnet_backbones.models.sync_bn import SyncBatchNorm
 
 NAMES = [name for name in EXTRACTORS if name != "zfnet"]
 FEATURES = ["res2", "res3", "res4", "res5"]
