@@ -1,1 +1,1 @@
-"""What `tools/benchmark.py` measures: ours beside torchvision, detectron2 and timm, in turns within one process."""
+"""Side-by-side measurements: ours beside torchvision, detectron2 and timm, in turns within one process."""

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from resnet_backbones.backbones import build_backbone
+from resnet_backbones import build_backbone, fold_norms, fuse
 from resnet_backbones.detectors.torchvision import faster_rcnn
 from resnet_backbones.preprocessing import Normalize, Preprocessing
 
@@ -61,7 +61,7 @@ def make_batch(settings: Settings) -> tuple[list[Tensor], list[dict[str, Tensor]
 
 
 def training_step(who: str, model: nn.Module, settings: Settings) -> Callable[[], object]:
-    """Forward, backward and a step of SGD with momentum; of ours with our optimiser, else with torch's defaults."""
+    """Forward, backward and a step of SGD with momentum; ours prepared as our trainer prepares it."""
     images, targets = make_batch(settings)
     if who == "ours":
         fold_norms(model).to(memory_format=torch.channels_last)

@@ -6,6 +6,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from resnet_backbones import fold_norms
+
 from .agreement import detection_differences, loss_difference
 from .detection import build_detector, inference, make_batch, shared_state, training_step
 from .memory import process_peak, tensor_peak
@@ -30,7 +32,7 @@ def detectors(settings: Settings) -> list[Row]:
     add_peaks(training, steps, device)
     training[1].differences = loss_apart
 
-    runs = {who: m if isinstance(m, str) else inference(m, settings) for who, m in models.items()}
+    runs = {who: m if isinstance(m, str) else inference(who, m, settings) for who, m in models.items()}
     detection = measure(f"detector inference (1 image, {_shape(settings)})", runs, images=1, **options)
     add_peaks(detection, runs, device)
     detection[1].differences = detections_apart
@@ -48,7 +50,7 @@ def memory_of_training(settings: Settings) -> list[Row]:
             row.remark = model
         else:
             step = training_step(who, model, settings)
-            step()  # the optimiser's momentum is there from now on
+            step()  # the optimizer's momentum is there from now on
             row.peak_bytes = tensor_peak(step, device)
             if device.type == "cpu":
                 row.process_bytes = process_peak(build_step, who, settings)
@@ -70,7 +72,8 @@ def _differences(models: dict[str, nn.Module | str], settings: Settings) -> tupl
         return {}, {}
     losses = {"losses": loss_difference(ours.train(), theirs.train(), *make_batch(settings))}
     settings = dataclasses.replace(settings, amp="none")
-    return losses, detection_differences(*(inference(model, settings)()[0] for model in (ours, theirs)))
+    pairs = (("ours", ours), ("torchvision", theirs))
+    return losses, detection_differences(*(inference(who, model, settings)()[0] for who, model in pairs))
 
 
 def _shape(settings: Settings) -> str:
@@ -86,8 +89,10 @@ def _built(who: str, settings: Settings, state: dict[str, Tensor]) -> nn.Module 
 
 
 def _compiled(who: str, settings: Settings, state: dict[str, Tensor]) -> nn.Module | str:
-    """The same whose backbone and FPN are compiled."""
+    """The same with backbone and FPN compiled; ours folded first."""
     model = _built(who, settings, state)
     if not isinstance(model, str):
-        model.backbone = compiled(who, model.backbone)
+        if who == "ours":
+            fold_norms(model).to(memory_format=torch.channels_last)
+        model.backbone = compiled(model.backbone)
     return model

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision import datasets
 from torchvision.transforms import v2
@@ -18,6 +17,7 @@ from resnet_backbones.data import DetectionDataset, build_train_loader
 from resnet_backbones.data.coco import load_coco
 
 from .peers import MissingError, import_detectron2
+from .pictures import draw_jpeg
 from .settings import Settings
 from .timing import Row, measure
 
@@ -40,13 +40,11 @@ def loaders(settings: Settings) -> list[Row]:
 
 
 def draw_coco(folder: Path, count: int) -> None:
-    """Smooth random pictures with some noise, which compress about as photographs do, and `instances.json`."""
+    """JPEGs and their `instances.json`."""
     content = {"images": [], "annotations": [], "categories": [{"id": k, "name": f"c{k}"} for k in range(1, 81)]}
     for k in range(count):
         rng = np.random.default_rng(k)
-        smooth = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)).resize((WIDTH, HEIGHT))
-        noisy = np.asarray(smooth) + rng.normal(0, 8, (HEIGHT, WIDTH, 3))
-        Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(folder / f"{k}.jpg", quality=90)
+        draw_jpeg(folder / f"{k}.jpg", WIDTH, HEIGHT, seed=k)
         content["images"].append({"id": k + 1, "file_name": f"{k}.jpg", "width": WIDTH, "height": HEIGHT})
         for _ in range(OBJECTS):
             x, y, w, h = (int(v) for v in rng.integers([0, 0, 20, 20], [400, 300, 200, 150]))

@@ -8,8 +8,8 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor, nn
 
-from resnet_backbones.backbones import RandomFrozenWarning, build_backbone
-from resnet_backbones.models.compile import compile_backbone
+from resnet_backbones import build_backbone, fold_norms, fuse
+from resnet_backbones.backbones import RandomFrozenWarning
 
 from .agreement import feature_difference
 from .peers import MissingError, peer_backbone, peer_fpn
@@ -27,9 +27,18 @@ def fpns(settings: Settings) -> list[Row]:
     return _measure("fpn", f"{settings.name}_fpn", peer_fpn, ("torchvision", "detectron2"), settings)
 
 
-def compiled(who: str, net: nn.Module) -> nn.Module:
-    """A backbone or FPN under torch.compile: the one place that says how."""
-    return compile_backbone(net) if who == "ours" else torch.compile(net)
+def compiled(net: nn.Module) -> nn.Module:
+    """A backbone or FPN under torch.compile, with inductor's freezing of weights where no gradient is taken."""
+    torch._inductor.config.freezing = True
+    return torch.compile(net)
+
+
+def prepared(who: str, net: nn.Module, training: bool) -> nn.Module:
+    """Ours as the trainer and the evaluator prepare it; the others, and "ours plain", as they are."""
+    if who != "ours":
+        return net.train(training)
+    net = fold_norms(copy.deepcopy(net)).train() if training else fuse(net)
+    return net.to(memory_format=torch.channels_last)
 
 
 def frozen_backbone(name: str, state: dict[str, Tensor] | None = None) -> nn.Module:
@@ -76,18 +85,17 @@ def _measure(part: str, name: str, make_peer: Callable, peers: tuple[str, ...], 
             nets[peer] = str(reason)
     device, images = torch.device(settings.device), images.to(settings.device)
     nets = {who: net if isinstance(net, str) else net.to(device) for who, net in nets.items()}
+    nets = {"ours": nets["ours"], "ours plain": copy.deepcopy(nets["ours"])} | nets
     differences = _differences(nets, images)
-    if settings.compile:
-        built = {who: copy.deepcopy(net) for who, net in nets.items() if not isinstance(net, str)}
-        nets |= {f"{who} compiled": compiled(who, net) for who, net in built.items()}
 
     shape = f"{name}, {settings.batch}x{settings.size}x{settings.size}"
     rows = []
     for training in (False, True):
-        runs = {
-            who: net if isinstance(net, str) else _runner(net.train(training), images, settings)
-            for who, net in nets.items()
-        }
+        ready = {w: net if isinstance(net, str) else prepared(w, net, training) for w, net in nets.items()}
+        if settings.compile:
+            built = {w: net for w, net in ready.items() if not isinstance(net, str) and w != "ours plain"}
+            ready |= {f"{w} compiled": compiled(copy.deepcopy(net)) for w, net in built.items()}
+        runs = {w: net if isinstance(net, str) else _runner(net, images, settings) for w, net in ready.items()}
         what = f"{part} {'forward + backward' if training else 'forward'} ({shape})"
         part_rows = measure(what, runs, images=settings.batch, rounds=settings.rounds, warmup=2, device=device)
         add_peaks(part_rows, runs, device)
@@ -100,7 +108,8 @@ def _measure(part: str, name: str, make_peer: Callable, peers: tuple[str, ...], 
 def _differences(nets: dict[str, nn.Module | str], images: Tensor) -> dict[str, dict[str, float]]:
     """Of each peer's features from ours."""
     with torch.no_grad():
-        features = {who: _as_list(net.eval()(images)) for who, net in nets.items() if not isinstance(net, str)}
+        ready = {who: prepared(who, net, False) for who, net in nets.items() if not isinstance(net, str)}
+        features = {who: _as_list(net(images)) for who, net in ready.items()}
     ours = features.pop("ours")
     return {who: {"features": feature_difference(ours, theirs)} for who, theirs in features.items()}
 

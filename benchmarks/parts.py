@@ -4,6 +4,7 @@ import torch
 
 from resnet_backbones.errors import UserError
 
+from .ablation import ablations
 from .detector import detectors, memory_of_training
 from .loading import loaders
 from .networks import backbones, fpns
@@ -13,7 +14,7 @@ from .settings import PARTS, Settings
 from .timing import Row
 
 MEASURES = dict(
-    zip(PARTS, (backbones, fpns, detectors, memory_of_training, loaders, evaluators, profiles), strict=True)
+    zip(PARTS, (backbones, fpns, detectors, memory_of_training, loaders, evaluators, profiles, ablations), strict=True)
 )
 
 

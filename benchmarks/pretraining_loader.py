@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Images/s of the training loader alone on crops of 224 x 224: ours beside torchvision's reference pipeline.
 
-    tools/benchmark_loader.py [--images FOLDER] [--workers 1] [--turns 5]
+    python -m benchmarks.pretraining_loader [--images FOLDER] [--workers 1] [--turns 5]
 
 FOLDER holds class folders of JPEGs; without it, 400 JPEGs of 500 x 375 are drawn. Both pipelines read, decode, crop
 (random area, flip) and collate batches of 64 for the model's device, in turns; torchvision's also makes floats and
@@ -15,12 +15,11 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 
+from benchmarks.pictures import draw_jpeg
 from resnet_backbones.config import PretrainConfig, load_config
 from resnet_backbones.data.augmentation import train_transform
 from resnet_backbones.data.classification import ClassificationDataset, build_train_loader
@@ -60,16 +59,6 @@ def images_per_second(batches: Iterable, count: int) -> float:
     return count * BATCH / (time.perf_counter() - start)
 
 
-def draw_jpegs(folder: Path, count: int = 400) -> None:
-    """Smooth random pictures with some noise, which compress about as photographs do."""
-    (folder / "drawn").mkdir()
-    for k in range(count):
-        rng = np.random.default_rng(k)
-        smooth = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)).resize((500, 375), Image.BICUBIC)
-        noisy = np.asarray(smooth) + rng.normal(0, 8, (375, 500, 3))
-        Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(folder / "drawn" / f"{k}.jpg", quality=90)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", help="a folder of class folders")
@@ -80,7 +69,9 @@ def main() -> None:
     torch.set_num_threads(1)
     with one_line_errors(), tempfile.TemporaryDirectory() as drawn:
         if args.images is None:
-            draw_jpegs(Path(drawn))
+            (Path(drawn) / "drawn").mkdir()
+            for k in range(400):
+                draw_jpeg(Path(drawn) / "drawn" / f"{k}.jpg", 500, 375, seed=k)
         rates: dict[str, list[float]] = {"ours": [], "torchvision": []}
         for turn in range(args.turns):
             for name, make in (("ours", ours), ("torchvision", torchvisions)):

@@ -1,4 +1,4 @@
-"""COCO's box figures of generated detections: ours and pycocotools called directly."""
+"""COCO's box metrics of generated detections: ours and pycocotools called directly."""
 
 import contextlib
 import io
@@ -18,16 +18,16 @@ CLASSES, OBJECTS, DETECTIONS = 80, 7, 100
 
 
 def evaluators(settings: Settings) -> list[Row]:
-    """The seconds are of CPU time, from the content of a file and a list of results to the figures."""
+    """The seconds are of CPU time, from the content of a file and a list of results to the metrics."""
     truth, found = generate(settings.images)
-    figures = {}
+    results = {}
 
     def ours() -> None:
         metrics = coco_metrics(truth, found, "bbox")
-        figures["ours"] = [metrics[f"bbox/{name}"] for name in METRICS]
+        results["ours"] = [metrics[f"bbox/{name}"] for name in METRICS]
 
     def pycocotools() -> None:
-        figures["pycocotools"] = [100 * v if v > -1 else -1.0 for v in reference(truth, found)]
+        results["pycocotools"] = [100 * v if v > -1 else -1.0 for v in reference(truth, found)]
 
     rows = measure(
         f"evaluator, CPU time ({settings.images} images, {DETECTIONS} detections each)",
@@ -38,14 +38,14 @@ def evaluators(settings: Settings) -> list[Row]:
         device=torch.device("cpu"),
         clock=time.process_time,
     )
-    apart = max(abs(a - b) for a, b in zip(*figures.values(), strict=True))
-    rows[1].differences["figures"] = apart
-    rows[1].remark = f"figures identical: {'yes' if apart == 0 else 'no'}"
+    apart = max(abs(a - b) for a, b in zip(*results.values(), strict=True))
+    rows[1].differences["metrics"] = apart
+    rows[1].remark = f"metrics identical: {'yes' if apart == 0 else 'no'}"
     return rows
 
 
 def reference(truth: dict, found: list[dict]) -> list[float]:
-    """pycocotools' twelve figures. It adds keys to what it is given, so to copies."""
+    """pycocotools' twelve metrics, of copies, since it adds keys to what it is given."""
     with contextlib.redirect_stdout(io.StringIO()):
         api = COCO()
         api.dataset = truth | {"annotations": [dict(o) for o in truth["annotations"]]}

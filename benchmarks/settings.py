@@ -4,13 +4,13 @@ from dataclasses import dataclass, fields
 
 from resnet_backbones.errors import UserError, unknown
 
-PARTS = ("backbone", "fpn", "detector", "memory", "loader", "evaluator", "profile")
+PARTS = ("backbone", "fpn", "detector", "memory", "loader", "evaluator", "profile", "ablation")
 AMP = ("none", "bf16")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The command line of `tools/benchmark.py`.
+    """The command line of `benchmarks/speed.py`.
 
     Raises `UserError` for a value that cannot be.
     """

@@ -1,17 +1,18 @@
 #!/usr/bin/env python3
 """Time and memory of ours beside torchvision, detectron2 and timm, each where it is installed, as a Markdown table.
 
-tools/benchmark.py                                          # every part on ResNet-50, on a GPU where there is one
-tools/benchmark.py --only backbone fpn --name resnet101 --compile --rounds 9 --threads 2
-tools/benchmark.py --only detector --device cuda --amp bf16 --json detector.json
+python -m benchmarks.speed                                 # every part on ResNet-50, on a GPU where there is one
+python -m benchmarks.speed --only backbone fpn --name resnet101 --compile --rounds 9 --threads 2
+python -m benchmarks.speed --only detector --device cuda --amp bf16 --json detector.json
 
 backbone   ResNet, FrozenBN, stem and res2 frozen: forward, and forward and backward
 fpn        the same with an FPN
 detector   Faster R-CNN with an FPN: a training step of two images, and inference
 memory     the peak memory of that training step, also with BN in evaluation instead of FrozenBN
 loader     images/s of the detection loader over drawn JPEGs
-evaluator  COCO's box figures, CPU time, beside pycocotools
+evaluator  COCO's box metrics, CPU time, beside pycocotools
 profile    which operators our training step spends its time in
+ablation   our training step without one mechanism at a time
 
 All nets have the same weights, and the remarks tell how far their results are apart. The contenders of a part take
 turns within one process; a ratio is the median over rounds of our seconds / theirs, with its quartiles.
@@ -74,7 +75,7 @@ def main(argv: list[str] | None = None) -> None:
         if device is None and torch.cuda.is_available():
             settings = dataclasses.replace(settings, device="cuda")
         parts.prepare(settings)
-        command = shlex.join(["tools/benchmark.py", *(sys.argv[1:] if argv is None else argv)])
+        command = shlex.join(["python", "-m", "benchmarks.speed", *(sys.argv[1:] if argv is None else argv)])
         conditions, rows = report.conditions(__version__, command, settings), []
         print(report.header(conditions, settings.compile), flush=True)
         for part in settings.only:

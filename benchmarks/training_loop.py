@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Seconds per training iteration of Faster R-CNN: our loop and model beside a bare loop over torchvision's own model.
 
-    tools/benchmark_training.py --config bccd_faster_rcnn_R18.yaml [solver.max_iter=40]
+    python -m benchmarks.training_loop --config bccd_faster_rcnn_R18.yaml [solver.max_iter=40]
 
 The same network, settings, images and workers, in turns; the first quarter of a turn is not counted.
 """
@@ -21,11 +21,12 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision import models
 
+from resnet_backbones import fold_norms
 from resnet_backbones.config import load_config
 from resnet_backbones.data import DetectionDataset, build_train_loader, load_annotations
 from resnet_backbones.detectors import build_detector
 from resnet_backbones.errors import one_line_errors
-from resnet_backbones.training.loop import fit
+from resnet_backbones.training.loop import fit, memory_format
 
 
 def ours(config: DictConfig, dataset: DetectionDataset) -> list[float]:
@@ -39,7 +40,9 @@ def ours(config: DictConfig, dataset: DetectionDataset) -> list[float]:
         aspect_ratio_grouping=True,
     )
     with tempfile.TemporaryDirectory() as folder:
-        fit(build_detector(config, len(dataset.classes)), loader, config.solver, Path(folder), lambda: {"bbox/AP": 0.0})
+        model = fold_norms(build_detector(config, len(dataset.classes)))
+        model.to(memory_format=memory_format(model, config.solver))
+        fit(model, loader, config.solver, Path(folder), lambda: {"bbox/AP": 0.0})
         rows = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
     return [config.solver.batch_size / row["images_per_second"] for row in rows if "loss" in row]
 

@@ -1,7 +1,7 @@
 """The one-stage detectors of torchvision over P3 … P7: RetinaNet (arXiv 1708.02002) and FCOS (arXiv 1904.01355).
 
-The calling convention is that of `torchvision.py`. torchvision's own count classes from 0, or keep an unused channel for
-the background; here they have `num_classes` channels, and labels are shifted on the way in and out.
+The calling convention is that of `torchvision.py`. torchvision's own count classes from 0, or keep an unused channel
+for the background; here they have `num_classes` channels, and labels are shifted on the way in and out.
 """
 
 from torch import Tensor, nn
@@ -9,11 +9,10 @@ from torchvision.models.detection import fcos as torchvision_fcos
 from torchvision.models.detection import retinanet as torchvision_retinanet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 
-from ..preprocessing import detector_preprocessing
 from . import settings as detector_settings
 from .features import check_dense_levels
 from .ranks import GlobalFCOSHead
-from .transform import ImageTransform
+from .transform import image_transform
 
 
 class LabelsFromOne:

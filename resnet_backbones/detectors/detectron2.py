@@ -21,12 +21,11 @@ from torch.nn import functional as F
 from .. import distributed
 from ..errors import UserError
 from ..hosts.detectron2 import Detectron2Backbone
-from ..preprocessing import detector_preprocessing
 from . import settings as detector_settings
 from .detectron2_ranks import GlobalLosses, SeededAnchors, SeededRoIs
 from .features import DENSE_LEVELS, HeadFeatures, check_dense_levels, head_features
 from .settings import FasterRCNN, ImageSettings, MaskRCNN
-from .transform import ImageTransform
+from .transform import image_transform
 
 __all__ = ["faster_rcnn", "fcos", "mask_rcnn", "retinanet"]
 
@@ -35,8 +34,7 @@ class OurConvention:
     """In front of a meta-architecture of detectron2: the inputs and outputs of `torchvision.py`."""
 
     def set_transform(self, s: ImageSettings, backbone: nn.Module) -> nn.Module:
-        preprocessing = detector_preprocessing(backbone, s.image_mean, s.image_std)
-        self.transform = ImageTransform(s.min_size, s.max_size, preprocessing)
+        self.transform = image_transform(s, backbone)
         return self
 
     def forward(self, images: list[Tensor], targets: list[dict] | None = None) -> dict[str, Tensor] | list[dict]:

@@ -79,7 +79,8 @@ class RetinaNet(ImageSettings):
 
     Attributes:
         anchor_sizes: for each of p3 … p7; three sizes a level, 2^(1/3) apart, in the paper (§4).
-        box_fg_iou_thresh, box_bg_iou_thresh: an anchor is foreground from the first IoU on, background below the second.
+        box_fg_iou_thresh, box_bg_iou_thresh: anchors are foreground from the first IoU on, background below the
+            second.
         topk_candidates: kept per level before NMS.
     """
 

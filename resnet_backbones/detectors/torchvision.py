@@ -15,13 +15,12 @@ from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 
 from ..models.backbone import ShapeSpec
-from ..preprocessing import detector_preprocessing
 from .dense import fcos, retinanet
 from .features import head_features
 from .ranks import ANCHORS, RCNN, ROIS, ImageSampler
 from .roi_align import PyramidRoIAlign
 from .settings import FasterRCNN, MaskRCNN
-from .transform import ImageTransform
+from .transform import ImageTransform, image_transform
 
 __all__ = ["faster_rcnn", "fcos", "mask_rcnn", "retinanet"]
 
@@ -53,7 +52,7 @@ def faster_rcnn(backbone: nn.Module, num_classes: int, **settings) -> RCNN:
     s = FasterRCNN(**settings)
     shapes, roi_levels, res5, res5_channels = head_features(backbone, s.anchor_sizes, s.box_head)
     channels = shapes[roi_levels[0]].channels
-    transform = ImageTransform(s.min_size, s.max_size, detector_preprocessing(backbone, s.image_mean, s.image_std))
+    transform = image_transform(s, backbone)
     head = StageHead(res5) if res5 is not None else TwoMLPHead(channels * s.box_pool_size**2, s.box_head_width)
     rpn = proposal_network(s, channels, transform)
     pooler = PyramidRoIAlign({level: shapes[level].stride for level in roi_levels}, s.box_pool_size)

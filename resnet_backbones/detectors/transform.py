@@ -4,13 +4,14 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
 
 from .. import distributed
-from ..preprocessing import Normalize, Preprocessing
+from ..preprocessing import Normalize, Preprocessing, detector_preprocessing
+from .settings import ImageSettings
 
 RESIZE, ANCHORS, ROIS = 1, 2, 3  # added to an image's seed: each kind of draw has a stream of its own
 
@@ -70,6 +71,12 @@ class ImageTransform(GeneralizedRCNNTransform):
             if masks is not None:
                 detections["masks"] = paste(masks, detections["boxes"], size)
         return result
+
+
+def image_transform(s: ImageSettings, backbone: nn.Module) -> ImageTransform:
+    """The transform of a detector over `backbone`, whose weights say how images are normalized."""
+    preprocessing = detector_preprocessing(backbone, s.image_mean, s.image_std)
+    return ImageTransform(s.min_size, s.max_size, preprocessing)
 
 
 def paste(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:

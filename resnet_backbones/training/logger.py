@@ -50,7 +50,7 @@ class MetricLogger:
         self.active, self.open = distributed.is_main(), ExitStack()
         if self.active:
             rows = rows_until(output_dir / "metrics.jsonl", start)
-            self.file = self.open.enter_context(open(output_dir / "metrics.jsonl", "w"))
+            self.file = self.open.enter_context((output_dir / "metrics.jsonl").open("w"))
             self.file.writelines(rows)
             self.board = self.open.enter_context(SummaryWriter(str(output_dir / "tensorboard"), purge_step=start))
             bar = tqdm(initial=start, total=self.max_iter, unit="step", dynamic_ncols=True, disable=None)

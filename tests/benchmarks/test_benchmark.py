@@ -1,4 +1,4 @@
-"""`tools/benchmark.py`: what its table and its JSON say, and that the contenders compute the same."""
+"""`python -m benchmarks.speed`: its table and its JSON, and that the contenders compute the same."""
 
 import json
 import sys
@@ -15,10 +15,29 @@ from benchmarks.memory import process_peak, tensor_peak
 from benchmarks.networks import frozen_backbone
 from benchmarks.peers import peer_backbone, peer_fpn
 from benchmarks.settings import Settings
+from benchmarks.speed import main
 from benchmarks.timing import measure
 from resnet_backbones import build_backbone
 
 CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def speed(capfd):
+    """`speed(*arguments)` runs the program in this process; gives its exit status, stdout and stderr."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        status = 0
+        try:
+            main([str(a) for a in arguments])
+        except SystemExit as stop:
+            status = stop.code
+        out, err = capfd.readouterr()
+        return status, out, err
+
+    return run
+
+
 SMALL = ["--name", "resnet18", "--size", "64", "--short-side", "64", "--jpegs", "4", "--images", "20"]
 MIB = 2**20
 
@@ -30,15 +49,15 @@ def rows_by_measured(path) -> dict[str, dict[str, dict]]:
     return groups
 
 
-def test_the_table_and_the_json_say_what_was_measured(tool, tmp_path, monkeypatch):
+def test_the_table_and_the_json_say_what_was_measured(speed, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     arguments = ["--only", "backbone", "loader", "evaluator", *SMALL, "--rounds", "3", "--json", tmp_path / "b.json"]
-    status, out, err = tool("benchmark", *arguments)
+    status, out, err = speed(*arguments)
     assert (status, "Traceback" in err) == (0, False)
     lines = out.splitlines()
     assert lines[0].startswith("- hardware: ")
     assert f"torch {torch.__version__.split('+')[0]}" in lines[1]
-    assert lines[2] == f"- command: tools/benchmark.py {' '.join(map(str, arguments))}"
+    assert lines[2] == f"- command: python -m benchmarks.speed {' '.join(map(str, arguments))}"
 
     groups = rows_by_measured(tmp_path / "b.json")
     assert [measured.split(" (")[0] for measured in groups] == [
@@ -64,13 +83,13 @@ def test_the_table_and_the_json_say_what_was_measured(tool, tmp_path, monkeypatc
     trained = sum(p.numel() for p in nn.Conv2d(256, 512, 3, bias=False).parameters())
     assert backward["torchvision"]["peak_bytes"] > forward["torchvision"]["peak_bytes"] + 4 * trained
     assert loader["ours"]["images"] == 4
-    assert evaluator["pycocotools"]["differences"] == {"figures": 0}
-    assert evaluator["pycocotools"]["remark"] == "figures identical: yes"
+    assert evaluator["pycocotools"]["differences"] == {"metrics": 0}
+    assert evaluator["pycocotools"]["remark"] == "metrics identical: yes"
 
 
 @pytest.mark.slow
-def test_the_profile_names_the_operators_of_a_training_step(tool, tmp_path):
-    status, out, _ = tool("benchmark", "--only", "profile", *SMALL, "--rounds", "1", "--json", tmp_path / "b.json")
+def test_the_profile_names_the_operators_of_a_training_step(speed, tmp_path):
+    status, out, _ = speed("--only", "profile", *SMALL, "--rounds", "1", "--json", tmp_path / "b.json")
     assert status == 0
     (rows,) = rows_by_measured(tmp_path / "b.json").values()
     whole = rows.pop("ours")["median"]
@@ -80,8 +99,8 @@ def test_the_profile_names_the_operators_of_a_training_step(tool, tmp_path):
 
 
 @pytest.mark.slow
-def test_detectors_are_timed_on_the_same_results(tool, tmp_path):
-    status, _, _ = tool("benchmark", "--only", "detector", *SMALL, "--rounds", "2", "--json", tmp_path / "b.json")
+def test_detectors_are_timed_on_the_same_results(speed, tmp_path):
+    status, _, _ = speed("--only", "detector", *SMALL, "--rounds", "2", "--json", tmp_path / "b.json")
     assert status == 0
     training, inference = rows_by_measured(tmp_path / "b.json").values()
     assert training["torchvision"]["differences"]["losses"] < 1e-5
@@ -92,8 +111,8 @@ def test_detectors_are_timed_on_the_same_results(tool, tmp_path):
 
 
 @pytest.mark.slow
-def test_memory_is_told_of_tensors_and_of_processes(tool, tmp_path):
-    status, out, _ = tool("benchmark", "--only", "memory", *SMALL, "--json", tmp_path / "b.json")
+def test_memory_of_tensors_and_of_processes(speed, tmp_path):
+    status, out, _ = speed("--only", "memory", *SMALL, "--json", tmp_path / "b.json")
     assert status == 0
     (rows,) = rows_by_measured(tmp_path / "b.json").values()
     for contender in ("ours", "torchvision", "torchvision, BN in eval mode"):
@@ -104,6 +123,16 @@ def test_memory_is_told_of_tensors_and_of_processes(tool, tmp_path):
         assert (
             contender == "ours" or f"| {contender} | – | – | – | {row['peak_bytes'] / MIB:.1f} ({ratio:.2f}) |" in out
         )
+
+
+@pytest.mark.slow
+def test_the_ablation_compares_with_the_whole_step(speed, tmp_path):
+    status, _, _ = speed("--only", "ablation", *SMALL, "--rounds", "2", "--json", tmp_path / "b.json")
+    assert status == 0
+    (rows,) = rows_by_measured(tmp_path / "b.json").values()
+    assert list(rows) == ["ours", "without fold_norms", "without channels_last", "without RoIAlign as a weighted sum",
+                          "with fused SGD"]  # fmt: skip
+    assert all(len(row["seconds"]) == 2 for row in rows.values())
 
 
 def test_peers_train_what_ours_trains():
@@ -121,10 +150,8 @@ def test_peers_train_what_ours_trains():
 
 
 @pytest.mark.slow
-def test_ours_compiled_is_another_base_of_ratios(tool, tmp_path):
-    status, out, _ = tool(
-        "benchmark", "--only", "backbone", *SMALL, "--compile", "--rounds", "2", "--json", tmp_path / "b.json"
-    )
+def test_ours_compiled_is_another_base_of_ratios(speed, tmp_path):
+    status, out, _ = speed("--only", "backbone", *SMALL, "--compile", "--rounds", "2", "--json", tmp_path / "b.json")
     assert status == 0
     assert "| ours / it | ours compiled / it |" in out
     for rows in rows_by_measured(tmp_path / "b.json").values():
@@ -137,7 +164,7 @@ def test_detectors_of_the_same_weights_agree_and_another_weight_shows():
     settings = Settings(name="resnet18", short_side=64)
     state, batch = shared_state(settings), make_batch(settings)
     ours, theirs = (build_detector(who, settings, state) for who in ("ours", "torchvision"))
-    found = [inference(model, settings)()[0] for model in (ours, theirs)]
+    found = [inference(who, m, settings)()[0] for who, m in (("ours", ours), ("torchvision", theirs))]
     assert len(found[0]["boxes"]) > 20
     apart = detection_differences(*found)
     assert (apart["unpaired"], apart["boxes, px"] < 1e-2, apart["scores"] < 1e-4) == (0, True, True)
@@ -174,7 +201,7 @@ def hold_64_mib():
     return lambda: torch.ones(64 * MIB, dtype=torch.uint8)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process's peak")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux reports the peak of a process")
 def test_a_process_peak_is_what_its_calls_hold():
     assert 64 * MIB <= process_peak(hold_64_mib) < 128 * MIB
 
@@ -204,13 +231,13 @@ def test_a_tensor_peak_is_the_most_at_one_time():
         (["--json", "nowhere/b.json"], "nowhere"),
     ],
 )
-def test_wrong_arguments_are_one_line(tool, arguments, message):
-    status, _, err = tool("benchmark", *arguments)
+def test_wrong_arguments_are_one_line(speed, arguments, message):
+    status, _, err = speed(*arguments)
     assert (status, err.count("\n")) == (2, 1)
     assert message in err
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_gpu_that_is_not_there(tool):
-    status, _, err = tool("benchmark", "--device", "cuda")
+def test_a_gpu_that_is_not_there(speed):
+    status, _, err = speed("--device", "cuda")
     assert (status, err) == (2, "error: --device is cuda, but there is no GPU; leave it out.\n")
