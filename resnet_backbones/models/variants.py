@@ -89,16 +89,17 @@ class CheckpointedStage(nn.Sequential):
 
 @contextmanager
 def _statistics_kept(stage: nn.Module) -> Iterator[None]:
-    """BN's running statistics stay as they are: the second forward pass would count the batch twice."""
-    norms = [m for m in stage.modules() if isinstance(m, (nn.BatchNorm2d, nn.SyncBatchNorm))]
-    momenta = [norm.momentum for norm in norms]
+    """BN's statistics and step counter stay as they are: the second forward pass would count the batch twice."""
+    norms = [m for m in stage.modules() if isinstance(m, (nn.BatchNorm2d, nn.SyncBatchNorm)) and m.track_running_stats]
+    kept = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
     for norm in norms:
         norm.momentum = 0.0
     try:
         yield
     finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
+        for norm, (momentum, steps) in zip(norms, kept, strict=True):
             norm.momentum = momentum
+            norm.num_batches_tracked.copy_(steps)
 
 
 def _blocks(net: ResNet, stages: Sequence[str], option: str = "stages") -> Iterable[nn.Module]:

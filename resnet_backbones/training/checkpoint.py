@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import pickle
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,30 +60,33 @@ class TrainingState:
         if content is None:
             logger.warning("there is no %s to resume from; starting at step 0", path)
             return
-        load_state_dict(self.model, content["model"], str(path))
         try:
-            self.optimizer.load_state_dict(content["optimizer"])
-            if self.scaler.is_enabled() and content["scaler"]:  # empty where the run was without fp16 so far
-                self.scaler.load_state_dict(content["scaler"])
-            if self.average is not None:
-                self.average.load_state_dict(content["average"])
-            self.step, self.best = content["step"], content["best"]
-            states = content["random"]
-        except (KeyError, ValueError, RuntimeError) as error:
+            self.restore(content, path)
+        except UserError:
+            raise
+        except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
             raise UserError(
-                f"{path} has the state of another optimizer, average or freeze_at: {reason(error)}"
+                f"{path} cannot be resumed from: {type(error).__name__}: {reason(error)}. Was it saved with another "
+                "solver.optimizer, solver.ema_decay or backbone.freeze_at?"
             ) from error
         if self.step > max_iter:
             raise UserError(f"{path} is of step {self.step}, past solver.max_iter={max_iter}; raise it to continue.")
-        if len(states) == distributed.world_size():
-            set_random_state(states[distributed.rank()])
-        else:
-            logger.warning(
-                "%s was written by %d ranks and is resumed by %d, at the same sample; random draws that do not come "
-                "from a sample's seed (dropout, stochastic depth, mixing) will differ",
-                *(path, len(states), distributed.world_size()),
-            )
         logger.info("resumed from %s after step %d", path, self.step)
+
+    def restore(self, content: dict, path: Path) -> None:
+        """Restore what `content()` returned when `path` was saved."""
+        load_state_dict(self.model, content["model"], str(path))
+        settings = set(self.optimizer.param_groups[0])
+        self.optimizer.load_state_dict(content["optimizer"])  # accepts the state of any other class, too
+        lacking = settings - set(self.optimizer.param_groups[0])
+        if lacking:
+            raise ValueError(f"its optimizer has no {', '.join(sorted(lacking))}")
+        if self.scaler.is_enabled() and content["scaler"]:  # empty where the run was without fp16 so far
+            self.scaler.load_state_dict(content["scaler"])
+        if self.average is not None:
+            self.average.load_state_dict(content["average"])
+        self.step, self.best = int(content["step"]), float(content["best"])
+        restore_random_state(content["random"], path)
 
 
 def save_checkpoint(path: Path, content: dict, keep: int = 1) -> None:
@@ -118,9 +122,12 @@ def newest_readable(path: Path) -> tuple[Path, dict | None]:
     for candidate in filter(Path.exists, (earlier(path, k) for k in range(100))):
         try:
             return candidate, torch.load(candidate, map_location="cpu", weights_only=True)
-        except Exception as error:  # zipfile, pickle and torch each have their own for damaged files
-            faults.append(f"{candidate} cannot be resumed from: {reason(error)}")
-            logger.warning("%s", faults[-1])
+        except pickle.UnpicklingError:  # torch's own message is a page on weights_only
+            fault = "it is not a checkpoint that torch can read without running code"
+        except Exception as error:  # a damaged file can raise anything
+            fault = reason(error)
+        faults.append(f"{candidate} cannot be resumed from: {fault}")
+        logger.warning("%s", faults[-1])
     if faults:
         raise UserError("; ".join(faults))
     return path, None
@@ -133,7 +140,16 @@ def random_state() -> dict[str, torch.Tensor]:
     return state
 
 
-def set_random_state(state: dict[str, torch.Tensor]) -> None:
+def restore_random_state(states: list[dict[str, torch.Tensor]], path: Path) -> None:
+    """Restore this rank's state of those saved to `path`, where the number of ranks is the same."""
+    if len(states) != distributed.world_size():
+        logger.warning(
+            "%s was written by %d ranks and is resumed by %d, at the same sample; random draws that do not come "
+            "from a sample's seed (dropout, stochastic depth, mixing) will differ",
+            *(path, len(states), distributed.world_size()),
+        )
+        return
+    state = states[distributed.rank()]
     torch.set_rng_state(state["cpu"])
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])

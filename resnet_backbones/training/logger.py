@@ -127,6 +127,6 @@ def rows_until(path: Path, step: int) -> list[str]:
             row = json.loads(line)
             if row["step"] < step or (row["step"] == step and "loss" in row):
                 rows.append(line)
-        except (ValueError, LookupError, TypeError):  # cut off when the run was killed
+        except (ValueError, LookupError, TypeError, RecursionError):  # cut off when the run was killed
             continue
     return rows
