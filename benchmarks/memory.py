@@ -11,14 +11,14 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler tells of its start and end otherwise
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler logs its start and end otherwise
 
 
 def tensor_peak(run: Callable[[], object], device: torch.device) -> int:
     """The most bytes of tensors that a call holds at one time, above those that were there before.
 
-    On the CPU the profiler's record of every allocation tells. It is exact, and knows neither of fragmentation nor of
-    what a library takes past torch's allocator; `process_peak` does.
+    On the CPU it comes from the profiler's record of every allocation. It is exact, but excludes fragmentation and
+    what a library allocates outside torch; `process_peak` does.
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -41,8 +41,7 @@ def tensor_peak(run: Callable[[], object], device: torch.device) -> int:
 def process_peak(build: Callable[..., Callable[[], object]], *args) -> int | None:
     """The most resident bytes of a process in three calls of `build(*args)`, above those before the first.
 
-    A process of its own, so that nothing is left over from others. None where the system does not tell (it is Linux
-    that does).
+    A process of its own, so that nothing is left over from others. None on systems other than Linux.
     """
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         return pool.submit(_growth, build, args).result()

@@ -5,7 +5,7 @@
 
 FOLDER holds class folders of JPEGs; without it, 400 JPEGs of 500 x 375 are drawn. Both pipelines read, decode, crop
 (random area, flip) and collate batches of 64 for the model's device, in turns; torchvision's also makes floats and
-normalises them, which ours leaves to the device.
+normalizes them, which ours leaves to the device.
 """
 
 import argparse
@@ -38,7 +38,7 @@ def ours(folder: str, workers: int) -> Iterable:
 
 
 def torchvisions(folder: str, workers: int) -> Iterable:
-    """The steps of its references/classification/presets.py: PIL images, normalised floats."""
+    """The steps of its references/classification/presets.py: PIL images, normalized floats."""
     steps = [
         transforms.RandomResizedCrop(224, antialias=True),
         transforms.RandomHorizontalFlip(),

@@ -77,7 +77,7 @@ def as_json(conditions: dict[str, str], settings: Settings, rows: list[Row]) -> 
 
 
 def spread(seconds: list[float]) -> str:
-    """Their median and quartiles; wide ones tell of a machine that did other things, too."""
+    """Their median and quartiles; a wide range means that the machine was busy."""
     q1, median, q3 = np.percentile(seconds, [25, 50, 75])
     return f"{median:.4g} ({q1:.4g} to {q3:.4g})"
 
@@ -87,7 +87,7 @@ def _line(cells: list[str]) -> str:
 
 
 def _cpu() -> str:
-    """Its model, where the system tells."""
+    """Its model, where the system reports it."""
     path = Path("/proc/cpuinfo")
     for text in path.read_text().splitlines() if path.exists() else []:
         if text.startswith("model name"):

@@ -14,7 +14,7 @@ evaluator  COCO's box metrics, CPU time, beside pycocotools
 profile    which operators our training step spends its time in
 ablation   our training step without one mechanism at a time
 
-All nets have the same weights, and the remarks tell how far their results are apart. The contenders of a part take
+All nets have the same weights, and the remarks say how far their results differ. The contenders of a part take
 turns within one process; a ratio is the median over rounds of our seconds / theirs, with its quartiles.
 """
 

@@ -41,7 +41,7 @@ def stays_below(name: str) -> bool:
 
 def read_whole(path: Path, largest: int = LARGEST) -> bytes:
     """A file's content. Raises `OSError` for what is no file, cannot be read or is above `largest` bytes."""
-    if path.exists() and not path.is_file():  # opening a pipe would wait for ever
+    if path.exists() and not path.is_file():  # opening a pipe would block
         raise OSError(errno.EINVAL, "it is no file", str(path))
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size

@@ -57,9 +57,7 @@ def retinanet(backbone: nn.Module, num_classes: int, **settings) -> RetinaNet:
         bg_iou_thresh=s.box_bg_iou_thresh,
         topk_candidates=s.topk_candidates,
     )
-    model.transform = ImageTransform(
-        s.min_size, s.max_size, detector_preprocessing(backbone, s.image_mean, s.image_std)
-    )
+    model.transform = image_transform(s, backbone)
     return model
 
 
@@ -82,7 +80,5 @@ def fcos(backbone: nn.Module, num_classes: int, **settings) -> FCOS:
         detections_per_img=s.box_detections_per_img,
         topk_candidates=s.topk_candidates,
     )
-    model.transform = ImageTransform(
-        s.min_size, s.max_size, detector_preprocessing(backbone, s.image_mean, s.image_std)
-    )
+    model.transform = image_transform(s, backbone)
     return model

@@ -27,7 +27,7 @@ class HeadFeatures(NamedTuple):
 
 def head_features(backbone: nn.Module, anchor_sizes: Sequence[Sequence[int]], box_head: str) -> HeadFeatures:
     """Features of two-stage heads: a pyramid, pooled from p2 … p5 (arXiv 1612.03144 §4.2), or one map; with box_head
-    "res5" res4, and the stage behind it moves from the backbone to the caller (arXiv 1512.03385, appendix A).
+    "res5" res4, and the stage after it moves from the backbone to the caller (arXiv 1512.03385, appendix A).
 
     Raises `UserError` where the backbone's features or the anchors do not suit.
     """

@@ -1,6 +1,6 @@
 """What makes a batch that is split over ranks train like the same batch on one.
 
-A detector by itself never talks to other processes. `global_batch(model)`, called by the trainer for its own model,
+On its own a detector never talks to other processes. `global_batch(model)`, called by the trainer for its own model,
 pads images to one size over all ranks and weights each loss that is a mean over samples by the rank's share of them.
 What is drawn for an image (its size, anchors, RoIs) comes from the `seed` in its target, where a loader gives one.
 """

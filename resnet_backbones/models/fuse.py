@@ -1,7 +1,7 @@
-"""A convolution and the fixed norm behind it as one convolution: norm(conv(x)) = conv(x, weight * scale, shift).
+"""A convolution and the fixed norm after it as one convolution: norm(conv(x)) = conv(x, weight * scale, shift).
 
-`fold_norms(model)` is for training, `fuse(model)` for inference. Both work on backbones alone and inside any detector,
-and leave what they do not know as it is.
+`fold_norms(model)` is for training, `fuse(model)` for inference. Both work on backbones alone and inside any detector;
+modules that they do not know stay unchanged.
 """
 
 import copy
@@ -21,9 +21,9 @@ CONV_NORMS = {BasicConv2d: (("conv", "bn"),), _DenseLayer: (("conv1", "norm2"),)
 
 
 class FoldedConv2d(nn.Conv2d):
-    """conv(x, weight * scale, shift), with the scale and shift of the FrozenBatchNorm2d behind it, at every call."""
+    """conv(x, weight * scale, shift), with the scale and shift of the FrozenBatchNorm2d after it, at every call."""
 
-    norm: tuple[FrozenBatchNorm2d]  # in a tuple, so that it stays the child of its own parent alone
+    norm: tuple[FrozenBatchNorm2d]  # in a tuple, so that it is not registered as a child here, too
 
     def forward(self, x: Tensor) -> Tensor:
         scale, shift = scale_and_shift(self.norm[0])
@@ -34,7 +34,7 @@ class FoldedConv2d(nn.Conv2d):
 
 
 class FoldedNorm(FrozenBatchNorm2d):
-    """The norm of a `FoldedConv2d`, which has applied it: the identity."""
+    """The identity, in place of a norm that its `FoldedConv2d` has applied."""
 
     folded = True
 

@@ -1,10 +1,10 @@
-"""Pre-activation: y = shortcut(x) + residual(x), each convolution behind its BN-ReLU (arXiv 1603.05027, Figure 4 e).
+"""Pre-activation: y = shortcut(x) + residual(x), each convolution after its BN-ReLU (arXiv 1603.05027, Figure 4 e).
 
-The paper's first unit of a net, and every unit whose shortcut is a projection, activates x before the paths part, so
-x itself goes no further. Here that BN-ReLU closes the stage in front: inside a stage the raw sum is passed on, and at
+The paper's first unit of a net, and every unit whose shortcut is a projection, activates x before the paths split, so
+the raw x is not used further. Here that BN-ReLU closes the previous stage: inside a stage the raw sum is passed on, and at
 its end it is normalized and activated, once, for the next stage and for every head that taps the feature. The raw sum
 of a stage is neither, and an FPN on it trains badly. In a classifier every one of these norms is trained, so none is
-at its random start in a detector.
+at its initialization in a detector.
 
 The bottlenecks are timm's `resnetv2_50`, `_101`, `_152`, whose `stages.K.blocks.0.norm1` is our `layerK.bn` (our `bn1`
 for K = 0) and whose `norm` is our `layer4.bn`. In timm's `resnetv2_18` and `_34` the first unit's identity carries the
@@ -22,7 +22,7 @@ from .resnet import ResNet
 
 
 class PreActBasicBlock(BasicBlock):
-    """residual(x) = conv2(relu(bn2(conv1(relu(bn1(x)))))); `bn1` is None where x comes activated."""
+    """residual(x) = conv2(relu(bn2(conv1(relu(bn1(x)))))); `bn1` is None where x is activated already."""
 
     conv_norms = (("conv1", "bn2"),)
 
@@ -42,7 +42,7 @@ class PreActBasicBlock(BasicBlock):
 
 
 class PreActBottleneck(Bottleneck):
-    """residual(x) = conv3(relu(bn3(conv2(relu(bn2(conv1(relu(bn1(x))))))))); `bn1` is None where x comes activated."""
+    """residual(x) = conv3(relu(bn3(conv2(relu(bn2(conv1(relu(bn1(x))))))))); `bn1` is None where x is activated already."""
 
     conv_norms = (("conv1", "bn2"), ("conv2", "bn3"))
 
@@ -80,7 +80,7 @@ class PreActResNet(ResNet):
 
     def make_stage(self, in_channels: int, *args, norm: str, **options) -> nn.Sequential:
         stage = super().make_stage(in_channels, *args, norm=norm, **options)
-        stage[0].bn1 = None  # the closing BN-ReLU of the stage in front
+        stage[0].bn1 = None  # the BN-ReLU that closes the previous stage
         last = stage[-1]
         out_channels = (last.conv3 if isinstance(last, Bottleneck) else last.conv2).out_channels
         stage.add_module("bn", get_norm(norm, out_channels))

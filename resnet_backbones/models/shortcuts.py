@@ -10,7 +10,7 @@ SHORTCUTS = {
     "A": "zero padding where shapes differ",
     "B": "projection where shapes differ",
     "C": "projection everywhere",
-    "D": "B behind a 2x2 average pool, so that no position is skipped (ResNet-D, arXiv 1812.01187 §4.2)",
+    "D": "B after a 2x2 average pool, so that no position is skipped (ResNet-D, arXiv 1812.01187 §4.2)",
     "B3x3": "B with a 3x3 projection where the stride is 2 (SENet-154, arXiv 1709.01507 appendix)",
     "none": "no shortcut, the plain nets",
 }

@@ -1,6 +1,6 @@
 """Stems: what turns an image into the input of res2.
 
-Each gives the convolutions in front of `bn1`, the pooling behind it, and the shape that both together give.
+Each returns the convolutions before `bn1`, the pooling after it, and the shape of the result.
 """
 
 from torch import nn

@@ -1,3 +1,5 @@
+"""The detectors with torchvision's heads against torchvision's own, and what their settings change."""
+
 import copy
 
 import pytest
@@ -12,8 +14,7 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 
 from resnet_backbones import build_backbone
 from resnet_backbones.config import load_config
-from resnet_backbones.detectors import build_detector
-from resnet_backbones.detectors.dense import ANCHOR_SIZES
+from resnet_backbones.detectors import build_detector, settings
 from resnet_backbones.detectors.torchvision import faster_rcnn, fcos, mask_rcnn, retinanet
 from resnet_backbones.errors import UserError
 
@@ -184,9 +185,11 @@ def one_stage_pair(kind: str) -> tuple[nn.Module, nn.Module]:
     ours = build_backbone("resnet18_fpn", fpn_channels=64, out_features=levels)
     make, theirs = (retinanet, RetinaNet) if kind == "retinanet" else (fcos, FCOS)
     model = make(ours, 3, min_size=[96], max_size=160, box_score_thresh=0.0, box_nms_thresh=0.6)
-    anchors = {"anchor_generator": AnchorGenerator(ANCHOR_SIZES, ((0.5, 1.0, 2.0),) * 5)} if kind == "retinanet" else {}
-    settings = {"min_size": 96, "max_size": 160, "score_thresh": 0.0, "nms_thresh": 0.6, "detections_per_img": 100}
-    reference = theirs(copy.deepcopy(ours), 3, **settings, **anchors)
+    options = {"min_size": 96, "max_size": 160, "score_thresh": 0.0, "nms_thresh": 0.6, "detections_per_img": 100}
+    if kind == "retinanet":
+        sizes = settings.RetinaNet().anchor_sizes
+        options["anchor_generator"] = AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * 5)
+    reference = theirs(copy.deepcopy(ours), 3, **options)
     reference.load_state_dict(model.state_dict())
     return model, reference
 

@@ -1,4 +1,4 @@
-"""Many processes against one: the same losses, the same figures; and what happens when one of them dies."""
+"""Many processes against one: the same losses, the same metrics; and what happens when one of them dies."""
 
 import json
 import os
@@ -12,6 +12,16 @@ import pytest
 import torch
 from conftest import ROOT, TINY, coco_overrides, write_coco
 from kill_and_resume import children, compare, wait_for
+from PIL import Image
+from torch import distributed as dist
+from torch import nn
+
+from resnet_backbones import build_backbone, distributed
+from resnet_backbones.cli.training import load_sets, scorer
+from resnet_backbones.config import load_config
+from resnet_backbones.detectors import build_detector, global_batch
+from resnet_backbones.detectors.torchvision import faster_rcnn, fcos, retinanet
+from resnet_backbones.errors import UserError
 
 RANKS = [1, 2, 4]
 STEPS = 20
@@ -22,27 +32,10 @@ ALL_TAKEN = [
 ]  # fmt: skip
 
 
-def command(folder: Path, ranks: int, *arguments: str) -> list[str]:
-    settings = [*TINY, *coco_overrides(folder / "data"), "solver.batch_size=4", "evaluation.samples=0", *arguments]
-    launch = ["tools/train_net.py", "--num-gpus", str(ranks), "--config", "quickstart_mask_rcnn.yaml"]
-    return [sys.executable, *launch, *settings]
-
-
-def run(arguments: list[str], **more) -> subprocess.CompletedProcess:
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(arguments, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240, **more)
-
-
-def rows(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
 @pytest.fixture
 def data(tmp_path) -> Path:
     """Images of several sizes, so that padding matters; seven of them, which no number of ranks divides."""
     content = write_coco(tmp_path / "data", 7)
-    from PIL import Image
-
     for k, image in enumerate(content["images"]):
         path = tmp_path / "data/images" / image["file_name"]
         size = (48 + 16 * (k % 3), 40 + 24 * (k % 2))
@@ -55,8 +48,81 @@ def data(tmp_path) -> Path:
     return tmp_path
 
 
+def detectors() -> dict[str, nn.Module]:
+    """A tiny one of each kind, with the same weights in every process."""
+    torch.manual_seed(0)
+    dense = {"norm": "GN", "fpn_channels": 64, "out_features": ["p3", "p4", "p5", "p6", "p7"]}
+    size = {"min_size": [48, 56, 64], "max_size": 96}
+    pyramid = build_backbone("resnet18_fpn", norm="GN", fpn_channels=32)
+    return {
+        "faster_rcnn": faster_rcnn(pyramid, 2, box_head_width=32, **size),
+        "retinanet": retinanet(build_backbone("resnet18_fpn", **dense), 2, **size),
+        "fcos": fcos(build_backbone("resnet18_fpn", **dense), 2, **size),
+    }
+
+
+def losses(model: nn.Module) -> dict[str, torch.Tensor]:
+    torch.manual_seed(1)
+    images, boxes = [torch.rand(3, 48, 80), torch.rand(3, 64, 56)], torch.tensor([[5.0, 5, 40, 40], [20, 8, 50, 30]])
+    targets = [{"boxes": boxes, "labels": torch.tensor([1, 2]), "seed": k} for k in range(2)]
+    with torch.no_grad():
+        return model.train()(images, targets)
+
+
+def score(folder: Path) -> tuple[dict, list]:
+    """Metrics and predictions of a random detector on the data, by all ranks together."""
+    torch.manual_seed(0)
+    overrides = [*TINY, *coco_overrides(folder / "data"), "detector.box_score_thresh=0.0"]
+    config = load_config("quickstart_mask_rcnn", overrides)
+    sets = load_sets(config, config.data.test)
+    return scorer(sets, config)(build_detector(config, len(sets[0].classes)))
+
+
+def on_each_of_two_ranks(rank: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    if rank == 0:
+        torch.save({name: losses(model) for name, model in detectors().items()}, folder / "losses.pt")
+    scored = score(folder)
+    if rank == 0:
+        torch.save(scored, folder / "scored.pt")
+    with pytest.raises(UserError, match="norm=SyncBN needs GPUs where there are several ranks"):
+        distributed.wrap(nn.Sequential(nn.SyncBatchNorm(3)), torch.device("cpu"))
+    dist.destroy_process_group()
+
+
+def test_a_process_group_changes_nothing_in_a_detector_and_evaluation_is_shared(data):
+    """The main rank alone computes losses, as in a user's own loop; the other does not wait for it."""
+    torch.multiprocessing.spawn(on_each_of_two_ranks, (data,), nprocs=2)
+    alone, scored = torch.load(data / "losses.pt"), torch.load(data / "scored.pt")
+    for name, model in detectors().items():
+        expected = losses(model)
+        assert alone[name] == expected, name
+        assert losses(global_batch(model)) == expected, name
+    assert scored == score(data)
+    assert len(scored[1][0]) > 0
+
+
+def command(folder: Path, ranks: int, *arguments: str) -> list[str]:
+    settings = [*TINY, *coco_overrides(folder / "data"), "solver.batch_size=4", "evaluation.samples=0", *arguments]
+    launch = ["tools/train_net.py", "--num-gpus", str(ranks), "--config", "quickstart_mask_rcnn.yaml"]
+    return [sys.executable, *launch, *settings]
+
+
+def run(arguments: list[str]) -> str:
+    """What it prints to stdout; fails where it does."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    result = subprocess.run(arguments, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def rows(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("norm", ["FrozenBN", "SyncBN", "GN"])
+@pytest.mark.parametrize("norm", ["FrozenBN", "GN"])
 @pytest.mark.parametrize(
     ("detector", "lr"),
     [
@@ -71,8 +137,7 @@ def test_losses_of_many_ranks_are_those_of_one(data, detector, lr, norm):
     norms = [f"backbone.norm={norm}", "backbone.fpn_norm=GN"]
     for ranks in RANKS:
         settings = [f"solver.lr={lr}", f"solver.max_iter={STEPS}", "solver.steps=[]", "solver.warmup_iters=0"]
-        result = run(command(data, ranks, *norms, *detector, *settings, f"output_dir={data / str(ranks)}"))
-        assert result.returncode == 0, result.stderr
+        run(command(data, ranks, *norms, *detector, *settings, f"output_dir={data / str(ranks)}"))
     one, two, four = ([row for row in rows(data / str(ranks)) if "lr" in row] for ranks in RANKS)
     assert len(one) == STEPS
     assert one[-1]["loss"] != pytest.approx(one[0]["loss"], rel=1e-5)
@@ -84,28 +149,27 @@ def test_losses_of_many_ranks_are_those_of_one(data, detector, lr, norm):
 
 def test_gradients_of_two_ranks_are_those_of_one(data):
     # Not Mask R-CNN: its mask targets are pooled from a number of points that jumps with the last bit of a box.
-    settings = ["backbone.norm=SyncBN", "detector.name=faster_rcnn", "solver.max_iter=1", "solver.momentum=0"]
+    settings = ["backbone.norm=GN", "detector.name=faster_rcnn", "solver.max_iter=1", "solver.momentum=0"]
     settings += ["solver.lr=1", "solver.weight_decay=0", "solver.warmup_iters=0", "solver.steps=[]"]
     states = []
     for ranks in (1, 2):
-        result = run(command(data, ranks, *settings, f"output_dir={data / str(ranks)}"))
-        assert result.returncode == 0, result.stderr
+        run(command(data, ranks, *settings, f"output_dir={data / str(ranks)}"))
         states.append(torch.load(data / str(ranks) / "last.pt", weights_only=True)["model"])
     # The same start, minus the gradient.
     for name, value in states[0].items():
         torch.testing.assert_close(value, states[1][name], rtol=1e-5, atol=1e-5, msg=name)
 
 
+@pytest.mark.slow
 def test_evaluation_of_two_and_four_ranks_is_that_of_one(data):
-    assert run(command(data, 1, "detector.box_score_thresh=0.0", f"output_dir={data}/trained")).returncode == 0
-    figures, predictions = [], []
+    run(command(data, 1, "detector.box_score_thresh=0.0", f"output_dir={data}/trained"))
+    metrics, predictions = [], []
     for ranks in RANKS:
         score = ["--eval-only", f"weights={data}/trained/last.pt", "detector.box_score_thresh=0.0"]
-        result = run(command(data, ranks, *score, f"output_dir={data / str(ranks)}"))
-        assert result.returncode == 0, result.stderr
-        figures.append(json.loads((data / str(ranks) / "metrics.json").read_text()))
+        run(command(data, ranks, *score, f"output_dir={data / str(ranks)}"))
+        metrics.append(json.loads((data / str(ranks) / "metrics.json").read_text()))
         predictions.append(json.loads((data / str(ranks) / "predictions.json").read_text()))
-    assert figures[0] == figures[1] == figures[2]
+    assert metrics[0] == metrics[1] == metrics[2]
     assert predictions[0] == predictions[1] == predictions[2]
 
 
@@ -120,38 +184,40 @@ def at_step(folder: Path, step: int, process: subprocess.Popen) -> None:
     assert reached, process.stdout.read()
 
 
-@pytest.mark.parametrize("restarts", [0, 1])
-def test_a_rank_that_is_killed_is_named_and_replaced_if_asked_for(data, restarts):
-    more = [f"output_dir={data}/out", "solver.max_iter=40", "solver.checkpoint_period=1", "detector.name=faster_rcnn"]
-    process = start([*command(data, 2, *more), "--max-restarts", str(restarts)])
-    at_step(data / "out", 4, process)
-    victim = children(process.pid)[1]
-    os.kill(victim, signal.SIGKILL)
+def test_ranks_are_restarted_as_often_as_asked_and_the_one_that_died_is_named(data):
+    more = ["solver.max_iter=1000", "solver.checkpoint_period=1", "detector.name=faster_rcnn"]
+    process = start([*command(data, 2, f"output_dir={data}/out", *more), "--max-restarts", "1"])
+    at_step(data / "out", 3, process)
+    reached = len(rows(data / "out"))
+    os.kill(children(process.pid)[1], signal.SIGKILL)
+    at_step(data / "out", reached + 5, process)
+    os.kill(children(process.pid)[1], signal.SIGKILL)
     since = time.monotonic()
     output, _ = process.communicate(timeout=120)
-    if restarts:
-        assert process.returncode == 0, output
-        assert "resumed from" in output
-        assert len([row for row in rows(data / "out") if "loss" in row]) == 40
-    else:
-        assert time.monotonic() - since < 60
-        assert process.returncode == 128 + signal.SIGKILL
-        assert "rank      : 1" in output.split("Root Cause")[1]
-        assert "SIGKILL" in output.split("Root Cause")[1]
+    assert time.monotonic() - since < 60
+    assert process.returncode == 1
+    assert "resumed from" in output
+    steps = [row["step"] for row in rows(data / "out")]
+    assert steps == list(range(1, len(steps) + 1))
+    cause = output.split("Root Cause")[1]
+    assert "rank      : 1" in cause
+    assert "SIGKILL" in cause
 
 
-@pytest.mark.parametrize(("ranks", "number"), [(1, signal.SIGTERM), (1, signal.SIGUSR1), (2, signal.SIGTERM)])
-def test_a_signal_is_answered_by_a_checkpoint_to_go_on_from(data, ranks, number):
+@pytest.mark.parametrize(("ranks", "number"), [(1, signal.SIGTERM), (2, signal.SIGUSR1)])
+def test_a_signal_is_answered_by_a_checkpoint_to_resume_from(data, ranks, number):
     arguments = command(data, ranks, f"output_dir={data}/out", "solver.max_iter=30", "detector.name=faster_rcnn")
     process = start(arguments)
     at_step(data / "out", 3, process)
     process.send_signal(number)
     output, _ = process.communicate(timeout=60)
-    assert process.returncode == 75, output
+    if ranks == 1:
+        assert process.returncode == 75, output
+    else:  # torchrun's own status
+        assert process.returncode != 0, output
     saved = torch.load(data / "out/last.pt", weights_only=True)["step"]
-    assert f"interrupted: saved after step {saved}, to go on with --resume" in output
-    result = run([*arguments, "--resume"])
-    assert f"after step {saved}" in result.stdout
+    assert f"interrupted: saved after step {saved}; continue with --resume" in output
+    assert f"after step {saved}" in run([*arguments, "--resume"])
     assert [row["step"] for row in rows(data / "out") if "loss" in row] == list(range(1, 31))
 
 

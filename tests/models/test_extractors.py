@@ -5,7 +5,6 @@ import sys
 import pytest
 import torch
 from helpers import assert_equal_features, randomize_statistics
-from resnet_backbones.models.sync_bn import SyncBatchNorm
 from torch import nn
 from torchvision import models
 from torchvision.models.regnet import BlockParams
@@ -142,7 +141,7 @@ def test_norms_are_converted_and_the_features_stay(name):
     ours = EXTRACTORS[name]().eval()
     randomize_statistics(ours)
     frozen, synced = EXTRACTORS[name](norm="FrozenBN"), EXTRACTORS[name](norm="SyncBN").eval()
-    for other, kind in ((frozen, FrozenBatchNorm2d), (synced, SyncBatchNorm)):
+    for other, kind in ((frozen, FrozenBatchNorm2d), (synced, nn.SyncBatchNorm)):
         other.load_state_dict(ours.state_dict(), strict=True)
         eps = {n: m.eps for n, m in ours.named_modules() if isinstance(m, nn.BatchNorm2d)}
         assert {n: m.eps for n, m in other.named_modules() if isinstance(m, kind)} == eps

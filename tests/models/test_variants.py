@@ -158,16 +158,17 @@ def test_stochastic_depth_drops_later_blocks_more_often_and_only_in_training():
 
 
 @pytest.mark.parametrize("name", ["resnet18", "seresnet50", "resnet18d"])
-def test_zero_initialised_blocks_are_their_shortcuts(name):
+def test_zero_initialized_blocks_are_their_shortcuts(name):
     block = build_backbone(name, zero_init_residual=True).layer1[1]
     x = torch.rand(2, block.conv1.in_channels, 5, 6)
     assert torch.equal(block(x), x)
 
 
-def test_checkpointed_stages_give_the_same_gradients_and_statistics():
+@pytest.mark.parametrize("norm", ["BN", "SyncBN"])
+def test_checkpointed_stages_give_the_same_gradients_and_statistics(norm):
     torch.manual_seed(1)
-    kept = build_backbone("resnet18").train()
-    again = build_backbone("resnet18", checkpoint_stages=["res2", "res4"]).train()
+    kept = build_backbone("resnet18", norm=norm).train()
+    again = build_backbone("resnet18", norm=norm, checkpoint_stages=["res2", "res4"]).train()
     again.load_state_dict(kept.state_dict())
     image, runs = torch.randn(2, 3, 64, 64), []
     again.layer1[0].register_forward_pre_hook(lambda *_: runs.append("res2"))

@@ -46,7 +46,7 @@ def test_the_shortest_runs(max_iter):
     assert [schedule(step) for step in range(max_iter)] == pytest.approx([1.0, 0.1, 0.01][:max_iter])
 
 
-def test_frozen_parameters_are_not_optimised():
+def test_frozen_parameters_are_not_optimized():
     model = nn.Sequential(nn.Linear(2, 2).requires_grad_(False), nn.Linear(2, 2))
     optimizer = build_optimizer(model, solver(momentum=0.8, weight_decay=0.01))
     assert len(optimizer.param_groups[0]["params"]) == 2

@@ -69,7 +69,7 @@ class TimmBackbone(Backbone):
 
     `stages` goes by the order in which timm registers the modules, as timm's own feature extraction does. A network
     that has parameters outside its modules, such as the position embedding of a ViT, or taps that are no modules, such
-    as HRNet's, cannot be cut so: to freeze its stages raises `UserError`.
+    as HRNet's, has no such stages: freezing them raises `UserError`.
     """
 
     def __init__(self, name: str, net: nn.Module, taps: dict[str, int], out_features: list[str], norm: str) -> None:
@@ -148,14 +148,14 @@ def parts_around(module: nn.Module, taps: list[str], prefix: str = "") -> Iterat
 
 
 class Uncuttable(Sequence):
-    """The modules of a stage of a network that does not lie in stages: looking at them raises `UserError`."""
+    """The modules of a stage in a network that is not divided into stages; accessing them raises `UserError`."""
 
     def __init__(self, name: str) -> None:
         self.name = name
 
     def __getitem__(self, index):
         raise UserError(
-            f"timm's {self.name} cannot be frozen by stages: its parameters do not lie in stages; freeze_at=0."
+            f"timm's {self.name} cannot be frozen by stages, since its parameters are not divided into stages; use freeze_at=0."
         )
 
     def __len__(self) -> int:

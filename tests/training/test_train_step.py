@@ -1,4 +1,4 @@
-"""A step whose loss or gradients are not finite changes nothing but the count."""
+"""One step of training: clipped, accumulated, and skipped where its loss or gradients are not finite."""
 
 import json
 
@@ -45,6 +45,17 @@ class Run:
         return model | {
             str(k): v["momentum_buffer"].clone() for k, v in enumerate(self.training.optimizer.state.values())
         }
+
+
+def test_gradients_are_clipped_to_their_norm(tmp_path):
+    runs = {clip: Run(tmp_path, limit=0, clip_norm=clip, weight_decay=0.0) for clip in (None, 1e-3)}
+    lengths = {}
+    for clip, run in runs.items():
+        before = nn.utils.parameters_to_vector(run.model.parameters())
+        run.step(1, "good")
+        lengths[clip] = (nn.utils.parameters_to_vector(run.model.parameters()) - before).norm().item()
+    assert lengths[1e-3] == pytest.approx(0.1 * 1e-3, rel=1e-3)  # lr times the norm
+    assert lengths[None] > 10 * lengths[1e-3]
 
 
 @pytest.mark.parametrize(("case", "fault"), [("nan", "The loss is"), ("gradient", "The gradients are")])
