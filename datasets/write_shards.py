@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Pack labeled images into WebDataset shards, which tools/pretrain.py and the webdataset library read.
+"""Pack labeled images into WebDataset shards, which `resnet-backbones pretrain` and the webdataset library read.
 
     datasets/write_shards.py --root imagenet --split train --output shards [--size 1000]
 
-Writes shards/train-000000.tar … with `--size` images each in random order, classes.txt, and index.json as widsindex
+Writes shards/train-000000.tar … of `--size` images each in random order, classes.txt, and index.json as widsindex
 does. Image files are copied unchanged.
 """
 

@@ -1,42 +1,69 @@
-"""The example of CONTRIBUTING.md, run as it stands there."""
+"""The examples of CONTRIBUTING.md, as they stand there."""
 
-import functools
+import importlib
 import re
+import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
 from conftest import ROOT
 from helpers import assert_equal_features, randomize_statistics
 
-from resnet_backbones import backbones, build_backbone
+FILE, IMPORT, ROW, SCRIPT = re.findall(r"```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), flags=re.S)
 
 
 @pytest.fixture
-def example():
-    """Registers the file and the row that CONTRIBUTING.md shows, for the length of a test."""
-    file, row = re.findall(r"```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), flags=re.S)
-    names = dict(vars(backbones))
-    exec(file, names)
-    rows = eval(f"{{{row}}}", names)
-    for name, options in rows.items():
-        backbones.register_family(name, functools.partial(backbones.residual, **options))
-    yield
-    for name in rows:
-        backbones.BACKBONES._obj_map.pop(name)
-        backbones.BACKBONES._obj_map.pop(f"{name}_fpn")
+def changed(tmp_path, monkeypatch):
+    """A copy of the package with the new file, its import and the row, under a name of its own."""
+    package = tmp_path / "resnet_backbones_with_eca"
+    shutil.copytree(ROOT / "resnet_backbones", package, ignore=shutil.ignore_patterns("__pycache__"))
+    (package / "models/eca.py").write_text(FILE)
+    text = (package / "backbones.py").read_text()
+    for place in ("from .models.extractors import", "RESNETS = {\n"):
+        assert text.count(f"\n{place}") == 1
+    text = text.replace("\nfrom .models.extractors import", f"\n{IMPORT}from .models.extractors import")
+    (package / "backbones.py").write_text(text.replace("\nRESNETS = {\n", f"\nRESNETS = {{\n    {ROW}"))
+    monkeypatch.syspath_prepend(tmp_path)
+    return importlib.import_module(package.name)
 
 
-def test_the_new_family_is_timms(example):
+def test_a_file_and_a_row_give_timms_network_and_its_pyramid(changed):
+    assert changed.list_backbones("eca*") == ["ecaresnet50d", "ecaresnet50d_fpn"]
+    levels = changed.build_backbone("ecaresnet50d_fpn", fpn_channels=16)(torch.randn(1, 3, 64, 64))
+    assert [tuple(level.shape[1:]) for level in levels.values()] == [(16, s, s) for s in (16, 8, 4, 2, 1)]
+
     timm = pytest.importorskip("timm", reason="timm is not installed")
     theirs = timm.create_model("ecaresnet50d").eval()
     randomize_statistics(theirs)
-    ours = build_backbone("ecaresnet50d").eval()
+    ours = changed.build_backbone("ecaresnet50d").eval()
     ours.load_state_dict({k: v for k, v in theirs.state_dict().items() if not k.startswith("fc.")}, strict=True)
     image = torch.randn(1, 3, 67, 101)
     with torch.no_grad():
         assert_equal_features({"res5": ours(image)["res5"]}, {"res5": theirs.forward_features(image)})
 
 
-def test_the_new_family_has_a_pyramid(example):
-    levels = build_backbone("ecaresnet50d_fpn", fpn_channels=16)(torch.randn(1, 3, 64, 64))
-    assert [tuple(level.shape[1:]) for level in levels.values()] == [(16, s, s) for s in (16, 8, 4, 2, 1)]
+def run(script: str, folder, *arguments: str) -> str:
+    """The output of a script in a folder without a checkout."""
+    (folder / "rezero.py").write_text(script)
+    command = [sys.executable, "rezero.py", *arguments]
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_a_script_outside_the_package_trains_its_own_block_in_faster_rcnn(tmp_path):
+    losses, alpha = run(SCRIPT, tmp_path).splitlines()
+    assert re.findall(r"'(\w+)'", losses) == [
+        "loss_classifier", "loss_box_reg", "loss_objectness", "loss_rpn_box_reg"
+    ]  # fmt: skip
+    assert float(alpha.removeprefix("alpha is now ")) != 0
+
+
+def test_the_command_line_knows_the_names_of_a_script(tmp_path):
+    definitions, _ = SCRIPT.split('if __name__ == "__main__":')
+    script = f"{definitions}from resnet_backbones.__main__ import main\nmain()\n"
+    assert run(script, tmp_path, "list", "rezero*").split() == ["rezero18", "rezero18_fpn"]
+    table = run(script, tmp_path, "analyze", "rezero18_fpn", "shortcut=A", "norm=GN", "fpn_channels=64")
+    assert table.splitlines()[-1].startswith("total")

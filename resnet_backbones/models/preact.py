@@ -1,10 +1,10 @@
 """Pre-activation: y = shortcut(x) + residual(x), each convolution after its BN-ReLU (arXiv 1603.05027, Figure 4 e).
 
 The paper's first unit of a net, and every unit whose shortcut is a projection, activates x before the paths split, so
-the raw x is not used further. Here that BN-ReLU closes the previous stage: inside a stage the raw sum is passed on, and at
-its end it is normalized and activated, once, for the next stage and for every head that taps the feature. The raw sum
-of a stage is neither, and an FPN on it trains badly. In a classifier every one of these norms is trained, so none is
-at its initialization in a detector.
+the raw x is not used further. Here that BN-ReLU closes the previous stage: inside a stage the raw sum is passed on; at
+its end it is normalized and activated, once, for the next stage and for every head that taps the feature. An FPN on
+the raw sums trains badly. In a classifier every one of these norms is trained, so none is at its initialization in a
+detector.
 
 The bottlenecks are timm's `resnetv2_50`, `_101`, `_152`, whose `stages.K.blocks.0.norm1` is our `layerK.bn` (our `bn1`
 for K = 0) and whose `norm` is our `layer4.bn`. In timm's `resnetv2_18` and `_34` the first unit's identity carries the

@@ -155,7 +155,8 @@ class Uncuttable(Sequence):
 
     def __getitem__(self, index):
         raise UserError(
-            f"timm's {self.name} cannot be frozen by stages, since its parameters are not divided into stages; use freeze_at=0."
+            f"timm's {self.name} cannot be frozen by stages, since its parameters are not divided into stages; use "
+            "freeze_at=0."
         )
 
     def __len__(self) -> int:
