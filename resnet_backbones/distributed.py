@@ -20,7 +20,11 @@ def init() -> torch.device:
     Tensors on GPUs are reduced by NCCL, those on the CPU by gloo, so that small ones never wait for a GPU.
     """
     if launched() and not dist.is_initialized():
-        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        store, rank_, size = next(dist.rendezvous("env://"))
+        # Without a prefix, ranks that torchrun restarts would find the addresses of the lost ones in the same store.
+        store = dist.PrefixStore(f"restart_{restarts()}", store)
+        dist.init_process_group(backend, store=store, rank=rank_, world_size=size)
     if not torch.cuda.is_available():
         return torch.device("cpu")
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
@@ -50,9 +54,9 @@ def launched() -> bool:
     return "LOCAL_RANK" in os.environ
 
 
-def restarted() -> bool:
-    """Whether torchrun restarted the ranks after it lost some."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+def restarts() -> int:
+    """How often torchrun has restarted the ranks after it lost some."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
 
 
 def wrap(model: nn.Module, device: torch.device) -> nn.Module:

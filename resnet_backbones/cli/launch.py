@@ -50,7 +50,7 @@ def run(
     @record  # torchrun's report has the traceback of the rank that failed first
     def main() -> None:
         with one_line_errors(), name_dead_workers():
-            job(config, args.eval_only, args.resume or distributed.restarted())
+            job(config, args.eval_only, args.resume or distributed.restarts() > 0)
 
     main()
     distributed.shutdown()

@@ -22,7 +22,7 @@ from .resnet import ResNet
 
 
 class PreActBasicBlock(BasicBlock):
-    """residual(x) = conv2(relu(bn2(conv1(relu(bn1(x)))))); `bn1` is None where x is activated already."""
+    """residual(x) = conv2(relu(bn2(conv1(relu(bn1(x)))))); `bn1` is None for activated x."""
 
     conv_norms = (("conv1", "bn2"),)
 
@@ -42,7 +42,7 @@ class PreActBasicBlock(BasicBlock):
 
 
 class PreActBottleneck(Bottleneck):
-    """residual(x) = conv3(relu(bn3(conv2(relu(bn2(conv1(relu(bn1(x))))))))); `bn1` is None where x is activated already."""
+    """residual(x) = conv3(relu(bn3(conv2(relu(bn2(conv1(relu(bn1(x))))))))); `bn1` is None for activated x."""
 
     conv_norms = (("conv1", "bn2"), ("conv2", "bn3"))
 
