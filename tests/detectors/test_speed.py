@@ -13,9 +13,9 @@ from resnet_backbones.models.compile import compile_backbone
 STEPS = 50
 # All proposals are kept and taken, so that no decision changes with the last bit of a score.
 SMOOTH = {
-    "min_size": [96], "max_size": 128, "rpn_nms_thresh": 1.0, "rpn_pre_nms_top_n_train": 10**5,
+    "min_size": [64], "max_size": 96, "rpn_nms_thresh": 1.0, "rpn_pre_nms_top_n_train": 10**5,
     "rpn_post_nms_top_n_train": 10**5, "box_batch_size_per_image": 10**5, "rpn_batch_size_per_image": 10**5,
-    "box_head_width": 64,
+    "box_head_width": 32,
 }  # fmt: skip
 
 
