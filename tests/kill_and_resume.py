@@ -74,7 +74,7 @@ def kill(process: subprocess.Popen, folder: Path, ranks: int, k: int, rng: rando
     else:
         time.sleep(rng.random())
         what = "a random moment"
-    alone = ranks > 1 and k % 4 > 1
+    alone = ranks > 1 and k % 4 > 1 and process.poll() is None
     if alone:
         os.kill(rng.choice(children(process.pid)), signal.SIGKILL)
         process.wait(timeout=60)
