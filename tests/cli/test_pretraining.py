@@ -244,6 +244,7 @@ def on_two_ranks(tmp_path, *arguments: str) -> dict:
     return metrics_of(tmp_path / "two")
 
 
+@pytest.mark.slow
 def test_two_ranks_score_what_one_process_scores(pretrain, tmp_path):
     (tmp_path / "images/val/cat/1.jpg").write_bytes(b"broken")  # 10 images, not a multiple of ranks x batch
     pretrain()

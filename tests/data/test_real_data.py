@@ -48,6 +48,7 @@ def test_the_shipped_config_runs(slices, tool, config, expected, category_ids):
     assert len(list((slices / "out/samples").glob("*.png"))) == 1
 
 
+@pytest.mark.slow
 def test_the_quick_cifar_config_learns(shared, tool, tmp_path, monkeypatch):
     with tarfile.open(shared / "cifar10_imagefolder.tar.xz", "r|xz") as archive:
         files = (member for member in archive if member.isfile())

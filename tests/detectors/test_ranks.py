@@ -217,7 +217,8 @@ def test_a_signal_is_answered_by_a_checkpoint_to_resume_from(data):
     assert [row["step"] for row in rows(data / "out") if "loss" in row] == list(range(1, 31))
 
 
-@pytest.mark.parametrize("number", [signal.SIGUSR1, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
 def test_a_signal_to_torchrun_reaches_its_ranks(data, number):
     process = start(command(data, 2, f"output_dir={data}/out", "solver.max_iter=1000", "detector.name=faster_rcnn"))
     at_step(data / "out", 3, process)
@@ -249,6 +250,7 @@ def test_twenty_kills_change_nothing(tmp_path, ranks):
     assert compare(tmp_path, ranks, kills=20, seed=ranks)
 
 
+@pytest.mark.slow
 def test_two_kills_change_nothing(tmp_path):
     assert compare(tmp_path, ranks=1, kills=2, seed=0, steps=10)
 
