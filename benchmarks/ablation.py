@@ -9,8 +9,7 @@ from torchvision.ops import MultiScaleRoIAlign
 
 from resnet_backbones import fold_norms
 
-from .detection import LEARNING_RATE, build_detector, make_batch, shared_state
-from .networks import autocast
+from .detection import build_detector, sgd_step, shared_state
 from .settings import Settings
 from .timing import Row, measure
 
@@ -44,15 +43,4 @@ def step(
         model.to(memory_format=torch.channels_last)
     if not roi_align:
         model.roi_heads.box_roi_pool = MultiScaleRoIAlign(["p2", "p3", "p4", "p5"], 7, 2)
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.SGD(trained, LEARNING_RATE, momentum=0.9, weight_decay=1e-4, fused=fused)
-    images, targets = make_batch(settings)
-
-    def run() -> None:
-        with autocast(settings):
-            loss = sum(model(images, targets).values())
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-    return run
+    return sgd_step(model, settings, fused)

@@ -62,16 +62,21 @@ def make_batch(settings: Settings) -> tuple[list[Tensor], list[dict[str, Tensor]
 
 def training_step(who: str, model: nn.Module, settings: Settings) -> Callable[[], object]:
     """Forward, backward and a step of SGD with momentum; ours prepared as our trainer prepares it."""
-    images, targets = make_batch(settings)
     if who == "ours":
         fold_norms(model).to(memory_format=torch.channels_last)
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.SGD(trained, LEARNING_RATE, momentum=0.9, weight_decay=1e-4)
     model.train()
     if who == BN_IN_EVAL:
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.eval()
+    return sgd_step(model, settings)
+
+
+def sgd_step(model: nn.Module, settings: Settings, fused: bool = False) -> Callable[[], object]:
+    """A step of SGD with momentum on a detector as it is."""
+    images, targets = make_batch(settings)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(trained, LEARNING_RATE, momentum=0.9, weight_decay=1e-4, fused=fused)
 
     def step() -> None:
         with autocast(settings):

@@ -12,9 +12,7 @@ from torchvision.models.detection.fcos import FCOSHead
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 
 from .. import distributed
-from .transform import ANCHORS, ROIS, ImageTransform, generator
-
-__all__ = ["ANCHORS", "RCNN", "ROIS", "GlobalFCOSHead", "ImageSampler", "global_batch"]
+from .transform import ImageTransform
 
 
 def global_batch(model: nn.Module) -> nn.Module:
@@ -35,7 +33,7 @@ class ImageSampler(BalancedPositiveNegativeSampler):
 
     Args:
         transform: knows the seeds of the batch.
-        stream: `ANCHORS` or `ROIS`.
+        stream: `transform.ANCHORS` or `ROIS`.
     """
 
     def __init__(self, batch_size_per_image: int, positive_fraction: float, transform: ImageTransform, stream: int):
@@ -50,9 +48,8 @@ class ImageSampler(BalancedPositiveNegativeSampler):
             if seed is None:
                 (positive,), (negative,) = super().__call__([labels])
             else:
-                priorities = torch.rand(
-                    len(labels), device=labels.device, generator=generator(seed + self.stream, labels.device)
-                )
+                draws = torch.Generator(labels.device).manual_seed(seed + self.stream)
+                priorities = torch.rand(len(labels), device=labels.device, generator=draws)
                 positive = take(labels >= 1, priorities, int(self.batch_size_per_image * self.positive_fraction))
                 room = self.batch_size_per_image - int(positive.sum())
                 negative = take(labels == 0, priorities, room)

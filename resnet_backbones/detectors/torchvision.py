@@ -17,10 +17,10 @@ from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from ..models.backbone import ShapeSpec
 from .dense import fcos, retinanet
 from .features import head_features
-from .ranks import ANCHORS, RCNN, ROIS, ImageSampler
+from .ranks import RCNN, ImageSampler
 from .roi_align import PyramidRoIAlign
 from .settings import FasterRCNN, MaskRCNN
-from .transform import ImageTransform, image_transform
+from .transform import ANCHORS, ROIS, ImageTransform, image_transform
 
 __all__ = ["faster_rcnn", "fcos", "mask_rcnn", "retinanet"]
 

@@ -16,10 +16,6 @@ from .settings import ImageSettings
 RESIZE, ANCHORS, ROIS = 1, 2, 3  # added to an image's seed: each kind of draw has a stream of its own
 
 
-def generator(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
-    return torch.Generator(device).manual_seed(seed)
-
-
 class ImageTransform(GeneralizedRCNNTransform):
     """torchvision's resizing, never below one pixel, of RGB images, uint8 or float in [0, 1]."""
 
@@ -52,8 +48,8 @@ class ImageTransform(GeneralizedRCNNTransform):
     def drawn_size(self, target: dict | None) -> int:
         """One of `min_size`, drawn from the image's seed where it has one."""
         seed = None if target is None else target.get("seed")
-        draw = torch.rand(1, generator=None if seed is None else generator(seed + RESIZE))
-        return self.min_size[int(draw * len(self.min_size))]
+        with distributed.seeded(seed, RESIZE):
+            return self.min_size[int(torch.rand(1) * len(self.min_size))]
 
     def max_by_axis(self, the_list: list[list[int]]) -> list[int]:
         """The size that a batch is padded to. Padding shows in what a network computes near it."""

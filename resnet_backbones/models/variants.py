@@ -2,7 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -83,8 +83,11 @@ class CheckpointedStage(nn.Sequential):
     """A stage that keeps its input alone; its parameters keep their names."""
 
     def forward(self, x: Tensor) -> Tensor:
-        contexts = lambda: (nullcontext(), _statistics_kept(self))  # noqa: E731
-        return checkpoint(super().forward, x, use_reentrant=False, context_fn=contexts)
+        return checkpoint(super().forward, x, use_reentrant=False, context_fn=self.contexts)
+
+    def contexts(self) -> tuple[AbstractContextManager, AbstractContextManager]:
+        """Of the forward pass, and of its repetition in the backward pass."""
+        return nullcontext(), _statistics_kept(self)
 
 
 @contextmanager

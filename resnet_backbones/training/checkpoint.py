@@ -28,9 +28,12 @@ class TrainingState:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     average: MovingAverage | None
-    device: torch.device
     step: int = 0
     best: float = -math.inf
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
 
     def finish(self, step: int) -> None:
         """After the optimizer step number `step`."""

@@ -86,7 +86,7 @@ def build_state(model: nn.Module, solver: DictConfig) -> TrainingState:
     device = next(model.parameters()).device
     scaler = torch.amp.GradScaler(device.type, enabled=solver.amp == "fp16")
     average = None if solver.ema_decay is None else MovingAverage(model, solver.ema_decay, solver.ema_period)
-    return TrainingState(model, build_optimizer(model, solver), scaler, average, device)
+    return TrainingState(model, build_optimizer(model, solver), scaler, average)
 
 
 def train_step(

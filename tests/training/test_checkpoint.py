@@ -88,7 +88,7 @@ class Training:
         model = nn.Sequential(nn.Conv2d(3, features, 3), nn.BatchNorm2d(features))
         solver = OmegaConf.merge(OmegaConf.structured(SolverConfig), {"optimizer": optimizer, "lr": 0.1})
         scaler, average = torch.amp.GradScaler("cpu"), MovingAverage(model, 0.9, 1)
-        self.state = TrainingState(model, build_optimizer(model, solver), scaler, average, torch.device("cpu"))
+        self.state = TrainingState(model, build_optimizer(model, solver), scaler, average)
 
     def step(self) -> None:
         state = self.state
