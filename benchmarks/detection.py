@@ -10,7 +10,7 @@ from resnet_backbones import build_backbone, fold_norms, fuse
 from resnet_backbones.detectors.torchvision import faster_rcnn
 from resnet_backbones.preprocessing import Normalize, Preprocessing
 
-from .networks import autocast, frozen_backbone, settle
+from .networks import autocast, compiled, frozen_backbone, settle
 from .peers import BN_IN_EVAL, longest_side, peer_detector
 from .settings import Settings
 
@@ -60,10 +60,12 @@ def make_batch(settings: Settings) -> tuple[list[Tensor], list[dict[str, Tensor]
     return [image.to(settings.device) for image in images], targets
 
 
-def training_step(who: str, model: nn.Module, settings: Settings) -> Callable[[], object]:
+def training_step(who: str, model: nn.Module, settings: Settings, compile: bool = False) -> Callable[[], object]:
     """Forward, backward and a step of SGD with momentum; ours prepared as our trainer prepares it."""
     if who == "ours":
         fold_norms(model).to(memory_format=torch.channels_last)
+    if compile:
+        model.backbone = compiled(model.backbone)
     model.train()
     if who == BN_IN_EVAL:
         for module in model.modules():
@@ -88,11 +90,13 @@ def sgd_step(model: nn.Module, settings: Settings, fused: bool = False) -> Calla
     return step
 
 
-def inference(who: str, model: nn.Module, settings: Settings) -> Callable[[], object]:
+def inference(who: str, model: nn.Module, settings: Settings, compile: bool = False) -> Callable[[], object]:
     """Detections in one image; ours fused, as the evaluator runs it."""
     image = make_batch(settings)[0][:1]
     if who == "ours":
         model = fuse(model).to(memory_format=torch.channels_last)
+    if compile:
+        model.backbone = compiled(model.backbone)
     model.eval()
 
     def run() -> list[dict]:

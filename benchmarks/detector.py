@@ -6,12 +6,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from resnet_backbones import fold_norms
-
 from .agreement import detection_differences, loss_difference
 from .detection import build_detector, inference, make_batch, shared_state, training_step
 from .memory import process_peak, tensor_peak
-from .networks import compiled
 from .peers import BN_IN_EVAL, MissingError
 from .settings import Settings
 from .timing import Row, add_peaks, measure
@@ -22,17 +19,23 @@ CONTENDERS = ("ours", "torchvision", "detectron2")
 def detectors(settings: Settings) -> list[Row]:
     device, state = torch.device(settings.device), shared_state(settings)
     models = {who: _built(who, settings, state) for who in CONTENDERS}
-    if settings.compile:
-        models |= {f"{who} compiled": _compiled(who, settings, state) for who in CONTENDERS[:2]}
     options = {"rounds": settings.rounds, "warmup": 1, "device": device}
     loss_apart, detections_apart = _differences(models, settings)
 
-    steps = {who: m if isinstance(m, str) else training_step(who, m, settings) for who, m in models.items()}
+    def runs_of(prepare: Callable) -> dict[str, Callable[[], object] | str]:
+        runs = {who: m if isinstance(m, str) else prepare(who, m, settings) for who, m in models.items()}
+        if settings.compile:
+            for who in CONTENDERS[:2]:
+                model = _built(who, settings, state)
+                runs[f"{who} compiled"] = model if isinstance(model, str) else prepare(who, model, settings, True)
+        return runs
+
+    steps = runs_of(training_step)
     training = measure(f"detector training step (2 images, {_shape(settings)})", steps, images=2, **options)
     add_peaks(training, steps, device)
     training[1].differences = loss_apart
 
-    runs = {who: m if isinstance(m, str) else inference(who, m, settings) for who, m in models.items()}
+    runs = runs_of(inference)
     detection = measure(f"detector inference (1 image, {_shape(settings)})", runs, images=1, **options)
     add_peaks(detection, runs, device)
     detection[1].differences = detections_apart
@@ -86,13 +89,3 @@ def _built(who: str, settings: Settings, state: dict[str, Tensor]) -> nn.Module 
         return build_detector(who, settings, state)
     except MissingError as reason:
         return str(reason)
-
-
-def _compiled(who: str, settings: Settings, state: dict[str, Tensor]) -> nn.Module | str:
-    """The same with backbone and FPN compiled; ours folded first."""
-    model = _built(who, settings, state)
-    if not isinstance(model, str):
-        if who == "ours":
-            fold_norms(model).to(memory_format=torch.channels_last)
-        model.backbone = compiled(model.backbone)
-    return model
