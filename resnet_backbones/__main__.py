@@ -1,6 +1,7 @@
 """The command line: `resnet-backbones COMMAND`, or `python -m resnet_backbones COMMAND`."""
 
 import importlib
+import os
 import sys
 
 from . import __version__
@@ -30,6 +31,14 @@ commands:
 
 
 def main(argv: list[str] | None = None) -> None:
+    try:
+        run(argv)
+        sys.stdout.flush()
+    except BrokenPipeError:  # as in `resnet-backbones list | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's own flush at exit
+
+
+def run(argv: list[str] | None) -> None:
     command, *arguments = (sys.argv[1:] if argv is None else argv) or ["--help"]
     if command in ("-h", "--help"):
         print(HELP.format(commands="\n".join(f"  {name:18}{text}" for name, text in COMMANDS.items())), end="")

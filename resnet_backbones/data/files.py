@@ -72,7 +72,15 @@ class TarTree:
 def open_tree(path: str) -> FolderTree | TarTree:
     """The folder or tar at `path`. Raises `UserError` if there is neither."""
     folder = Path(os.path.expanduser(path))
-    return FolderTree(folder) if os.path.isdir(folder) else TarTree(local_file(path, "folder or tar of images"))
+    if os.path.isdir(folder):
+        return FolderTree(folder)
+    if "://" not in path and not os.path.exists(folder):
+        raise UserError(
+            f"The folder or tar of images {path} does not exist (looked for {folder.absolute()}); set data.root to "
+            "where they are, or RESNET_BACKBONES_DATASETS to the folder that contains it. ImageNet is at "
+            "https://image-net.org/download; classes as folders below train/ and val/ are enough for other images."
+        )
+    return TarTree(local_file(path, "folder or tar of images"))
 
 
 @lru_cache(maxsize=2)  # training and validation images are often in one tar

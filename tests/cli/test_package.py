@@ -128,3 +128,9 @@ def test_the_quickstart_from_an_empty_folder(installed, tmp_path):
     status, out, err = installed(tmp_path, "resnet-backbones", "evaluate", *arguments)
     assert status == 0, err
     assert json.loads(out.splitlines()[-1]).items() <= trained.items()
+
+
+def test_a_reader_that_stops_early_is_no_error():
+    listing = f"{sys.executable} -m resnet_backbones list --table"
+    result = subprocess.run(f"{listing} | head -1", shell=True, cwd=ROOT, capture_output=True, text=True)
+    assert (len(result.stdout.splitlines()), result.stderr) == (1, "")

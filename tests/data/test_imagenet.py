@@ -204,7 +204,7 @@ def test_trees_that_are_refused(tree, tmp_path, packed, change, split, message):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("missing", "folder or tar of images .*missing does not exist"),
+        ("missing", "folder or tar of images .*missing does not exist .* set data.root"),
         ("tree.tar.gz", "not a complete, uncompressed tar"),
     ],
 )
