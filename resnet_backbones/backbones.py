@@ -4,7 +4,7 @@ import fnmatch
 import functools
 import inspect
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from torch import nn
 
@@ -132,11 +132,12 @@ def with_fpn(
     *,
     fpn_channels: int = 256,
     fpn_norm: str = "none",
-    out_features: Sequence[str] = ("p2", "p3", "p4", "p5", "p6"),
+    fpn_p6_input: str = "res5",
+    out_features: Sequence[str] | Mapping[str, str] = ("p2", "p3", "p4", "p5", "p6"),
     **body_options,
 ) -> FPN:
     """The backbone that `make_body` builds, with an FPN on it."""
-    return FPN(make_body(**body_options), fpn_channels, fpn_norm, out_features)
+    return FPN(make_body(**body_options), fpn_channels, fpn_norm, out_features, fpn_p6_input)
 
 
 def register_family(name: str, make_body: Callable[..., nn.Module]) -> None:
@@ -159,10 +160,11 @@ def build_backbone(
         name: a name of `list_backbones()`, or `timm:NAME` for a model of timm; either with `_fpn` for an FPN over it.
         norm: "BN", "FrozenBN", "SyncBN", "GN" or "none".
         freeze_at: 0 nothing, 1 the stem, 2 stem and res2, … 5 everything.
-        weights: a checkpoint file or URL, `torchvision://resnet50/IMAGENET1K_V2` or `timm://resnet50.a1_in1k`; None
-            for random weights.
-        options: for every name `in_channels` and `out_features`; for `NAME_fpn` also `fpn_channels` and `fpn_norm`;
-            for the residual families `shortcut` (a key of `shortcuts.SHORTCUTS`), `stride_in_1x1` (bottlenecks),
+        weights: a checkpoint file or URL, `hf://OWNER/REPO`, `torchvision://resnet50/IMAGENET1K_V2` or
+            `timm://resnet50.a1_in1k`; None for random weights.
+        options: for every name `in_channels` and `out_features`, a list of features or a dict of features and the
+            names to return them under; for `NAME_fpn` also `fpn_channels`, `fpn_norm` and `fpn_p6_input`; for the
+            residual families `shortcut` (a key of `shortcuts.SHORTCUTS`), `stride_in_1x1` (bottlenecks),
             `output_stride` (8, 16: dilated res4, res5) and `dilate_first` (as in detectron2's DC5), `deform_on` (stages
             whose 3x3 is deformable) and `deform_modulated` (version 2, the default), `drop_path` (stochastic depth),
             `zero_init_residual`, and `checkpoint_stages` (less memory, more time).

@@ -42,6 +42,7 @@ RANGES = [
     (0, 2**63 - 1, "seed"),
 ]
 CHOICES = {
+    "backbone.fpn_p6_input": ("res5", "p5"),
     "solver.optimizer": ("sgd", "adamw", "lamb"),
     "solver.schedule": ("steps", "cosine"),
     "solver.warmup_method": ("linear", "constant"),

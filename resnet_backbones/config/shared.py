@@ -10,10 +10,11 @@ class BackboneConfig:
     name: str = "resnet50_fpn"  # a name that `resnet-backbones list` prints, or timm:NAME; with _fpn for an FPN
     norm: str = "BN"  # BN, FrozenBN, SyncBN, GN or none
     freeze_at: int = 0  # 0 nothing, 1 stem, 2 stem and res2, … 5 everything
-    weights: str | None = None  # a file, a URL or torchvision://NAME/WEIGHTS; null trains from scratch
+    weights: str | None = None  # a file, a URL, hf://… or torchvision://…; null trains from scratch
     out_features: list[str] | None = None  # null: the backbone's default, p2 … p6 for an FPN
     fpn_channels: int = 256
     fpn_norm: str = "none"
+    fpn_p6_input: str = "res5"  # res5 (RetinaNet) or p5 (FCOS), from which a p6 below a p7 is made
 
     # Variants of a residual family; null keeps the family's default. `build_backbone` explains them.
     shortcut: str | None = None  # A, B, C, D, B3x3 or none

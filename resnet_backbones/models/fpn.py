@@ -1,11 +1,12 @@
 """Feature Pyramid Networks, arXiv 1612.03144 §3, and the levels above P5."""
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import UserError
+from ..errors import UserError, unknown
 from .backbone import Backbone, ShapeSpec, check_out_features
 from .layers import conv2d, get_norm
 
@@ -22,17 +23,22 @@ class MaxPoolP6(nn.Module):
 
 
 class ConvP6P7(nn.Module):
-    """P6 = conv(res5), P7 = conv(relu(P6)), 3x3 of stride 2 (RetinaNet, arXiv 1708.02002 §4)."""
+    """P6 = conv(x), P7 = conv(relu(P6)), 3x3 of stride 2.
+
+    x is res5 (RetinaNet, arXiv 1708.02002 §4) or p5 (FCOS, arXiv 1904.01355 §3.2; all of torchvision's but
+    `retinanet_resnet50_fpn_v2`).
+    """
 
     levels = ("p6", "p7")
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
+    def __init__(self, x: str, in_channels: int, out_channels: int) -> None:
         super().__init__()
+        self.x = x
         self.p6 = nn.Conv2d(in_channels, out_channels, 3, stride=2, padding=1)
         self.p7 = nn.Conv2d(out_channels, out_channels, 3, stride=2, padding=1)
 
     def forward(self, p5: Tensor, res5: Tensor) -> list[Tensor]:
-        p6 = self.p6(res5)
+        p6 = self.p6(res5 if self.x == "res5" else p5)
         return [p6, self.p7(F.relu(p6))]
 
 
@@ -49,6 +55,7 @@ class Pyramid(nn.Module):
         self.layer_blocks = nn.ModuleList(_conv_norm(out_channels, out_channels, 3, norm) for _ in channels)
         self.extra_blocks = top
         self.init_weights()
+        self.register_load_state_dict_pre_hook(name_as_torchvision_does_now)
 
     def init_weights(self) -> None:
         for module in self.modules():
@@ -77,8 +84,10 @@ class FPN(Backbone):
         body: a backbone that gives at least the residual features the wanted levels need.
         out_channels: channels of every level.
         norm: after each pyramid convolution; "none" in the paper.
-        out_features: levels to return. "p7" brings RetinaNet's strided convolutions for P6 and P7, "p6" without "p7"
-            the paper's subsampled P5. Levels below the lowest wanted are not computed.
+        out_features: levels to return, or a dict of these and the names to return them under. "p7" brings
+            RetinaNet's strided convolutions for P6 and P7, "p6" without "p7" the paper's subsampled P5. Levels below
+            the lowest wanted are not computed.
+        p6_input: "res5" or "p5", what RetinaNet's P6 is made from.
 
     Raises `UserError` where `body` lacks a feature that a level needs.
     """
@@ -88,9 +97,12 @@ class FPN(Backbone):
         body: nn.Module,
         out_channels: int = 256,
         norm: str = "none",
-        out_features: Sequence[str] = ("p2", "p3", "p4", "p5", "p6"),
+        out_features: Sequence[str] | Mapping[str, str] = ("p2", "p3", "p4", "p5", "p6"),
+        p6_input: str = "res5",
     ) -> None:
         super().__init__()
+        if p6_input not in ("res5", "p5"):
+            raise UserError(unknown("p6_input of an FPN", p6_input, ("res5", "p5")))
         self.out_features = check_out_features(out_features, (*LATERALS, "p6", "p7"))
         shapes = body.output_shape()
         lowest = min((list(LATERALS).index(f) for f in self.out_features if f in LATERALS), default=3)
@@ -99,11 +111,10 @@ class FPN(Backbone):
         channels = [shapes[f].channels for f in self.in_features]
         top = None
         if "p7" in self.out_features:
-            top = ConvP6P7(channels[-1], out_channels)
+            top = ConvP6P7(p6_input, channels[-1] if p6_input == "res5" else out_channels, out_channels)
         elif "p6" in self.out_features:
             top = MaxPoolP6()
         self.levels = [*list(LATERALS)[lowest:], *(top.levels if top else ())]
-        self.out_channels = out_channels
         self.shapes = {level: ShapeSpec(out_channels, 2 ** int(level[1:])) for level in self.levels}
         self.body = body
         self.fpn = Pyramid(channels, out_channels, norm, top)
@@ -111,7 +122,16 @@ class FPN(Backbone):
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         features = self.body(images)
         outputs = dict(zip(self.levels, self.fpn([features[f] for f in self.in_features]), strict=True))
-        return {name: outputs[name] for name in self.out_features}
+        return {name: outputs[level] for level, name in self.out_features.items()}
+
+
+def name_as_torchvision_does_now(pyramid: Pyramid, state: dict[str, Tensor], prefix: str, *_) -> None:
+    """Rename the `inner_blocks.0.weight` of torchvision before 0.13 to `inner_blocks.0.0.weight`."""
+    for blocks in ("inner_blocks", "layer_blocks"):
+        for i, parameter in itertools.product(range(len(pyramid.inner_blocks)), ("weight", "bias")):
+            old = f"{prefix}{blocks}.{i}.{parameter}"
+            if old in state:
+                state[f"{prefix}{blocks}.{i}.0.{parameter}"] = state.pop(old)
 
 
 def check_body(shapes: dict[str, ShapeSpec], in_features: Sequence[str], out_features: Sequence[str]) -> None:

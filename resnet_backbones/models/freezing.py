@@ -24,7 +24,7 @@ def freeze_stages(backbone: Backbone, freeze_at: int) -> None:
 def split_last_stage(backbone: Backbone) -> nn.Module:
     """Take the last of `backbone.stages` out of it: the backbone ends a stage earlier, the stage is returned."""
     feature, names = backbone.stages.popitem()
-    backbone.out_features.remove(feature)
+    backbone.out_features.pop(feature)
     modules = []
     for name in names:
         parent, _, child = name.rpartition(".")

@@ -55,10 +55,14 @@ def fold_norms(model: nn.Module) -> nn.Module:
     """Fold every FrozenBatchNorm2d that follows a convolution into it, in place; returns `model`.
 
     The forward and backward passes are those of one convolution. Names, state_dict and what is trained stay the same,
-    and so do the outputs, to rounding. Nothing is kept between calls: weights can be changed in any way.
+    and so do the outputs, to rounding. Nothing is kept between calls: weights can be changed in any way. The
+    FrozenBatchNorm2d of torchvision, detectron2 or DETR is replaced by ours, with the same buffers.
     """
     for parent, conv, norm in conv_norm_pairs(model):
         conv_module, norm_module = parent.get_submodule(conv), parent.get_submodule(norm)
+        if is_foreign_frozen(norm_module):
+            norm_module = as_ours(norm_module)
+            parent.set_submodule(norm, norm_module)
         if type(norm_module) is FrozenBatchNorm2d:
             # The same objects under another class, so that hooks and references to them stay valid.
             conv_module.__class__, norm_module.__class__ = FoldedConv2d, FoldedNorm
@@ -70,14 +74,16 @@ def fold_norms(model: nn.Module) -> nn.Module:
 def fuse(model: nn.Module) -> nn.Module:
     """A copy of `model` for inference, with the norms multiplied into the convolutions in front of them once.
 
-    FrozenBN, BN and SyncBN are fused, the last two with their running statistics. The outputs are the same, to
-    rounding. The copy is in evaluation mode; `train()` on it raises `UserError`.
+    FrozenBN (any library's), BN and SyncBN are fused, the last two with their running statistics. The outputs are the
+    same, to rounding. The copy is in evaluation mode; `train()` on it raises `UserError`.
     """
     model = copy.deepcopy(model).eval()
     for parent, conv, norm in conv_norm_pairs(model):
         conv_module, norm_module = parent.get_submodule(conv), parent.get_submodule(norm)
         if getattr(norm_module, "running_var", None) is None:
             continue
+        if is_foreign_frozen(norm_module):
+            norm_module = as_ours(norm_module)
         scale, shift = scale_and_shift(norm_module)
         if conv_module.bias is not None:
             shift = shift + conv_module.bias * scale
@@ -113,4 +119,19 @@ def is_plain_conv(module: nn.Module) -> bool:
 
 
 def is_batch_norm(module: nn.Module) -> bool:
-    return isinstance(module, (FrozenBatchNorm2d, nn.BatchNorm2d, nn.SyncBatchNorm))
+    return isinstance(module, (FrozenBatchNorm2d, nn.BatchNorm2d, nn.SyncBatchNorm)) or is_foreign_frozen(module)
+
+
+def is_foreign_frozen(module: nn.Module) -> bool:
+    """Another library's `FrozenBatchNorm2d`, such as torchvision's, or transformers' `DetrFrozenBatchNorm2d`."""
+    buffers = {name for name, _ in module.named_buffers(recurse=False)}
+    named = type(module).__name__.endswith("FrozenBatchNorm2d") and not isinstance(module, FrozenBatchNorm2d)
+    return named and buffers == {"weight", "bias", "running_mean", "running_var"}
+
+
+def as_ours(norm: nn.Module) -> FrozenBatchNorm2d:
+    """Another library's `FrozenBatchNorm2d` as ours, of the same buffers. DETR's have no `eps` but a constant."""
+    ours = FrozenBatchNorm2d(len(norm.weight), getattr(norm, "eps", 1e-5))
+    for name, buffer in norm.named_buffers(recurse=False):
+        setattr(ours, name, buffer)
+    return ours.train(norm.training)

@@ -75,8 +75,9 @@ class PreActResNet(ResNet):
         self.relu = nn.ReLU(inplace=True)
         return shape
 
-    def stem(self, images: Tensor) -> Tensor:
-        return self.relu(self.bn1(self.maxpool(self.conv1(images))))
+    def stem(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        conv1 = self.conv1(images)
+        return conv1, self.relu(self.bn1(self.maxpool(conv1)))
 
     def make_stage(self, in_channels: int, *args, norm: str, **options) -> nn.Sequential:
         stage = super().make_stage(in_channels, *args, norm=norm, **options)

@@ -1,6 +1,6 @@
 """The residual network of arXiv 1512.03385, Table 1, as a backbone: an image in, the features of its stages out."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor, nn
 
@@ -22,7 +22,9 @@ class ResNet(Backbone):
         width: planes of res2, doubled in each further stage.
         in_channels: channels of the image.
         norm: "BN", "FrozenBN", "SyncBN", "GN" or "none".
-        out_features: which of "stem", "res2" … "res5" `forward` returns; stages past the last one are not built.
+        out_features: which of "conv1", "stem", "res2" … "res5" `forward` returns, or a dict of these and the names to
+            return them under; stages past the last one are not built. "conv1" and "stem" are what max-pooling takes
+            and gives; the nets of CIFAR do not pool and have only "stem".
         block_options: further arguments of `block`.
 
     Input (N, in_channels, H, W), output {"res2": (N, C2, H/4, W/4), … "res5": (N, C5, H/32, W/32)}, sizes rounded up;
@@ -40,16 +42,19 @@ class ResNet(Backbone):
         width: int = 64,
         in_channels: int = 3,
         norm: str = "BN",
-        out_features: Sequence[str] | None = None,
+        out_features: Sequence[str] | Mapping[str, str] | None = None,
         **block_options,
     ) -> None:
         super().__init__()
-        valid = ["stem", *LAYERS][: len(depths) + 1]
-        self.out_features = check_out_features(valid[1:] if out_features is None else out_features, valid)
         shape = self.make_stem(stem, in_channels, norm)
-        self.shapes = {"stem": shape}
+        self.shapes = {"conv1": ShapeSpec(shape.channels, shape.stride // 2)} if shape.stride > 1 else {}
+        self.shapes["stem"] = shape
+        stages = list(LAYERS)[: len(depths)]
+        wanted = stages if out_features is None else out_features
+        self.out_features = check_out_features(wanted, [*self.shapes, *stages])
         self.stages = {"stem": ["conv1", "bn1"]}
-        for i, feature in enumerate(valid[1 : valid.index(self.out_features[-1]) + 1]):
+        last = list(self.out_features)[-1]
+        for i, feature in enumerate(stages[: stages.index(last) + 1] if last in stages else []):
             planes, stride = width * 2**i, 2 if i > 0 else 1
             stage = self.make_stage(shape.channels, block, planes, depths[i], stride, norm=norm, **block_options)
             self.add_module(LAYERS[feature], stage)
@@ -72,13 +77,15 @@ class ResNet(Backbone):
         first = block(in_channels, planes, stride, **options)
         return nn.Sequential(first, *(block(planes * block.expansion, planes, **options) for _ in range(depth - 1)))
 
-    def stem(self, images: Tensor) -> Tensor:
-        return self.maxpool(self.relu(self.bn1(self.conv1(images))))
+    def stem(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The features "conv1" and "stem"."""
+        conv1 = self.relu(self.bn1(self.conv1(images)))
+        return conv1, self.maxpool(conv1)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        x = self.stem(images)
-        features = {"stem": x}
+        conv1, x = self.stem(images)
+        features = {"conv1": conv1, "stem": x}
         for feature in list(self.stages)[1:]:
             x = self.get_submodule(LAYERS[feature])(x)
             features[feature] = x
-        return {name: features[name] for name in self.out_features}
+        return {name: features[feature] for feature, name in self.out_features.items()}

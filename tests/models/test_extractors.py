@@ -108,7 +108,7 @@ def test_odd_sizes_round_as_documented(name, heights):
 def test_out_features_come_in_order_and_later_stages_are_not_built(name):
     ours = on_meta(name, out_features=["res4", "res2"])
     features = ours(torch.empty(1, 3, 64, 96, device="meta"))
-    assert list(features) == list(ours.output_shape()) == ours.out_features == ["res2", "res4"]
+    assert list(features) == list(ours.output_shape()) == list(ours.out_features) == ["res2", "res4"]
     sum(map_.square().mean() for map_ in features.values()).backward()
     assert all(parameter.grad is not None for parameter in ours.parameters())
     whole = on_meta(name)

@@ -109,7 +109,7 @@ def test_a_plain_net_is_a_residual_net_without_its_shortcuts():
     randomize_statistics(plain)
     x = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
-        y = plain.stem(x)
+        _, y = plain.stem(x)
         for block in plain.layer1:
             y = block.bn2(block.conv2(block.bn1(block.conv1(y)).relu())).relu()
         torch.testing.assert_close(plain(x)["res2"], y, rtol=1e-5, atol=1e-5)

@@ -1,7 +1,7 @@
 """Any network of timm that gives features, under the contract of our ResNet. timm is optional and imported late."""
 
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ def timm_backbone(
     *,
     norm: str = "BN",
     in_channels: int = 3,
-    out_features: Sequence[str] | None = None,
+    out_features: Sequence[str] | Mapping[str, str] | None = None,
 ) -> "TimmBackbone":
     """The features of timm's network `name`, such as "timm:resnet50d", with random weights.
 
@@ -72,19 +72,21 @@ class TimmBackbone(Backbone):
     as HRNet's, has no such stages: freezing them raises `UserError`.
     """
 
-    def __init__(self, name: str, net: nn.Module, taps: dict[str, int], out_features: list[str], norm: str) -> None:
+    def __init__(
+        self, name: str, net: nn.Module, taps: dict[str, int], out_features: dict[str, str], norm: str
+    ) -> None:
         super().__init__()
         output_format = getattr(getattr(net, "output_fmt", None), "value", "NCHW")
         if output_format not in ("NCHW", "NHWC"):
             raise UserError(f"timm's {name} gives features as {output_format}, not as the maps that detectors need.")
         self.channels_last = output_format == "NHWC"
-        self.out_features = out_features
+        self.out_features, self.taken = out_features, list(out_features)
         levels = net.feature_info.info
         self.shapes = {f: ShapeSpec(levels[taps[f]]["num_chs"], STRIDES[f]) for f in out_features}
 
         split_norm_acts(net)
         net = convert_norms(net, norm)
-        last = taps[out_features[-1]]
+        last = taps[list(out_features)[-1]]
         modules = [find(net, level["module"]) for level in levels[: last + 1]]
         drop_behind(net, modules[-1])
         self.net = net
@@ -94,7 +96,8 @@ class TimmBackbone(Backbone):
         maps = self.net(images)
         if self.channels_last:
             maps = [x.permute(0, 3, 1, 2) for x in maps]
-        return dict(zip(self.out_features, maps, strict=True))
+        features = dict(zip(self.taken, maps, strict=True))
+        return {name: features[feature] for feature, name in self.out_features.items()}
 
 
 def find(net: nn.Module, module: str) -> str | None:

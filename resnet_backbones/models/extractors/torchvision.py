@@ -26,7 +26,7 @@ class Extractor(Backbone):
         channels_last: whether the modules of `net` pass on (N, H, W, C).
         norm: "BN" keeps the norms of `net`, "FrozenBN" or "SyncBN" replace its batch norms.
         in_channels: channels of the image; other than 3 replaces the first convolution.
-        out_features: which of "res2" … "res5" `forward` returns.
+        out_features: which of "res2" … "res5" `forward` returns, or a dict of these and the names to return them under.
 
     Input (N, in_channels, H, W), output {"res2": (N, C2, H/4, W/4), … "res5": (N, C5, H/32, W/32)}. The parameters keep
     their names. Raises `UserError` for an unknown norm or feature.
@@ -47,12 +47,12 @@ class Extractor(Backbone):
         channels_last: bool = False,
         norm: str = "BN",
         in_channels: int = 3,
-        out_features: Sequence[str] = tuple(STRIDES),
+        out_features: Sequence[str] | Mapping[str, str] = tuple(STRIDES),
     ) -> None:
         super().__init__()
         check_norm(norm)
         self.out_features = check_out_features(out_features, tuple(STRIDES))
-        built = list(stages)[: list(stages).index(self.out_features[-1]) + 1]
+        built = list(stages)[: list(stages).index(list(self.out_features)[-1]) + 1]
         self.stages = {stage: list(stages[stage]) for stage in built}
         self.tail, self.channels_last = tuple(tail), channels_last
         self.shapes = {f: ShapeSpec(c, s) for (f, s), c in zip(STRIDES.items(), channels, strict=True)}
@@ -69,7 +69,7 @@ class Extractor(Backbone):
             for name in names:
                 x = self.get_submodule(name)(x)
             if stage in self.out_features:
-                features[stage] = x.permute(0, 3, 1, 2) if self.channels_last else x
+                features[self.out_features[stage]] = x.permute(0, 3, 1, 2) if self.channels_last else x
         return features
 
 
@@ -252,7 +252,11 @@ CONSTRUCTORS: dict[str, Callable[[], nn.Module]] = {
 
 
 def torchvision_extractor(
-    name: str, *, norm: str = "BN", in_channels: int = 3, out_features: Sequence[str] = tuple(STRIDES)
+    name: str,
+    *,
+    norm: str = "BN",
+    in_channels: int = 3,
+    out_features: Sequence[str] | Mapping[str, str] = tuple(STRIDES),
 ) -> Extractor:
     """The `Extractor` of a row of `TABLE`, with random weights."""
     layout, channels = TABLE[name]

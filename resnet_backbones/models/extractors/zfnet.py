@@ -1,7 +1,7 @@
 """ZFNet of arXiv 1311.2901, Figure 3, in the form that py-faster-rcnn detects with."""
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import nn
 
@@ -34,7 +34,10 @@ def pool() -> nn.MaxPool2d:
 
 
 def zfnet(
-    *, norm: str = "BN", in_channels: int = 3, out_features: Sequence[str] = ("res2", "res3", "res4", "res5")
+    *,
+    norm: str = "BN",
+    in_channels: int = 3,
+    out_features: Sequence[str] | Mapping[str, str] = ("res2", "res3", "res4", "res5"),
 ) -> Extractor:
     """ZFNet's features: pool1, conv2, conv5 and pool5, of (H, W) / stride rounded up, with 96, 256, 256, 256 channels.
 
