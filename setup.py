@@ -40,5 +40,13 @@ setup(
         "tensorboard",
         "tqdm",
     ],
-    extras_require={"dev": ["hypothesis", "pytest", "pytest-xdist", "ruff", "setuptools>=70.1", "timm"]},
+    extras_require={
+        "dev": [
+            *("huggingface_hub", "hypothesis", "pytest", "pytest-xdist", "ruff", "setuptools>=70.1"),
+            *("scipy", "segmentation-models-pytorch", "timm", "transformers>=5"),
+        ],
+        "hub": ["huggingface_hub"],
+        "timm": ["timm"],
+        "transformers": ["scipy", "transformers>=5"],
+    },
 )

@@ -33,7 +33,7 @@ MAY_IMPORT = {
     "__main__": {"__init__", "errors", "cli"},
     "__init__": NETWORKS,
 }
-OPTIONAL = {"detectron2", "timm", "transformers", "submitit"}
+OPTIONAL = {"detectron2", "huggingface_hub", "timm", "transformers", "submitit"}
 HEAVY = OPTIONAL | {"torch", "torchvision", "fvcore", "tensorboard", "matplotlib", "pandas", "pycocotools"}
 
 
@@ -74,6 +74,7 @@ def test_imports_go_one_way(path):
     [
         ("detectron2", {"hosts/detectron2.py", "detectors/detectron2.py"}),
         ("transformers", {"hosts/transformers.py"}),
+        ("huggingface_hub", {"weights/hub.py"}),
     ],
 )
 def test_an_optional_library_is_imported_in_its_own_files_only(library, files):

@@ -1,19 +1,19 @@
 """The classifier of a config: built, or loaded with its classes and preprocessing."""
 
 import warnings
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 
-import torch
 import torch.nn.functional as F
 from omegaconf import DictConfig, OmegaConf
 
-from ..backbones import RandomFrozenWarning, build_backbone
+from ..backbones import RandomFrozenWarning
 from ..classifiers import build_classifier, load_classifier
 from ..data.augmentation import BatchAugmentation
 from ..errors import UserError
 from ..models.classifier import Classifier, soft_binary_cross_entropy
 from ..preprocessing import Normalize, Preprocessing, merged_preprocessing
+from ..weights import metadata_of
 
 LOSSES = {"cross_entropy": F.cross_entropy, "bce": soft_binary_cross_entropy}
 
@@ -97,14 +97,4 @@ def set_preprocessing(model: Classifier, preprocessing: Preprocessing, augmentat
 
 def describe(model: Classifier, classes: list[str], config: DictConfig) -> dict:
     """The metadata of a weights file except the metrics (see `weights.save_safetensors`)."""
-    architecture = model.backbone.architecture
-    with torch.device("meta"), warnings.catch_warnings():
-        warnings.simplefilter("ignore", RandomFrozenWarning)
-        shapes = build_backbone(architecture["name"], **architecture["options"]).output_shape()
-    return {
-        "architecture": architecture,
-        "features": {name: shape._asdict() for name, shape in shapes.items()},
-        "preprocessing": asdict(model.preprocessing),
-        "classes": classes,
-        "recipe": OmegaConf.to_container(config, resolve=True),
-    }
+    return metadata_of(model) | {"classes": classes, "recipe": OmegaConf.to_container(config, resolve=True)}

@@ -4,7 +4,8 @@
     resnet-backbones convert R-50.pkl r50.safetensors --to resnet_backbones
     resnet-backbones convert r50.safetensors r50.pkl --to caffe2 --channel-order BGR --fold std
 
-IN is a file, a URL, torchvision:// or timm://. The suffix of OUT, .safetensors, .pth or .pkl, decides its file format.
+IN is a file, a URL, hf://, torchvision:// or timm://. The suffix of OUT, .safetensors, .pth or .pkl, decides its file
+format. OUT may also be hf://OWNER/REPO[/FILE][@BRANCH], to which it is uploaded.
 If IN's backbone is recognized, OUT is only written if it gives the same features.
 """
 
@@ -17,7 +18,7 @@ FORMATS = ("resnet_backbones", "torchvision", "timm", "detectron2", "caffe2")  #
 def main(argv: list[str] | None = None) -> None:
     parser = command_parser("convert", __doc__)
     parser.add_argument("source", metavar="IN", help="the weights to convert")
-    parser.add_argument("output", metavar="OUT", help="the file to write")
+    parser.add_argument("output", metavar="OUT", help="the file to write, or hf://")
     parser.add_argument("--to", required=True, choices=FORMATS)
     parser.add_argument("--channel-order", choices=("RGB", "BGR"), help="of OUT's images; default RGB, BGR for caffe2")
     parser.add_argument("--fold", nargs="+", default=[], choices=("std", "mean"), help="into the first convolution")

@@ -2,6 +2,7 @@
 
 import argparse
 import re
+import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict
 from importlib.util import find_spec
@@ -28,6 +29,7 @@ from ..weights import (
     to_ours,
     write_checkpoint,
 )
+from ..weights.hub import PREFIX, parse, upload
 from ..weights.loading import below
 
 TOLERANCE = 1e-4  # relative to the largest value of a feature; float32 rounding gives about 1e-6
@@ -36,7 +38,18 @@ BATCH_NORMS = ("BN", "FrozenBN", "SyncBN")  # the same in evaluation
 
 def convert(args: argparse.Namespace) -> None:
     """Convert `args.source` to `args.output`, print what was done, and verify the file before it is put in place."""
-    output = Path(args.output)
+    if not args.output.startswith(PREFIX):
+        convert_to(Path(args.output), args)
+        return
+    target = parse(args.output)
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / Path(target.file).name
+        convert_to(output, args)
+        print(f"uploaded: {upload(output, target)}")
+
+
+def convert_to(output: Path, args: argparse.Namespace) -> None:
+    """`convert` to a local file."""
     check_output(output)
     source = read_checkpoint(args.source)
     if args.source_order is not None and "preprocessing" not in source.metadata:
@@ -59,7 +72,7 @@ def convert(args: argparse.Namespace) -> None:
         for skipped in (ours.skipped, theirs.skipped):
             if skipped:
                 print(f"  skipped {len(skipped)} tensors without a name there: {', '.join(skipped[:8])}")
-        print(f"{output}: {len(theirs.checkpoint.state)} tensors; architecture {name or 'not recognized'}")
+        print(f"{args.output}: {len(theirs.checkpoint.state)} tensors; architecture {name or 'not recognized'}")
         _print_preprocessing(theirs.checkpoint.preprocessing(), args.to == "detectron2", options)
         if name is not None:
             for line in verify(before, temporary, args.to, name, options):

@@ -4,7 +4,7 @@ from .checkpoint import Checkpoint
 from .converting import FORMATS, detect_format, from_ours, to_ours
 from .loading import check_architecture, fit_weights, load_state_dict, load_weights, read_ours
 from .reading import read_checkpoint
-from .writing import check_output, save_safetensors, write_checkpoint
+from .writing import check_output, metadata_of, push_to_hub, save_safetensors, write_checkpoint
 
 __all__ = [
     "FORMATS",
@@ -16,6 +16,8 @@ __all__ = [
     "from_ours",
     "load_state_dict",
     "load_weights",
+    "metadata_of",
+    "push_to_hub",
     "read_checkpoint",
     "read_ours",
     "save_safetensors",

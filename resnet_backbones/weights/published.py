@@ -26,7 +26,7 @@ def torchvision_checkpoint(source: str) -> Checkpoint:
     if weights_name not in published.__members__:
         raise UserError(f"{source}: " + unknown(f"weights of {name}", weights_name, published.__members__))
     weights = published[weights_name]
-    metadata = {"preprocessing": asdict(_torchvision_preprocessing(weights.transforms()))}
+    metadata = {"preprocessing": asdict(torchvision_preprocessing(weights.transforms()))}
     if weights.meta.get("categories") and name in torchvision.models.list_models(module=torchvision.models):
         metadata |= {"architecture": {"name": name}, "classes": weights.meta["categories"]}
     try:
@@ -38,7 +38,8 @@ def torchvision_checkpoint(source: str) -> Checkpoint:
         ) from error
 
 
-def _torchvision_preprocessing(transforms: nn.Module) -> Preprocessing:
+def torchvision_preprocessing(transforms: nn.Module) -> Preprocessing:
+    """What the `transforms()` of torchvision's weights do."""
     if not hasattr(transforms, "crop_size"):  # a detector, which resizes and normalizes its images itself
         return Preprocessing()
     return Preprocessing(

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..errors import UserError, reason
 from ..paths import local_file
 from .checkpoint import Checkpoint
+from .hub import PREFIX, download
 from .pickles import ARRAY_GLOBALS, read_pickle, refusal
 from .published import timm_checkpoint, torchvision_checkpoint
 
@@ -34,7 +35,8 @@ def read_checkpoint(source: str) -> Checkpoint:
 
     Args:
         source: a path or URL of a `.safetensors` file, a `.pkl` of numpy arrays or a torch file (any other suffix);
-            `torchvision://NAME/WEIGHTS`; or `timm://NAME.TAG`.
+            the same on the Hugging Face Hub, `hf://OWNER/REPO[/FILE][@REVISION]`, where FILE is `model.safetensors`
+            by default; `torchvision://NAME/WEIGHTS`; or `timm://NAME.TAG`.
 
     The state_dict may be nested under "model" or "state_dict", with "metadata" beside it. No code in the file is run.
     Raises `UserError` if there is no such file or it is not a checkpoint.
@@ -43,7 +45,7 @@ def read_checkpoint(source: str) -> Checkpoint:
         return torchvision_checkpoint(source)
     if source.startswith("timm://"):
         return timm_checkpoint(source)
-    path = local_file(source, "weights file")
+    path = download(source) if source.startswith(PREFIX) else local_file(source, "weights file")
     readers = {".safetensors": _read_safetensors, ".pkl": _read_arrays}
     content, metadata = readers.get(path.suffix, _read_torch)(path)
     state = _unnested(content)

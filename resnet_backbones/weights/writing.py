@@ -1,19 +1,25 @@
-"""Write weights: `.safetensors`, `.pth` or `.pkl`, with the metadata that our readers understand."""
+"""Write weights: `.safetensors`, `.pth` or `.pkl`, to a file or the Hub, with the metadata that our readers know."""
 
 import json
 import pickle
+import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import UserError, reason
+from ..models.backbone import Backbone
+from ..models.classifier import Classifier
+from ..models.fuse import FusedNorm
 from ..paths import atomic_write
 from .checkpoint import Checkpoint
 from .converting import detect_format
-from .reading import FORMAT
+from .hub import DEFAULT_FILE, HubFile, parse, upload
+from .reading import FORMAT, read_checkpoint
 
 SUFFIXES = (".safetensors", ".pth", ".pkl")
 
@@ -63,6 +69,61 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
                 temporary.write_bytes(pickle.dumps({"model": arrays, **beside}, protocol=2))  # as detectron2 reads
     except (OSError, RuntimeError) as error:
         raise UserError(f"The weights file {path} cannot be written: {reason(error)}.") from error
+
+
+def push_to_hub(
+    model: nn.Module | str | Path,
+    repo_id: str,
+    *,
+    filename: str = DEFAULT_FILE,
+    revision: str | None = None,
+    private: bool | None = None,
+    commit_message: str | None = None,
+) -> str:
+    """Upload weights to the Hugging Face Hub; the repository and the branch are created if they do not exist.
+
+    Args:
+        model: a classifier or a backbone, or the source of a checkpoint, such as `model.safetensors` or `best.pt`.
+        repo_id: "OWNER/REPO".
+        filename: in the repository; its suffix decides the format as in `write_checkpoint`.
+        revision: the branch; None for main.
+        private: whether a new repository is; None for what its owner has set.
+
+    Returns the source `hf://OWNER/REPO/FILE@COMMIT` that loads them again. The token is that of `hf auth login`.
+    Raises `UserError` for what cannot be loaded again, without huggingface_hub, without a token that may write there,
+    and if the Hub cannot be reached.
+    """
+    target = HubFile(repo_id, filename, revision)
+    if parse(str(target)) != target:
+        raise UserError(f"{target} is malformed: repo_id is OWNER/REPO, and neither it nor the filename may have an @.")
+    is_source = isinstance(model, (str, Path))
+    checkpoint = read_checkpoint(str(model)) if is_source else Checkpoint(model.state_dict(), metadata_of(model))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / Path(filename).name
+        write_checkpoint(path, checkpoint)
+        return upload(path, target, private, commit_message)
+
+
+def metadata_of(model: nn.Module) -> dict[str, Any]:
+    """What a classifier or backbone knows of the metadata in `save_safetensors`.
+
+    Raises `UserError` for any other module and for a fused one, whose weights no unfused network can load.
+    """
+    backbone = model.backbone if isinstance(model, Classifier) else model
+    if not isinstance(backbone, Backbone):
+        raise UserError(
+            f"A {type(model).__name__} is no classifier or backbone; save its state_dict and give the file."
+        )
+    if any(isinstance(module, FusedNorm) for module in model.modules()):
+        raise UserError("A fused model cannot be loaded again; give the one that it was made from.")
+    preprocessing = getattr(model, "preprocessing", None) or getattr(backbone, "preprocessing", None)
+    known = {
+        "architecture": getattr(backbone, "architecture", None),
+        "features": {name: shape._asdict() for name, shape in backbone.shapes.items()},
+        "preprocessing": preprocessing and asdict(preprocessing),
+        "classes": getattr(model, "classes", None),
+    }
+    return {key: value for key, value in known.items() if value is not None}
 
 
 def check_output(path: Path) -> None:
