@@ -13,6 +13,6 @@ def import_timm() -> ModuleType:
         import timm.optim
     except ImportError:
         raise UserError(
-            "timm: and timm:// names and LAMB need timm, which is not installed: pip install timm"
+            "timm: and timm:// names, hosts.timm and LAMB need timm, which is not installed: pip install timm"
         ) from None
     return timm

@@ -199,13 +199,23 @@ def test_yaml_blocks_fit_the_schema(page, tmp_path):
         assert {*config.data.train, *config.data.test} <= set(config.datasets)
 
 
-@pytest.mark.parametrize("page", [page for page in GUIDES if page != "CONTRIBUTING.md"])  # has tests of its own
-def test_python_blocks_run(page, tmp_path, monkeypatch):
+OPTIONAL = ("detectron2", "timm", "transformers", "segmentation_models_pytorch")
+
+
+def python_blocks() -> list:
+    """(page, code) of every block but CONTRIBUTING's, which has tests of its own."""
+    pages = [page for page in GUIDES if page != "CONTRIBUTING.md"]
+    found = [(page, k, block) for page in pages for k, block in enumerate(blocks(page, "python"))]
+    return [pytest.param(page, block, id=f"{page}, block {k}") for page, k, block in found]
+
+
+@pytest.mark.parametrize(("page", "block"), python_blocks())
+def test_python_blocks_run(page, block, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    if page == "docs/detectron2.md":
-        pytest.importorskip("detectron2", reason="detectron2 is not installed; see make test-detectron2")
-    for block in blocks(page, "python"):
-        exec(compile(block, page, "exec"), {})
+    for library in OPTIONAL:
+        if re.search(rf"^(import|from) .*\b{library}\b", block, flags=re.M):
+            pytest.importorskip(library, reason=f"{library} is not installed")
+    exec(compile(block, page, "exec"), {})
 
 
 def test_the_readme_is_short():
