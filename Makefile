@@ -32,7 +32,7 @@ fuzz: install
 
 test-detectron2:
 	OMP_NUM_THREADS=1 $(DETECTRON2_PYTHON) -c "import detectron2" && \
-	OMP_NUM_THREADS=1 $(DETECTRON2_PYTHON) -m pytest tests/hosts tests/detectors/test_detectron2.py tests/benchmarks/test_detectron2_peer.py tests/cli/test_converting.py
+	OMP_NUM_THREADS=1 $(DETECTRON2_PYTHON) -m pytest tests/hosts/test_detectron2_*.py tests/detectors/test_detectron2.py tests/benchmarks/test_detectron2_peer.py tests/cli/test_converting.py tests/test_docs.py
 
 lint: install
 	$(BIN)/ruff check .

@@ -15,6 +15,7 @@ import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, ROI_HEADS_REGISTRY, Backbone, build_resnet_backbone, roi_heads
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from .. import backbones
@@ -23,7 +24,15 @@ from ..models.freezing import split_last_stage
 from ..models.naming import hide_child
 from .detectron2_config import FORMS, build_from
 
-__all__ = ["Detectron2Backbone", "add_config", "build_backbone", "own_resnet", "register_dataset", "train"]
+__all__ = [
+    "Detectron2Backbone",
+    "add_config",
+    "build_backbone",
+    "build_res5",
+    "own_resnet",
+    "register_dataset",
+    "train",
+]
 
 
 class Detectron2Backbone(Backbone):
@@ -49,7 +58,16 @@ class Detectron2Backbone(Backbone):
 
 def build_backbone(name: str, **options) -> Detectron2Backbone:
     """`resnet_backbones.build_backbone` for detectron2, as in `L(build_backbone)(name="preact_resnet50_fpn")`."""
-    return Detectron2Backbone(backbones.build_backbone(name, **options))
+    plain = {k: OmegaConf.to_container(v) if OmegaConf.is_config(v) else v for k, v in options.items()}
+    return Detectron2Backbone(backbones.build_backbone(name, **plain))
+
+
+def build_res5(name: str, **options) -> nn.Module:
+    """The last stage of a backbone, a C4 box head: `L(build_res5)(name="preact_resnet50")` as `roi_heads.res5`.
+
+    (N, C4, H, W) to (N, C5, H / 2, W / 2). `options` are those of `build_backbone`, such as the same `weights`.
+    """
+    return split_last_stage(backbones.build_backbone(name, out_features=["res4", "res5"], **options))
 
 
 def add_config(cfg: CfgNode) -> None:

@@ -15,14 +15,14 @@ def build_from(cfg: Any, name: str, form: str, in_channels: int) -> nn.Module:
     """The backbone `name` in one of `FORMS` as detectron2's `cfg` says.
 
     Read are MODEL.BACKBONE.FREEZE_AT and, where `add_config` was called, WEIGHTS; MODEL.RESNETS.NORM, OUT_FEATURES,
-    and for residual families STRIDE_IN_1X1, RES5_DILATION, DEFORM_ON_PER_STAGE, DEFORM_MODULATED, NUM_GROUPS and
-    WIDTH_PER_GROUP; MODEL.FPN.IN_FEATURES, OUT_CHANNELS and NORM. Depth and widths are the name's.
+    and for residual families STRIDE_IN_1X1, RES5_DILATION, DEFORM_ON_PER_STAGE and DEFORM_MODULATED;
+    MODEL.FPN.IN_FEATURES, OUT_CHANNELS and NORM. Depth, groups and widths are the name's.
 
     Raises `UserError` for what the backbone cannot do, and where the weights' preprocessing contradicts PIXEL_MEAN,
     PIXEL_STD and INPUT.FORMAT.
     """
     model = cfg.MODEL
-    options = _residual_options(model.RESNETS, backbones.valid_options(name))
+    options = _residual_options(model.RESNETS, name)
     options |= {"norm": model.RESNETS.NORM or "none", "freeze_at": model.BACKBONE.FREEZE_AT}
     if in_channels != 3:
         options["in_channels"] = in_channels
@@ -45,19 +45,24 @@ def build_from(cfg: Any, name: str, form: str, in_channels: int) -> nn.Module:
     return backbone
 
 
-def _residual_options(resnets: Any, valid: set[str]) -> dict:
-    wanted = {
-        "stride_in_1x1": resnets.STRIDE_IN_1X1,
-        "output_stride": {1: 32, 2: 16}[resnets.RES5_DILATION],
-        "dilate_first": resnets.RES5_DILATION > 1,
-        "deform_on": [f"res{k + 2}" for k, on in enumerate(resnets.DEFORM_ON_PER_STAGE) if on],
-        "deform_modulated": resnets.DEFORM_MODULATED,
-        "groups": resnets.NUM_GROUPS,
-        "width_per_group": resnets.WIDTH_PER_GROUP,
-    }
-    # detectron2's defaults of the last two are ResNet's; the name knows better.
-    unset = {"output_stride": 32, "dilate_first": False, "deform_on": [], "groups": 1, "width_per_group": 64}
-    return {k: v for k, v in wanted.items() if k in valid and v != unset.get(k, ...)}
+def _residual_options(resnets: Any, name: str) -> dict:
+    options = {"stride_in_1x1": resnets.STRIDE_IN_1X1}
+    if resnets.RES5_DILATION not in (1, 2):
+        raise UserError(f"MODEL.RESNETS.RES5_DILATION is {resnets.RES5_DILATION}; it must be 1 or 2.")
+    if resnets.RES5_DILATION == 2:
+        options |= {"output_stride": 16, "dilate_first": True}
+    deformed = [f"res{k + 2}" for k, on in enumerate(resnets.DEFORM_ON_PER_STAGE) if on]
+    if deformed:
+        options |= {"deform_on": deformed, "deform_modulated": resnets.DEFORM_MODULATED}
+    valid = backbones.valid_options(name)
+    # Other families have no stride to place; without these two the heads would get something else than asked for.
+    for option, key in (("output_stride", "RES5_DILATION"), ("deform_on", "DEFORM_ON_PER_STAGE")):
+        if option in options and option not in valid:
+            raise UserError(
+                f"MODEL.RESNETS.{key} is {resnets[key]}, but {name} has no {option}; leave it at detectron2's default "
+                "or choose a residual network."
+            )
+    return {k: v for k, v in options.items() if k in valid}
 
 
 def _pyramid_options(fpn: Any, form: str) -> dict:

@@ -209,7 +209,7 @@ def test_detectron2s_keys_are_read():
         MODEL__RESNETS__NORM="FrozenBN",
         MODEL__RESNETS__DEFORM_ON_PER_STAGE=[False, False, False, True], MODEL__RESNETS__DEFORM_MODULATED=True,
         MODEL__BACKBONE__FREEZE_AT=2, MODEL__RESNETS__OUT_FEATURES=["res4", "res5"],
-        MODEL__RESNETS__NUM_GROUPS=32, MODEL__RESNETS__WIDTH_PER_GROUP=4, MODEL__WEIGHTS="later.pkl",
+        MODEL__WEIGHTS="later.pkl",
     )  # fmt: skip
     with warnings.catch_warnings():
         warnings.simplefilter("error", RandomFrozenWarning)  # weights come later
@@ -220,7 +220,6 @@ def test_detectron2s_keys_are_read():
     assert net.layer2[0].conv1.stride == (2, 2)
     assert net.layer4[0].conv2.dilation == (2, 2)
     assert net.layer4[0].conv2.offset.out_channels == 27
-    assert net.layer1[0].conv2.groups == 32
     assert type(net.layer3[0].bn1).__name__ == "FrozenBatchNorm2d"
     assert not any(p.requires_grad for p in net.layer1.parameters())
     cfg = config_of("resnet18_fpn", MODEL__FPN__OUT_CHANNELS=48, MODEL__FPN__NORM="BN")
