@@ -15,6 +15,7 @@ from .models.blocks import BasicBlock, Bottleneck
 from .models.extractors import EXTRACTORS, timm_backbone
 from .models.fpn import FPN
 from .models.freezing import freeze_stages
+from .models.layers import FrozenBatchNorm2d
 from .models.preact import PreActBasicBlock, PreActBottleneck, PreActResNet
 from .models.resnet import ResNet
 from .registry import Registry
@@ -92,6 +93,10 @@ CIFAR_RESNETS = {
         "stem": functools.partial(stems.conv3x3, width=64),
     },
 }
+
+
+# Keyword arguments that make a row of the table; they are not options of the name.
+OF_A_ROW = {"net", "block", "depths", "stem", "width", "groups", "width_per_group", "reduce_first", "attention"}
 
 
 class RandomFrozenWarning(UserWarning):
@@ -178,7 +183,7 @@ def build_backbone(
     make = _maker(name)
     for option in options:
         if option not in (valid := _options_of(make)):
-            raise UserError(unknown(f"option of {name}", option, valid))
+            raise UserError(unknown(f"option of {name}", option, valid | {"norm", "freeze_at", "weights"}))
     backbone = make(norm=norm, **options)
     plain_options = {k: v for k, v in options.items() if not k.startswith("fpn_") and k != "out_features"}
     backbone.architecture = {"name": name.removesuffix("_fpn"), "options": {"norm": norm} | plain_options}
@@ -186,7 +191,7 @@ def build_backbone(
     if weights is not None:
         load_weights(backbone, weights)
     freeze_stages(getattr(backbone, "body", backbone), freeze_at)
-    if weights is None and (norm == "FrozenBN" or freeze_at > 0):
+    if weights is None and _has_frozen(backbone):
         warnings.warn(
             f"{name} is built with norm={norm!r} and freeze_at={freeze_at} but random weights: what is frozen never "
             "learns. Give weights=…, or use norm='BN' and freeze_at=0.",
@@ -219,8 +224,13 @@ def _options_of(make: Callable) -> set[str]:
     if partial.func is with_fpn:
         return _keywords(with_fpn) | _options_of(*partial.args)
     if partial.func is residual:
-        return set().union(*map(_keywords, (residual, ResNet, *partial.keywords["block"].__mro__)))
+        return set().union(*map(_keywords, (residual, ResNet, *partial.keywords["block"].__mro__))) - OF_A_ROW
     return set(inspect.signature(make).parameters)
+
+
+def _has_frozen(module: nn.Module) -> bool:
+    frozen_norm = any(isinstance(m, FrozenBatchNorm2d) for m in module.modules())
+    return frozen_norm or not all(p.requires_grad for p in module.parameters())
 
 
 def _keywords(function: Callable) -> set[str]:

@@ -38,6 +38,15 @@ def reason(error: BaseException) -> str:
 
 
 @contextmanager
+def errors_about(what: str) -> Iterator[None]:
+    """Put `what`, the file or key that is wrong, in front of the message of a `UserError`."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{what}: {error}") from error
+
+
+@contextmanager
 def one_line_errors() -> Iterator[None]:
     """Exit with status 2 and one line on stderr for a `UserError`, or an `OSError` about a file."""
     try:

@@ -24,7 +24,7 @@ def local_file(path: str, what: str) -> Path:
     except Exception as error:
         raise UserError(f"The {what} {path} cannot be fetched: {reason(error)}") from error
     if not os.path.isfile(local):  # False, too, for what no file can be called, where Path raises
-        fault = "is no file but a folder or device" if os.path.exists(local) else "does not exist"
+        fault = "is a folder or device, not a file" if os.path.exists(local) else "does not exist"
         raise UserError(f"The {what} {path} {fault} (looked for {local.absolute()}).")
     return local
 

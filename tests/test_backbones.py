@@ -13,6 +13,7 @@ from torch import nn
 from resnet_backbones import FrozenBatchNorm2d, ShapeSpec, build_backbone, list_backbones
 from resnet_backbones.backbones import BACKBONES, RandomFrozenWarning, register_family
 from resnet_backbones.errors import UserError
+from resnet_backbones.models.fpn import FPN
 from resnet_backbones.models.resnet import ResNet
 
 # Many layers: slow to build even without memory, and alike to a smaller one of the family.
@@ -95,7 +96,7 @@ def test_every_norm_is_what_it_says_or_is_refused(name):
             with pytest.raises(UserError, match="GN needs channels in multiples of its 32 groups"):
                 on_meta(name, norm=norm)
             continue
-        with warns_if(norm == "FrozenBN"):
+        with warns_if(norm == "FrozenBN" and has_bn):
             backbone = on_meta(name, norm=norm)
         assert not any(type(m) is nn.BatchNorm2d for m in backbone.modules())
         assert any(isinstance(m, kind) for m in backbone.modules()) or not has_bn
@@ -198,6 +199,12 @@ def test_frozen_random_weights_warn(options):
         on_meta("resnet18", **options)
 
 
+def test_a_net_without_anything_to_freeze_does_not_warn():
+    on_meta("vgg16_fpn", norm="FrozenBN")  # it has no norms
+    with pytest.warns(RandomFrozenWarning):
+        on_meta("vgg16_fpn", freeze_at=1)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -208,7 +215,15 @@ def test_frozen_random_weights_warn(options):
         ({"out_features": []}, "out_features is empty"),
         ({"name": "resnet18_fpn", "out_features": ["p8"]}, "Unknown feature 'p8'"),
         ({"stride_in_1x1": True}, "Unknown option of resnet18 'stride_in_1x1'. Available: .*shortcut"),
-        ({"name": "vgg16", "shortcut": "A"}, "Unknown option of vgg16 'shortcut'. Available: in_channels, norm"),
+        (
+            {"name": "vgg16", "shortcut": "A"},
+            r"option of vgg16 'shortcut'\. Available: freeze_at, in_channels, norm, out_features, weights\.$",
+        ),
+        (
+            {"name": "resnet50", "depths": [1, 1, 1, 1]},
+            r"Available: checkpoint_stages, deform_modulated, deform_on, dilate_first, drop_path, freeze_at, "
+            r"in_channels, norm, out_features, output_stride, shortcut, stride_in_1x1, weights, zero_init_residual\.$",
+        ),
         ({"name": "resnet50_fpn", "fpn_chanels": 8}, "Unknown option of resnet50_fpn 'fpn_chanels'. Did you mean fpn_"),
     ],
 )
@@ -241,3 +256,22 @@ def test_an_own_backbone_registers_with_its_fpn():
     finally:
         for name in ("strided", "strided_fpn"):
             BACKBONES._obj_map.pop(name)
+
+
+@pytest.mark.parametrize(
+    ("features", "message"),
+    [
+        (
+            ("res3", "res4", "res5"),
+            "need res2 of the backbone, which gives res3, res4, res5; choose out_features from p3",
+        ),
+        (("res4",), "which gives res4; use its name without _fpn"),
+    ],
+)
+def test_an_fpn_says_what_its_body_lacks(features, message):
+    class Body(nn.Module):
+        def output_shape(self):
+            return {feature: ShapeSpec(8, 2 ** int(feature[3:])) for feature in features}
+
+    with pytest.raises(UserError, match=message):
+        FPN(Body())

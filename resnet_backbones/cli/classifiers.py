@@ -65,7 +65,8 @@ def check_classes(model: Classifier, num_classes: int, classes: list[str] | None
     """`model`. Raises `UserError` if it has another number of classes, or the same ones in another order."""
     remedy = "to start from its backbone alone, give it as backbone.weights"
     if model.fc.out_features != num_classes:
-        raise UserError(f"{source} has {model.fc.out_features} classes, but the data has {num_classes}; {remedy}.")
+        count = f"{model.fc.out_features} class{'es' if model.fc.out_features > 1 else ''}"
+        raise UserError(f"{source} has {count}, but the data has {num_classes}; {remedy}.")
     known = list(model.classes or [])
     if classes is not None and known != list(classes) and sorted(known) == sorted(classes):
         raise UserError(f"{source} has its classes in another order, {', '.join(known[:5])} …; {remedy}.")

@@ -8,7 +8,7 @@ Prints pycocotools' twelve lines, per-class AP, and as its last line all metrics
 import json
 from pathlib import Path
 
-from ..errors import one_line_errors
+from ..errors import errors_about, one_line_errors
 from . import command_parser
 
 BACKENDS = ("faster_coco_eval", "pycocotools")
@@ -24,12 +24,16 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, help="also write that JSON to this file")
     args = parser.parse_args(argv)
     from ..data.coco import read_json
-    from ..evaluation.coco import evaluate_coco
+    from ..evaluation.coco import check_ground_truth, check_predictions, score_checked
     from ..evaluation.report import metrics_table, write_json
 
     with one_line_errors():
-        ground_truth = read_json(args.ground_truth)
-        metrics, summary = evaluate_coco(ground_truth, read_json(args.predictions), args.iou_type, args.backend)
+        ground_truth, predictions = read_json(args.ground_truth), read_json(args.predictions)
+        with errors_about(args.ground_truth):
+            check_ground_truth(ground_truth, args.iou_type)
+        with errors_about(args.predictions):
+            check_predictions(ground_truth, predictions, args.iou_type)
+        metrics, summary = score_checked(ground_truth, predictions, args.iou_type, args.backend)
         print(summary + metrics_table(metrics))
         print(json.dumps(metrics))
         if args.output:

@@ -5,8 +5,8 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from ..config import load_config
-from ..errors import UserError, one_line_errors
+from ..config import find_config, load_config
+from ..errors import UserError, errors_about, one_line_errors
 from . import command_parser
 
 if TYPE_CHECKING:
@@ -20,10 +20,12 @@ def run(
     description: str,
     schema: type,
     job: Callable[["DictConfig", bool, bool], None],
+    check: Callable[["DictConfig", bool], None],
     argv: list[str] | None = None,
 ) -> None:
     """Call `job(config, eval_only, resume)` as a command line says, with --num-gpus on that many ranks.
 
+    `check(config, eval_only)` comes first, before ranks are started: what it finds wrong is reported once.
     Exits with status 75 when a signal interrupted the run and it is saved, and with 2 and one line for a `UserError`.
     Ranks that torchrun restarted resume from the last checkpoint.
     """
@@ -39,13 +41,17 @@ def run(
         if args.num_gpus < 1 or args.max_restarts < 0:
             raise UserError("--num-gpus must be at least 1, --max-restarts at least 0.")
         config = load_config(args.config, args.overrides, schema)
+        if args.eval_only and config.weights is None:
+            raise UserError("--eval-only needs the weights to score: weights=FILE.")
+        with errors_about(str(find_config(args.config))):
+            check(config, args.eval_only)
         from torch.distributed.elastic.multiprocessing.errors import record
 
         from .. import distributed
         from ..data.workers import name_dead_workers
 
         if args.num_gpus > 1 and not distributed.launched():
-            launch(args.num_gpus, args.max_restarts, [command, *(sys.argv[1:] if argv is None else argv)])
+            launch(args.num_gpus, args.max_restarts, program(command, sys.argv[1:] if argv is None else argv))
 
     @record  # torchrun's report has the traceback of the rank that failed first
     def main() -> None:
@@ -56,16 +62,27 @@ def run(
     distributed.shutdown()
 
 
-def launch(num_gpus: int, max_restarts: int, argv: list[str]) -> None:
-    """Replace this process by torchrun with `resnet-backbones ARGV` on `num_gpus` ranks.
+def program(command: str, argv: list[str]) -> list[str]:
+    """What torchrun has to run for this process to run again: a script with names of its own is kept."""
+    spec, script = sys.modules["__main__"].__spec__, sys.argv[0]
+    if spec is not None:  # of python -m
+        return ["-m", spec.name.removesuffix(".__main__"), *sys.argv[1:]]
+    return [script, *sys.argv[1:]] if script.endswith(".py") else ["-m", "resnet_backbones", command, *argv]
+
+
+def launch(num_gpus: int, max_restarts: int, program: list[str]) -> None:
+    """Replace this process by torchrun with `program` on `num_gpus` ranks.
 
     Raises `UserError` if there are fewer GPUs; without any, the ranks share the CPU.
     """
     import torch
 
-    if torch.cuda.is_available() and num_gpus > torch.cuda.device_count():
-        raise UserError(f"--num-gpus is {num_gpus}, but there are {torch.cuda.device_count()} GPUs.")
+    gpus = torch.cuda.device_count()
+    if gpus == 0:
+        print(f"There is no GPU here: the {num_gpus} ranks run on the CPU.", flush=True)
+    elif num_gpus > gpus:
+        raise UserError(f"--num-gpus is {num_gpus}, but torch finds only {gpus} here.")
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_gpus)))
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_gpus}"]
-    torchrun += [f"--max-restarts={max_restarts}", f"--signals-to-handle={SIGNALS}", "-m", "resnet_backbones"]
-    os.execv(sys.executable, torchrun + argv)
+    torchrun += [f"--max-restarts={max_restarts}", f"--signals-to-handle={SIGNALS}"]
+    os.execv(sys.executable, torchrun + program)

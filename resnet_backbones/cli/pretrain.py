@@ -17,7 +17,13 @@ if TYPE_CHECKING:
 
 
 def main(argv: list[str] | None = None) -> None:
-    run("pretrain", __doc__, PretrainConfig, job, argv)
+    run("pretrain", __doc__, PretrainConfig, job, check, argv)
+
+
+def check(config: "DictConfig", eval_only: bool) -> None:
+    from . import pretraining
+
+    pretraining.check(config, eval_only)
 
 
 def job(config: "DictConfig", eval_only: bool, resume: bool) -> None:

@@ -14,9 +14,10 @@ from .. import distributed
 from ..classifiers import build_classifier
 from ..data.augmentation import train_transform
 from ..data.classification import ClassificationDataset, build_test_loader, build_train_loader
-from ..data.imagenet import FileImages, load_images
+from ..data.imagenet import FileImages, check_images, load_images
 from ..data.shards import ShardImages
 from ..data.views import build_views
+from ..errors import errors_about
 from ..evaluation import score_classifiers
 from ..evaluation.report import metrics_table, write_json
 from ..models.classifier import Classifier
@@ -37,18 +38,32 @@ from .classifiers import (
     resolve_preprocessing,
     set_preprocessing,
 )
-from .run import for_inference, start
+from .run import check_weights, for_inference, open_output, start, trial
 
 logger = logging.getLogger(__name__)
 
 
-def train(config: DictConfig, resume: bool) -> None:
+def check(config: DictConfig, eval_only: bool) -> None:
+    """Raise `UserError` where a classifier cannot be built or weights or images are missing, without reading them."""
+    options, compared = backbone_options(config) | {"weights": None}, [] if eval_only else config.compare
+    with trial():
+        for name in compared or [config.backbone.name]:
+            with errors_about("compare" if compared else "backbone"):
+                build_classifier(num_classes=2, **options | {"name": name})
+    check_weights(config, config.ensemble if eval_only else ())
+    for split in [config.data.val] if eval_only else [config.data.train, config.data.val]:
+        check_images(config.data.root, split)
+
+
+def train(given: DictConfig, resume: bool) -> None:
     """Train and evaluate; leaves `model.safetensors`, `metrics.json` and `curves.png` in `output_dir`."""
-    device, output_dir, config = start(config, eval_only=False)
+    device, config = start(given)
+    output_dir = Path(config.output_dir).expanduser()
     images = load_images(config.data.root, config.data.train, config.data.classes)
     val_images = load_images(config.data.root, config.data.val, images.classes)
     solver = in_iterations(config.solver, len(images))
-    logger.info("%d images, %d classes, %d steps, on %s", len(images), len(images.classes), solver.max_iter, device)
+    counts = len(images), len(images.classes), solver.max_iter, device
+    logger.info("images: %d, classes: %d, steps: %d, on %s", *counts)
 
     model = build_for_training(config, images.classes)
     preprocessing = resolve_preprocessing(config, model.backbone.preprocessing)
@@ -71,7 +86,8 @@ def train(config: DictConfig, resume: bool) -> None:
     set_seed(config.seed + distributed.rank(), solver.deterministic)
     epoch = math.ceil(len(images) / solver.batch_size)
     period = epoch if config.evaluation.period is None else config.evaluation.period
-    metrics = fit(model, loader, solver, output_dir, evaluate, period, "top1", metadata, resume)
+    begin = partial(open_output, given)
+    metrics = fit(model, loader, solver, output_dir, evaluate, period, "top1", metadata, resume, begin)
     if distributed.is_main():
         save_safetensors(output_dir / "model.safetensors", model.state_dict(), metadata | {"metrics": metrics})
         draw_curves(output_dir, output_dir / "curves.png")
@@ -79,22 +95,21 @@ def train(config: DictConfig, resume: bool) -> None:
         logger.info("model.safetensors, metrics and curves.png are in %s", output_dir.absolute())
 
 
-def evaluate(config: DictConfig) -> None:
+def evaluate(given: DictConfig) -> None:
     """Evaluate `weights`, together with `ensemble`; leaves `metrics.json` in `output_dir`."""
-    device, output_dir, config = start(config, eval_only=True)
+    device, config = start(given)
     models = load_ensemble(config)
     images = load_test_images(config, models[0])
     loader = view_loader(config, images, models[0].preprocessing, config.evaluation.views)
-    metrics = score_classifiers([for_inference(model.to(device), config.solver) for model in models], loader)
+    models = [for_inference(model.to(device), config.solver) for model in models]
+    output_dir = open_output(given)
+    metrics = score_classifiers(models, loader)
     if distributed.is_main():
         save_metrics(metrics, output_dir)
 
 
 def compare(config: DictConfig, resume: bool) -> None:
     """Train each backbone of `compare` in a folder of its own and draw their errors in `comparison.png`."""
-    with torch.device("meta"):  # a name that cannot be built is an error before the first is trained
-        for name in config.compare:
-            build_classifier(num_classes=2, **backbone_options(config) | {"name": name, "weights": None})
     runs = {name: Path(config.output_dir) / name for name in config.compare}
     for name, folder in runs.items():
         train(OmegaConf.merge(config, {"backbone": {"name": name}, "output_dir": str(folder)}), resume)

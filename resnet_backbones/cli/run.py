@@ -1,5 +1,8 @@
 """How a run of train or pretrain starts, and the copy of its model that it evaluates."""
 
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -7,29 +10,53 @@ from omegaconf import DictConfig
 from torch import nn
 
 from .. import distributed
+from ..backbones import RandomFrozenWarning
 from ..config import save_config
-from ..errors import UserError
 from ..models.fuse import fuse
-from ..paths import output_folder
-from ..training.logger import set_up_logging
+from ..paths import local_file, output_folder
+from ..training.logger import log_to, set_up_logging
 from ..training.loop import memory_format, set_seed
 from ..training.solver import scale_to_batch
 
 
-def start(config: DictConfig, eval_only: bool) -> tuple[torch.device, Path, DictConfig]:
-    """Join the other ranks, create the output folder with its log and complete config, and seed torch.
+@contextmanager
+def trial() -> Iterator[None]:
+    """What is built here takes no memory and next to no time: it only shows that it can be built."""
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", RandomFrozenWarning)
+        yield
 
-    Returns the device, the folder, and the config with lr and schedule scaled to the batch size. Raises `UserError` if
-    there are no weights to evaluate or the folder cannot be written.
+
+def check_weights(config: DictConfig, others: Sequence[str] = ()) -> None:
+    """Raise `UserError` where a file of weights that the run starts from, or one of `others`, does not exist."""
+    first = config.backbone.weights if config.weights is None else config.weights
+    for source in (first, *others):
+        if source is not None and "://" not in source:
+            local_file(source, "weights file")
+
+
+def start(config: DictConfig) -> tuple[torch.device, DictConfig]:
+    """Join the other ranks, log to stdout, and seed torch.
+
+    Returns the device, and the config with lr and schedule scaled to the batch size.
     """
-    if eval_only and config.weights is None:
-        raise UserError("--eval-only needs the weights to score: weights=FILE.")
-    device, output_dir = distributed.init(), output_folder(config.output_dir)
-    set_up_logging(output_dir / "log.txt")
+    device = distributed.init()
+    set_up_logging()
     set_seed(config.seed, config.solver.deterministic)
+    return device, scale_to_batch(config)
+
+
+def open_output(config: DictConfig) -> Path:
+    """The output folder, with the log and the complete config; `config` is the one given to `start`.
+
+    Called when data and model are there, so that a run that fails before leaves no trace. Raises `UserError` where the
+    folder cannot be written.
+    """
+    output_dir = output_folder(config.output_dir)
+    log_to(output_dir / "log.txt")
     if distributed.is_main():
         save_config(config, output_dir / "config.yaml")
-    return device, output_dir, scale_to_batch(config)
+    return output_dir
 
 
 def for_inference(model: nn.Module, solver: DictConfig) -> nn.Module:

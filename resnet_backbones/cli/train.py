@@ -16,7 +16,13 @@ if TYPE_CHECKING:
 
 
 def main(argv: list[str] | None = None) -> None:
-    run("train", __doc__, Config, job, argv)
+    run("train", __doc__, Config, job, check, argv)
+
+
+def check(config: "DictConfig", eval_only: bool) -> None:
+    from . import training
+
+    training.check(config, eval_only)
 
 
 def job(config: "DictConfig", eval_only: bool, resume: bool) -> None:

@@ -18,7 +18,10 @@ def main(argv: list[str] | None = None) -> None:
         try:
             from ..hosts import detectron2 as host
         except ModuleNotFoundError as error:
-            raise UserError(f"train-detectron2 needs {error.name}, which is not installed.") from error
+            raise UserError(
+                f"train-detectron2 needs {error.name}, which is not installed; detectron2 is built from source, see "
+                "https://github.com/facebookresearch/detectron2."
+            ) from error
         parser = host.argument_parser(epilog=__doc__)
         parser.add_argument("--datasets", help="one of our configs: a YAML file, or the name of a shipped one")
         args = parser.parse_args(argv)

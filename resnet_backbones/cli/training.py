@@ -5,32 +5,49 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from .. import distributed
+from ..backbones import build_backbone
 from ..data import (
     Annotations,
     DetectionDataset,
     build_test_loader,
     build_train_loader,
     check_same_classes,
+    find_dataset,
     load_annotations,
 )
-from ..detectors import build_detector, compile_detector, describe, global_batch
+from ..detectors import backbone_options, build_detector, compile_detector, describe, global_batch
+from ..errors import errors_about
 from ..evaluation import evaluate_sets, save_results
 from ..evaluation.report import metrics_table, write_json
 from ..models.fuse import fold_norms
 from ..training.loop import fit, memory_format, set_seed
-from .run import for_inference, start
+from .run import check_weights, for_inference, open_output, start, trial
 
 logger = logging.getLogger(__name__)
 
 
-def train(config: DictConfig, resume: bool) -> None:
+def check(config: DictConfig, eval_only: bool) -> None:
+    """Raise `UserError` where the detector cannot be built or weights or data are missing, without reading them."""
+    bare = OmegaConf.merge(config, {"weights": None, "backbone": {"weights": None}})
+    with trial():
+        with errors_about("backbone"):
+            build_backbone(**backbone_options(bare))
+        build_detector(bare, num_classes=1)
+    check_weights(config)
+    for key in ["data.test"] if eval_only else ["data.train", "data.test"]:
+        for name in OmegaConf.select(config, key):
+            with errors_about(key):
+                find_dataset(name, config.datasets)
+
+
+def train(given: DictConfig, resume: bool) -> None:
     """Train and evaluate a detector; leaves checkpoints, metrics, predictions and samples in `output_dir`."""
-    device, output_dir, config = start(config, eval_only=False)
-    solver = config.solver
+    device, config = start(given)
+    solver, output_dir = config.solver, Path(config.output_dir).expanduser()
     test_sets, train_sets = load_sets(config, config.data.test), load_sets(config, config.data.train)
     check_same_classes(test_sets[0], train_sets[0])
     loader = train_loader(train_sets, config)
@@ -50,18 +67,20 @@ def train(config: DictConfig, resume: bool) -> None:
 
     set_seed(config.seed + distributed.rank(), solver.deterministic)
     period, metadata = config.evaluation.period, describe(model, test_sets[0].classes)
-    metrics = fit(model, loader, solver, output_dir, evaluate, period, "bbox/AP", metadata, resume)
+    begin = partial(open_output, given)
+    metrics = fit(model, loader, solver, output_dir, evaluate, period, "bbox/AP", metadata, resume, begin)
     save(output_dir, test_sets, metrics, predictions, config)
 
 
-def evaluate(config: DictConfig) -> None:
+def evaluate(given: DictConfig) -> None:
     """Evaluate the detector `weights`; leaves metrics, predictions and samples in `output_dir`."""
-    device, output_dir, config = start(config, eval_only=True)
+    device, config = start(given)
     test_sets = load_sets(config, config.data.test)
     model = for_inference(build_detector(config, len(test_sets[0].classes)).to(device), config.solver)
     if config.solver.compile != "none":
         compile_detector(model, config.solver.compile)
-    save(output_dir, test_sets, *scorer(test_sets, config)(model), config)
+    score, output_dir = scorer(test_sets, config), open_output(given)
+    save(output_dir, test_sets, *score(model), config)
 
 
 def load_sets(config: DictConfig, names: list[str]) -> list[Annotations]:
@@ -76,7 +95,7 @@ def train_loader(sets: list[Annotations], config: DictConfig) -> Callable:
     """`build_train_loader(start=…)` of `sets`, for `fit`."""
     data, masks = config.data, config.detector.name == "mask_rcnn"
     dataset = DetectionDataset(sets, train=True, masks=masks, flip=data.flip, keep_empty=data.keep_empty)
-    logger.info("%d images, %d classes", len(dataset), len(dataset.classes))
+    logger.info("images: %d, classes: %d", len(dataset), len(dataset.classes))
     return partial(
         build_train_loader,
         dataset,

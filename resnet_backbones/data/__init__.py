@@ -23,6 +23,7 @@ __all__ = [
     "build_train_loader",
     "check_same_classes",
     "datasets_root",
+    "find_dataset",
     "load_annotations",
 ]
 
@@ -32,7 +33,12 @@ FORMATS = {
     "voc": (load_voc, ("root", "split"), ("classes",)),
     "shapes": (load_shapes, ("root", "split"), ()),
 }
-DOWNLOADS = {"coco": "https://cocodataset.org/#download", "voc": "http://host.robots.ox.ac.uk/pascal/VOC"}
+# How to get the built-in ones; FOLDER is the first of the dataset's below ROOT, `datasets_root()`.
+DOWNLOADS = {
+    "coco": "download it from https://cocodataset.org/#download and unpack its archives in {root}/{folder}",
+    "voc": "download it from http://host.robots.ox.ac.uk/pascal/VOC, unpack it and move VOCdevkit/{folder} to "
+    "{root}/{folder}",
+}
 
 # Built-in names with the format and its arguments; paths are relative to `datasets_root()`.
 DATASETS = Registry("dataset")
@@ -62,8 +68,19 @@ def datasets_root() -> Path:
 def load_annotations(name: str, own: Mapping[str, Mapping[str, Any]] | None = None) -> Annotations:
     """Read the dataset `name`: one of the user's `own` (the config's `datasets:` section) or a built-in one.
 
-    Raises `UserError` for an unknown name, a missing key or file (with its path and how to get it), or invalid content.
+    Raises `UserError` as `find_dataset` does, and for invalid content.
     """
+    kind, row = find_dataset(name, own)
+    load, _, _ = FORMATS[kind]
+    return load(name, **row)
+
+
+def find_dataset(name: str, own: Mapping[str, Mapping[str, Any]] | None = None) -> tuple[str, dict[str, Any]]:
+    """The format of the dataset `name`, and the arguments of its reader.
+
+    Raises `UserError` for an unknown name, and for a missing key or file, with its path and how to get it.
+    """
+    root = datasets_root()
     own = own or {}
     if "/" in name or not stays_below(name) or not is_printable(name):
         raise UserError(f"Dataset {name[:80]!r} needs another name: result files are named after it.")
@@ -71,13 +88,15 @@ def load_annotations(name: str, own: Mapping[str, Mapping[str, Any]] | None = No
         source = f"datasets.{name}"
         row = {key: value for key, value in own[name].items() if value not in (None, "")}
         remedy = f"correct {source} in the config"
+        if root in (path := Path(row.get("root", ""))).parents:  # as in the shipped configs
+            folder = path.relative_to(root).parts[0]
+            remedy += f", or set RESNET_BACKBONES_DATASETS to the folder that contains {folder}/"
     elif name in DATASETS:
         source, row = name, dict(DATASETS.get(name))
-        remedy = (
-            f"download it from {DOWNLOADS.get(row['format'])} and unpack it there, or set RESNET_BACKBONES_DATASETS to "
-            f"the folder that contains {Path(row['root']).parts[0]}/"
-        )
-        row |= {key: str(datasets_root() / row[key]) for key in ("root", "annotations") if key in row}
+        folder = Path(row["root"]).parts[0]
+        remedy = DOWNLOADS.get(row["format"], "").format(root=root.absolute(), folder=folder)
+        remedy += f", or set RESNET_BACKBONES_DATASETS to the folder that contains {folder}/"
+        row |= {key: str(root / row[key]) for key in ("root", "annotations") if key in row}
     else:
         raise UserError(unknown("dataset", name, [*own, *dict(DATASETS)]))
 
@@ -87,8 +106,7 @@ def load_annotations(name: str, own: Mapping[str, Mapping[str, Any]] | None = No
         for path in (row["root"], row.get("annotations", row["root"])):
             if "://" not in path and not os.path.exists(path):
                 raise UserError(f"Dataset {name} is missing: {Path(path).absolute()} does not exist; {remedy}.")
-    load, _, _ = FORMATS[kind]
-    return load(name, **row)
+    return kind, row
 
 
 def check_arguments(kind: str, row: Mapping[str, Any], source: str) -> None:

@@ -79,6 +79,13 @@ def load_images(root: str, split: str, classes: Sequence[str] | None = None) -> 
     return FileImages(tree, names, [label_of[name] for name in found], classes)
 
 
+def check_images(root: str, split: str) -> None:
+    """Raise `UserError` where `load_images` has no local folder or tar to look into. Remote ones are not asked for."""
+    path = split if os.path.isabs(split) else root or split
+    if not is_shards(split) and "://" not in path and not os.path.isfile(os.path.expanduser(path)):
+        open_tree(path)
+
+
 def _class_folders(tree: FolderTree | TarTree, folder: str, names: list[str]) -> list[str]:
     """The class of each file, named by its folder; an empty list if there are no class folders."""
     depth = len(PurePosixPath(folder).parts)

@@ -39,6 +39,13 @@ def evaluate_coco(
     """`coco_metrics`, and the twelve lines that pycocotools prints."""
     check_ground_truth(ground_truth, iou_type)
     check_predictions(ground_truth, predictions, iou_type)
+    return score_checked(ground_truth, predictions, iou_type, backend)
+
+
+def score_checked(
+    ground_truth: dict, predictions: list[dict], iou_type: str, backend: str
+) -> tuple[dict[str, float], str]:
+    """`evaluate_coco` of what has passed `check_ground_truth` and `check_predictions`."""
     evaluation = accumulate(ground_truth, predictions, iou_type, backend)
     with contextlib.redirect_stdout(io.StringIO()) as summary:
         evaluation.summarize()

@@ -138,7 +138,17 @@ def check_body(shapes: dict[str, ShapeSpec], in_features: Sequence[str], out_fea
     """Raise `UserError` where a body of these shapes lacks one of `in_features`, or has it at another stride."""
     missing = [f for f in in_features if f not in shapes]
     if missing:
-        raise UserError(f"FPN levels {', '.join(out_features)} need {', '.join(missing)} of the backbone.")
+        features = list(LATERALS.values())
+        possible = [level for k, level in enumerate(LATERALS) if all(f in shapes for f in features[k:])]
+        remedy = (
+            f"choose out_features from {', '.join([*possible, 'p6', 'p7'])}"
+            if possible
+            else "use its name without _fpn"
+        )
+        raise UserError(
+            f"FPN levels {', '.join(out_features)} need {', '.join(missing)} of the backbone, which gives "
+            f"{', '.join(shapes)}; {remedy}."
+        )
     for level, feature in LATERALS.items():
         if feature in in_features and shapes[feature].stride != 2 ** int(level[1:]):
             raise UserError(

@@ -1,4 +1,4 @@
-"""The files that a run resumes from: `last.pt` and `best.pt`."""
+"""The files that a run resumes from, `last.pt` and `best.pt`, and their removal before another run."""
 
 import logging
 import math
@@ -18,6 +18,10 @@ from ..weights import load_state_dict
 from .ema import MovingAverage
 
 logger = logging.getLogger(__name__)
+
+# What would pass for a result of the next run in the folder; its log is continued.
+CHECKPOINTS = ("last.pt", "last-[0-9]*.pt")
+RESULTS = (*CHECKPOINTS, "best.pt", "metrics.json", "metrics.jsonl", "predictions.json", "model.safetensors")
 
 
 @dataclass
@@ -134,6 +138,23 @@ def newest_readable(path: Path) -> tuple[Path, dict | None]:
     if faults:
         raise UserError("; ".join(faults))
     return path, None
+
+
+def remove_earlier_run(folder: Path) -> None:
+    """On the main rank, remove the checkpoints and results of a run that `folder` holds, and log that it is replaced.
+
+    Otherwise `--resume` could continue from the checkpoint of another run than the one that was started last.
+    """
+    if not distributed.is_main() or not any(file for pattern in CHECKPOINTS for file in folder.glob(pattern)):
+        return
+    try:
+        _, content = newest_readable(folder / "last.pt")
+        step = f"step {content['step']}"
+    except (UserError, LookupError, TypeError):
+        step = "an unknown step"
+    logger.warning("the earlier run in %s, at %s, is replaced; --resume would have continued it", folder, step)
+    for file in (file for pattern in RESULTS for file in folder.glob(pattern)):
+        file.unlink()
 
 
 def random_state() -> dict[str, torch.Tensor]:

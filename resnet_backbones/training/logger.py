@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from logging.handlers import MemoryHandler
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -18,9 +19,11 @@ from .. import distributed
 
 logger = logging.getLogger(__name__)
 
+FORMAT = logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S")
 
-def set_up_logging(log_file: Path | None) -> None:
-    """Send the package's log to stdout and `log_file` on the main rank, nowhere on the others."""
+
+def set_up_logging() -> None:
+    """Send the package's log to stdout on the main rank, nowhere on the others, and keep it for `log_to`."""
     package = logging.getLogger("resnet_backbones")
     package.setLevel(logging.INFO)
     package.propagate = False
@@ -28,14 +31,22 @@ def set_up_logging(log_file: Path | None) -> None:
     if not distributed.is_main():
         package.addHandler(logging.NullHandler())
         return
-    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout)]
-    if log_file is not None:
-        handlers.append(logging.FileHandler(log_file, mode="a"))
+    handlers = [logging.StreamHandler(sys.stdout), MemoryHandler(capacity=1)]
     for handler in handlers:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+        handler.setFormatter(FORMAT)
         package.addHandler(handler)
     logging.captureWarnings(True)
     logging.getLogger("py.warnings").handlers = handlers
+
+
+def log_to(file: Path) -> None:
+    """On the main rank, append to `file` what has been logged since `set_up_logging` and what will be."""
+    for handler in logging.getLogger("resnet_backbones").handlers:
+        if isinstance(handler, MemoryHandler):
+            target = logging.FileHandler(file)
+            target.setFormatter(FORMAT)
+            handler.setTarget(target)
+            handler.flush()
 
 
 class MetricLogger:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .. import distributed
 from ..errors import UserError
-from .checkpoint import TrainingState, save_checkpoint
+from .checkpoint import TrainingState, remove_earlier_run, save_checkpoint
 from .ema import MovingAverage
 from .logger import MetricLogger
 from .nonfinite import NonFiniteSteps
@@ -35,6 +35,7 @@ def fit(
     best_metric: str = "bbox/AP",
     metadata: dict | None = None,
     resume: bool = False,
+    on_start: Callable[[], object] = lambda: None,
 ) -> dict[str, float]:
     """Train `model` for `solver.max_iter` steps, leave its final weights in it and return its final metrics.
 
@@ -45,7 +46,8 @@ def fit(
         evaluate: metrics of the model as it is; called every `evaluation_period` steps (0: never) and at the end.
         best_metric: the metric whose best weights are kept in `best.pt`.
         metadata: what the checkpoints say of the model (see `weights.writing`).
-        resume: continue from `last.pt` in `output_dir`, if there is one.
+        resume: continue from `last.pt` in `output_dir`, if there is one; otherwise an earlier run there is removed.
+        on_start: called when all is ready for the first step, before anything in `output_dir` is changed.
 
     Writes `last.pt`, `best.pt`, `metrics.jsonl` and `tensorboard/`. With `solver.ema_decay` the averaged weights are
     evaluated, kept in `best.pt` and final. SIGTERM and SIGUSR1 end the run after the step, with a checkpoint and
@@ -61,6 +63,9 @@ def fit(
     def is_due(step: int, period: int) -> bool:
         return step == solver.max_iter or (period > 0 and step > 0 and step % period == 0)
 
+    on_start()
+    if not resume:
+        remove_earlier_run(output_dir)
     with MetricLogger(output_dir, state.step, solver) as log, Preemption() as preemption:
         if is_due(state.step, evaluation_period):  # resumed from the checkpoint that precedes an evaluation
             metrics = score(state, evaluate, best_metric, output_dir, metadata, log, preemption)

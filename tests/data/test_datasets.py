@@ -44,14 +44,19 @@ def test_images_without_objects_are_kept_by_choice(tmp_path):
 
 def test_the_error_for_a_missing_dataset_names_its_path(tmp_path, monkeypatch):
     monkeypatch.setenv("RESNET_BACKBONES_DATASETS", str(tmp_path))
-    for name, path, site in [
-        ("coco_2017_train", "coco/train2017", "https://cocodataset.org"),
-        ("voc_2007_test", "VOC2007", "http://host.robots.ox.ac.uk"),
+    for name, path, site, step in [
+        ("coco_2017_train", "coco/train2017", "https://cocodataset.org", "unpack its archives in {}/coco, or"),
+        ("voc_2007_test", "VOC2007", "http://host.robots.ox.ac.uk", "move VOCdevkit/VOC2007 to {}/VOC2007, or"),
     ]:
-        with pytest.raises(UserError, match=f"{name} is missing: {tmp_path}/{path} does not.*download it from {site}"):
+        with pytest.raises(UserError, match=f"{name} is missing: {tmp_path}/{path} does not.*download it from {site}.*"
+                           + step.format(tmp_path)):  # fmt: skip
             load_annotations(name)
     own = {"own": {"format": "voc", "root": str(tmp_path / "gone"), "split": "train"}}
-    with pytest.raises(UserError, match=r"gone does not exist; correct datasets\.own in the config"):
+    message = r"gone does not exist; correct datasets\.own in the config"
+    with pytest.raises(UserError, match=rf"{message}, or set RESNET_BACKBONES_DATASETS to .* contains gone/\."):
+        load_annotations("own", own)
+    monkeypatch.setenv("RESNET_BACKBONES_DATASETS", str(tmp_path / "elsewhere"))
+    with pytest.raises(UserError, match=rf"{message}\.$"):
         load_annotations("own", own)
 
 

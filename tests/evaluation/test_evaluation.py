@@ -123,13 +123,18 @@ def folder_without(folder, key, kind=None):
 def test_the_tool_names_bad_files(tmp_path, tool):
     write_coco(tmp_path)
     (tmp_path / "bad.json").write_text("{")
+    (tmp_path / "few.json").write_text('[{"image_id": 100}]')
     truth = tmp_path / "instances.json"
     for arguments, message in [
         ((truth, tmp_path / "bad.json"), "bad.json is not valid JSON"),
         ((truth, tmp_path / "gone.json"), "gone.json does not exist"),
         ((tmp_path / "bad.json", truth), "bad.json is not valid JSON"),
         ((truth, truth), "must be a list"),
-        ((folder_without(tmp_path, "annotations"), truth), "The ground truth has no list 'annotations'"),
+        (
+            (folder_without(tmp_path, "annotations"), truth),
+            f"{tmp_path}/without_annotations.json: The ground truth has no list 'annotations'",
+        ),
+        ((truth, tmp_path / "few.json"), f"{tmp_path}/few.json: Prediction 0 has no 'category_id'"),
         ((folder_without(tmp_path, "area", "annotations"), truth), "annotations have an entry without 'area'"),
     ]:
         status, _, err = tool("evaluate", "--ground-truth", arguments[0], "--predictions", arguments[1])

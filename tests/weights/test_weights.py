@@ -198,7 +198,7 @@ def test_plain_torchvision_reads_our_file(tmp_path):
             "Unknown weights of resnet50 'V3'.*Available: DEFAULT, IMAGENET1K_V1, IMAGENET1K_V2",
         ),
         ("nowhere.pth", "weights file nowhere.pth does not exist"),
-        (".", "weights file . is no file but a folder"),
+        (".", "weights file . is a folder or device, not a file"),
     ],
 )
 def test_sources_that_do_not_exist(source, message):
