@@ -95,7 +95,7 @@ CIFAR_RESNETS = {
 }
 
 
-# Keyword arguments that make a row of the table; they are not options of the name.
+# Keyword arguments that make a row of the table, for rows of one's own; errors do not list them as options.
 OF_A_ROW = {"net", "block", "depths", "stem", "width", "groups", "width_per_group", "reduce_first", "attention"}
 
 
@@ -183,7 +183,7 @@ def build_backbone(
     make = _maker(name)
     for option in options:
         if option not in (valid := _options_of(make)):
-            raise UserError(unknown(f"option of {name}", option, valid | {"norm", "freeze_at", "weights"}))
+            raise UserError(unknown(f"option of {name}", option, valid - OF_A_ROW | {"norm", "freeze_at", "weights"}))
     backbone = make(norm=norm, **options)
     plain_options = {k: v for k, v in options.items() if not k.startswith("fpn_") and k != "out_features"}
     backbone.architecture = {"name": name.removesuffix("_fpn"), "options": {"norm": norm} | plain_options}
@@ -224,7 +224,7 @@ def _options_of(make: Callable) -> set[str]:
     if partial.func is with_fpn:
         return _keywords(with_fpn) | _options_of(*partial.args)
     if partial.func is residual:
-        return set().union(*map(_keywords, (residual, ResNet, *partial.keywords["block"].__mro__))) - OF_A_ROW
+        return set().union(*map(_keywords, (residual, ResNet, *partial.keywords["block"].__mro__)))
     return set(inspect.signature(make).parameters)
 
 

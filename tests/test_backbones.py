@@ -34,6 +34,8 @@ def each(names: list[str], slow: list[str]) -> list:
 BODIES = [name for name in list_backbones() if not name.endswith("_fpn")]
 PYRAMIDS = [name for name in list_backbones() if name.endswith("_fpn")]
 FAMILIES = [*REPRESENTATIVES, *(pytest.param(n, marks=pytest.mark.slow) for n in BODIES if n not in REPRESENTATIVES)]
+COMPILED = ["resnet18", "preact_resnet18", "seresnet18", "zfnet", "regnet_y_400mf"]  # which takes seconds each
+QUICK_FAMILIES = [pytest.param(n, marks=() if n in COMPILED else pytest.mark.slow) for n in BODIES]
 
 
 def on_meta(name: str, **options) -> nn.Module:
@@ -161,7 +163,7 @@ def test_state_dict_round_trip_gives_the_same_features(name, tmp_path):
         assert all(torch.equal(f, other(x)[n]) for n, f in one(x).items())
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", QUICK_FAMILIES)
 def test_backbone_and_pyramid_export(name):
     x = torch.randn(1, 3, 64, 96, dtype=torch.double)  # statistics of one image magnify rounding
     pyramid = with_statistics_of(build_backbone(_with_pyramid(name)).double(), x)
@@ -171,7 +173,7 @@ def test_backbone_and_pyramid_export(name):
     assert_equal_features(got, expected)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", QUICK_FAMILIES)
 def test_backbone_and_pyramid_compile_as_one_graph(name):
     x = torch.randn(1, 3, 64, 96, dtype=torch.double)  # statistics of one image magnify rounding
     pyramid = with_statistics_of(build_backbone(_with_pyramid(name)).double(), x)
@@ -220,7 +222,7 @@ def test_a_net_without_anything_to_freeze_does_not_warn():
             r"option of vgg16 'shortcut'\. Available: freeze_at, in_channels, norm, out_features, weights\.$",
         ),
         (
-            {"name": "resnet50", "depths": [1, 1, 1, 1]},
+            {"name": "resnet50", "dilation": 2},
             r"Available: checkpoint_stages, deform_modulated, deform_on, dilate_first, drop_path, freeze_at, "
             r"in_channels, norm, out_features, output_stride, shortcut, stride_in_1x1, weights, zero_init_residual\.$",
         ),

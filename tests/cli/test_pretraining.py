@@ -134,6 +134,7 @@ def test_a_resumed_run_ends_with_the_same_weights(pretrain, tmp_path):
     assert not torch.equal(final[0]["fc.weight"], weights(tmp_path / "whole/last.pt")["fc.weight"])  # the average
 
 
+@pytest.mark.slow
 def test_every_recipe_takes_a_step(pretrain, tmp_path):
     for name in ("imagenet_resnet18", "imagenet_resnet50_large_batch", "imagenet_resnet50_v2", "imagenet_resnet50_a2",
                  "cifar10_resnet110"):  # fmt: skip

@@ -138,7 +138,11 @@ def test_every_family_trains_and_detects(name):
     assert set(detections[0]["labels"].tolist()) <= {1, 2, 3}
 
 
-@pytest.mark.parametrize("name", ["resnet18", "preact_resnet18", "seresnet18", "regnet_y_400mf", "convnext_tiny"])
+C4 = ["preact_resnet18", "regnet_y_400mf"]
+SLOW_C4 = [pytest.param(name, marks=pytest.mark.slow) for name in ("resnet18", "seresnet18", "convnext_tiny")]
+
+
+@pytest.mark.parametrize("name", C4 + SLOW_C4)
 def test_c4_trains_and_detects_with_the_last_stage_as_box_head(name):
     whole = build_backbone(name, out_features=["res4", "res5"])
     channels, stage_parameters = whole.output_shape()["res5"].channels, sum(p.numel() for p in whole.parameters())

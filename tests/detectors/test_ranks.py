@@ -147,6 +147,7 @@ def test_losses_of_many_ranks_are_those_of_one(data, detector, lr, norm):
                 assert mine[name] == pytest.approx(theirs[name], rel=1e-5, abs=1e-5), (name, theirs["step"])
 
 
+@pytest.mark.slow
 def test_gradients_of_two_ranks_are_those_of_one(data):
     # Not Mask R-CNN: its mask targets are pooled from a number of points that jumps with the last bit of a box.
     settings = ["backbone.norm=GN", "detector.name=faster_rcnn", "solver.max_iter=1", "solver.momentum=0"]
@@ -184,6 +185,7 @@ def at_step(folder: Path, step: int, process: subprocess.Popen) -> None:
     assert reached, process.stdout.read()
 
 
+@pytest.mark.slow
 def test_ranks_are_restarted_as_often_as_asked_and_the_one_that_died_is_named(data):
     more = ["solver.max_iter=1000", "solver.checkpoint_period=1", "detector.name=faster_rcnn"]
     process = start([*command(data, 2, f"output_dir={data}/out", *more), "--max-restarts", "1"])
@@ -204,6 +206,7 @@ def test_ranks_are_restarted_as_often_as_asked_and_the_one_that_died_is_named(da
     assert "SIGKILL" in cause
 
 
+@pytest.mark.slow
 def test_a_signal_is_answered_by_a_checkpoint_to_resume_from(data):
     arguments = command(data, 1, f"output_dir={data}/out", "solver.max_iter=30", "detector.name=faster_rcnn")
     process = start(arguments)

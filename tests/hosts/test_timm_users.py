@@ -54,7 +54,9 @@ def losses_of(model: nn.Module, images: Tensor, masks: Tensor, steps: int) -> li
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools under numpy 2
-@pytest.mark.parametrize("name", ["resnet18", "preact_resnet18", "seresnet18"])
+@pytest.mark.parametrize(
+    "name", ["preact_resnet18", *(pytest.param(n, marks=pytest.mark.slow) for n in ("resnet18", "seresnet18"))]
+)
 def test_unet_learns_nuclei(smp, nuclei, name):
     model = smp.Unet(f"tu-rb_{name}", encoder_weights=None, classes=2, decoder_channels=(64, 32, 32, 16, 16))
     losses = losses_of(model, *nuclei, steps=12)

@@ -182,8 +182,15 @@ def test_intermediate_layers_are_our_features(name):
             torch.testing.assert_close(level, expected)
 
 
-@pytest.mark.parametrize("prepare", [fold_norms, fuse])
-@pytest.mark.parametrize("norm", [misc.FrozenBatchNorm2d, FrozenBatchNorm2d], ids=["torchvision's", "ours"])
+@pytest.mark.parametrize(
+    ("prepare", "norm"),
+    [
+        (fold_norms, misc.FrozenBatchNorm2d),
+        (fuse, FrozenBatchNorm2d),
+        pytest.param(fold_norms, FrozenBatchNorm2d, marks=pytest.mark.slow),
+        pytest.param(fuse, misc.FrozenBatchNorm2d, marks=pytest.mark.slow),
+    ],
+)
 def test_folded_and_fused_detectors_give_the_same(prepare, norm):
     reference = theirs("fasterrcnn_resnet50_fpn")
     model = FasterRCNN(backbone("resnet50_fpn"), 91, **SIZES).eval()

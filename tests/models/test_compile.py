@@ -45,7 +45,8 @@ def assert_agree(got: list[torch.Tensor], expected: list[torch.Tensor]) -> None:
         assert (one - other).abs().max() <= 1e-8 * other.abs().max()
 
 
-@pytest.mark.parametrize("backend", [TRACED, pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", [TRACED, "inductor"])
 def test_each_size_is_compiled_once_for_training_and_once_for_evaluation(backend):
     net = build().double()  # in which no ReLU is on in one and off in the other
     compiled = compile_backbone(copy.deepcopy(net), backend=backend)

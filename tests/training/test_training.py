@@ -148,7 +148,7 @@ def test_accumulated_parts_give_the_whole_batchs_gradient(train, tmp_path):
         torch.testing.assert_close(value, two[name], rtol=2e-2, atol=2e-4)
 
 
-@pytest.mark.parametrize("amp", ["bf16", "fp16"])
+@pytest.mark.parametrize("amp", ["bf16", pytest.param("fp16", marks=pytest.mark.slow)])
 def test_mixed_precision_trains(train, tmp_path, amp):
     small = ["detector.name=faster_rcnn", "detector.min_size=[32]"]  # a CPU is slow at fp16
     status, _, err = train(f"solver.amp={amp}", "solver.max_iter=2", "solver.clip_norm=1.0", *small)
