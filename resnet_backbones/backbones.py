@@ -5,6 +5,7 @@ import functools
 import inspect
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 from torch import nn
 
@@ -156,7 +157,7 @@ def build_backbone(
     *,
     norm: str = "BN",
     freeze_at: int = 0,
-    weights: str | None = None,
+    weights: str | Path | None = None,
     **options,
 ) -> nn.Module:
     """Build a registered backbone.
@@ -189,7 +190,7 @@ def build_backbone(
     backbone.architecture = {"name": name.removesuffix("_fpn"), "options": {"norm": norm} | plain_options}
     backbone.preprocessing = None
     if weights is not None:
-        load_weights(backbone, weights)
+        load_weights(backbone, str(weights))
     freeze_stages(getattr(backbone, "body", backbone), freeze_at)
     if weights is None and _has_frozen(backbone):
         warnings.warn(

@@ -67,6 +67,15 @@ class Preprocessing:
         mean, std = [v[::-1] for v in values] if self.channel_order == "BGR" else values
         return mean, std
 
+    def for_host(self, host: str) -> tuple[list[float], list[float]]:
+        """`as_rgb` for a library that gives its models RGB. Raises `UserError` for weights that take BGR."""
+        if self.channel_order == "BGR":
+            raise UserError(
+                f"The weights take BGR images, and {host} gives RGB; convert them: resnet-backbones convert IN OUT "
+                "--to resnet_backbones --channel-order RGB."
+            )
+        return self.as_rgb()
+
 
 def imagenet(channel_order: str) -> Preprocessing:
     """The usual preprocessing of weights trained on ImageNet.

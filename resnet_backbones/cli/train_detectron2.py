@@ -10,18 +10,13 @@ weights. --datasets registers the datasets of one of our configs, built-in ones 
 import argparse
 
 from ..config import find_config, load_config
-from ..errors import UserError, one_line_errors
+from ..errors import one_line_errors
 
 
 def main(argv: list[str] | None = None) -> None:
     with one_line_errors():
-        try:
-            from ..hosts import detectron2 as host
-        except ModuleNotFoundError as error:
-            raise UserError(
-                f"train-detectron2 needs {error.name}, which is not installed; detectron2 is built from source, see "
-                "https://github.com/facebookresearch/detectron2."
-            ) from error
+        from ..hosts import detectron2 as host
+
         parser = host.argument_parser(epilog=__doc__)
         parser.add_argument("--datasets", help="one of our configs: a YAML file, or the name of a shipped one")
         args = parser.parse_args(argv)

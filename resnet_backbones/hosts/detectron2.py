@@ -12,17 +12,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from detectron2.config import CfgNode, get_cfg
-from detectron2.layers import ShapeSpec
-from detectron2.modeling import BACKBONE_REGISTRY, ROI_HEADS_REGISTRY, Backbone, build_resnet_backbone, roi_heads
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from .. import backbones
+from ..errors import UserError
 from ..models.fpn import FPN
 from ..models.freezing import split_last_stage
 from ..models.naming import hide_child
 from .detectron2_config import FORMS, build_from
+
+try:
+    from detectron2.config import CfgNode, get_cfg
+    from detectron2.layers import ShapeSpec
+    from detectron2.modeling import BACKBONE_REGISTRY, ROI_HEADS_REGISTRY, Backbone, build_resnet_backbone, roi_heads
+except ModuleNotFoundError as error:
+    raise UserError(
+        f"hosts.detectron2 needs {error.name}, which is not installed; detectron2 is built from source, see "
+        "https://github.com/facebookresearch/detectron2."
+    ) from error
 
 __all__ = [
     "Detectron2Backbone",

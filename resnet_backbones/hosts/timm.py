@@ -153,7 +153,7 @@ def input_of(preprocessing: Preprocessing | None) -> dict[str, Any]:
     """The entries of timm's pretrained_cfg that say what images a network takes; none if it is unknown."""
     if preprocessing is None:
         return {}
-    mean, std = map(tuple, preprocessing.as_rgb())
+    mean, std = map(tuple, preprocessing.for_host("timm"))
     entries = {"mean": mean, "std": std, "interpolation": preprocessing.interpolation}
     if preprocessing.size and preprocessing.resize:
         size = preprocessing.size

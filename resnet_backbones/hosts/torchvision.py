@@ -20,7 +20,7 @@ from torchvision.ops import MultiScaleRoIAlign
 
 from ..backbones import build_backbone
 from ..errors import UserError
-from ..models.backbone import ShapeSpec
+from ..models.backbone import Backbone, ShapeSpec
 
 RATIOS = (0.5, 1.0, 2.0)
 SIZES = (32, 64, 128, 256, 512)  # anchors of a single map, in pixels: those of all levels of a pyramid
@@ -33,13 +33,20 @@ def backbone(name: str, *, out_features: Sequence[str] | Mapping[str, str] | Non
     Of an FPN, p2 … p6 are "0", "1", "2", "3" and "pool", p3 … p7 are "0", "1", "2", "p6" and "p7", and p6 is made from
     p5. Without an FPN there is one map, "0", the last feature. `out_features` chooses others.
 
-    The model takes normalized images; torchvision's detectors normalize by ImageNet's mean and std. Raises `UserError`
-    as `build_backbone` does.
+    The model takes normalized images; torchvision's detectors normalize by ImageNet's mean and std, unless `detector`
+    builds them. Raises `UserError` as `build_backbone` does, and for weights that take BGR images.
     """
+    net = named_backbone(name, out_features, options)
+    if net.preprocessing is not None:
+        net.preprocessing.for_host("torchvision")
+    return net
+
+
+def named_backbone(name: str, out_features: Sequence[str] | Mapping[str, str] | None, options: dict) -> nn.Module:
     if isinstance(out_features, Mapping):
         return build_backbone(name, out_features=out_features, **options)
     if name.endswith("_fpn"):
-        levels = sorted(("p2", "p3", "p4", "p5", "p6") if out_features is None else out_features)
+        levels = sorted({"p2", "p3", "p4", "p5", "p6"} if out_features is None else set(out_features))
         names = {level: str(k) for k, level in enumerate(levels)} | {"p6": "pool"}
         if "p7" in levels:
             names |= {"p6": "p6", "p7": "p7"}
@@ -65,10 +72,12 @@ def detector(
         make: torchvision's `FasterRCNN`, `MaskRCNN`, `KeypointRCNN`, `RetinaNet`, `FCOS`, or a class derived from one.
         backbone: of this package, with levels of equally many channels.
         num_classes: with the background.
-        options: any of `make`.
+        options: any of `make`. The mean and std of the images are those of the backbone's weights.
 
-    Raises `UserError` for another class, and for levels that differ in channels.
+    Raises `UserError` for another class or backbone, and for levels that differ in channels.
     """
+    if not isinstance(backbone, Backbone):
+        raise UserError(f"The backbone is a {type(backbone).__name__}; give one of hosts.torchvision.backbone(name).")
     shapes = backbone.output_shape()
     if len({shape.channels for shape in shapes.values()}) > 1:
         channels = ", ".join(f"{name}: {shape.channels}" for name, shape in shapes.items())
@@ -76,11 +85,13 @@ def detector(
             f"torchvision's heads share their weights between levels, which need equally many channels ({channels}): "
             "use a NAME_fpn backbone, or one of the features."
         )
-    if not issubclass(make, (FasterRCNN, RetinaNet, FCOS)):
-        raise UserError(
-            f"{make.__name__} is none of torchvision's FasterRCNN, MaskRCNN, KeypointRCNN, RetinaNet and FCOS."
-        )
+    if not (isinstance(make, type) and issubclass(make, (FasterRCNN, RetinaNet, FCOS))):
+        called = getattr(make, "__name__", make)
+        raise UserError(f"{called} is none of torchvision's FasterRCNN, MaskRCNN, KeypointRCNN, RetinaNet and FCOS.")
+    check_classes(num_classes)
     defaults = {}
+    if backbone.preprocessing is not None:
+        defaults["image_mean"], defaults["image_std"] = backbone.preprocessing.for_host("torchvision")
     if issubclass(make, FasterRCNN):
         defaults |= {"rpn_anchor_generator": anchors(shapes, 8, (1,)), "box_roi_pool": pooler(backbone, 7)}
     if issubclass(make, MaskRCNN):
@@ -107,6 +118,8 @@ def anchors(shapes: Mapping[str, ShapeSpec], strides: int, scales: Sequence[floa
 def pooler(backbone: nn.Module, output_size: int) -> MultiScaleRoIAlign:
     """From every level but p6 and p7, which are for proposals (arXiv 1612.03144 §4.2)."""
     levels = [name for feature, name in backbone.out_features.items() if feature not in ("p6", "p7")]
+    if not levels:
+        raise UserError("RoIs are pooled from p2 … p5, and the backbone gives none of these; add one to out_features.")
     return MultiScaleRoIAlign(levels, output_size, sampling_ratio=2)
 
 
@@ -130,6 +143,7 @@ def segmentation(
     name: str, num_classes: int, make_head: type[nn.Module], aux: bool, options: dict
 ) -> tuple[nn.Module, nn.Module, nn.Module | None]:
     """The backbone and the heads of FCN and DeepLabV3."""
+    check_classes(num_classes)
     net = map_backbone(name, options)
     *_, before, last = net.out_features
     net.out_features = {before: "aux", last: "out"} if aux else {last: "out"}
@@ -143,6 +157,7 @@ def lraspp(name: str, num_classes: int, **options) -> LRASPP:
 
     The paper's has `output_stride=16`.
     """
+    check_classes(num_classes)
     net = map_backbone(name, options)
     net.out_features = {"res3": "low", list(net.out_features)[-1]: "high"}
     shapes = net.output_shape()
@@ -152,4 +167,14 @@ def lraspp(name: str, num_classes: int, **options) -> LRASPP:
 def map_backbone(name: str, options: dict) -> nn.Module:
     if name.endswith("_fpn"):
         raise UserError(f"{name}: torchvision's segmentation heads take a feature of a backbone; remove _fpn.")
-    return build_backbone(name, **options)
+    if "out_features" in options:
+        raise UserError("out_features is what the head looks at, so it is no option of a segmentation model.")
+    net = build_backbone(name, **options)
+    if net.preprocessing is not None:
+        net.preprocessing.for_host("torchvision")
+    return net
+
+
+def check_classes(num_classes: int) -> None:
+    if not isinstance(num_classes, int) or num_classes < 1:
+        raise UserError(f"num_classes is {num_classes}; it must be at least 1, the background included.")

@@ -72,6 +72,9 @@ class ResidualBackboneConfig(BackboneConfigMixin, PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     def set_output_features_output_indices(self, out_features: list | None, out_indices: list | None) -> None:
+        out_features, out_indices = (None if x is None else list(x) for x in (out_features, out_indices))
+        if [] in (out_features, out_indices):
+            raise UserError(f"out_features or out_indices is empty; choose from {', '.join(self.stage_names)}.")
         for feature in out_features or ():
             if feature not in self.stage_names:
                 raise UserError(unknown(f"feature of {self.name}", feature, self.stage_names))
@@ -81,7 +84,7 @@ class ResidualBackboneConfig(BackboneConfigMixin, PreTrainedConfig):
                 raise UserError(
                     f"out_indices has {index}, but {self.name} has {count} features: {', '.join(self.stage_names)}."
                 )
-        super().set_output_features_output_indices(out_features and list(out_features), out_indices)
+        super().set_output_features_output_indices(out_features, out_indices)
 
     def to_dict(self) -> dict[str, Any]:
         return {key: value for key, value in super().to_dict().items() if key != "weights"}

@@ -14,6 +14,7 @@ from torchvision.ops import misc
 from resnet_backbones import FrozenBatchNorm2d, build_backbone, fold_norms, fuse
 from resnet_backbones.errors import UserError
 from resnet_backbones.hosts.torchvision import backbone, deeplabv3, detector, fcn, lraspp
+from resnet_backbones.weights import save_safetensors
 
 DENSE = ["p3", "p4", "p5", "p6", "p7"]
 SIZES = {"min_size": 96, "max_size": 160}
@@ -223,6 +224,11 @@ def test_folded_and_fused_detectors_give_the_same(prepare, norm):
         (lambda: backbone("resnet18_fpn", out_features={"p2": "0", "p3": "0"}), "each feature needs a name of its own"),
         (lambda: detector(FasterRCNN, backbone("resnet18", out_features=["res4", "res5"]), 2), "0: 256, 1: 512"),
         (lambda: detector(nn.Linear, backbone("resnet18"), 2), "Linear is none of torchvision's FasterRCNN"),
+        (lambda: detector("FasterRCNN", backbone("resnet18"), 2), "FasterRCNN is none of torchvision's"),
+        (lambda: detector(FasterRCNN, nn.Conv2d(3, 8, 3), 2), "The backbone is a Conv2d; give one of"),
+        (lambda: detector(FasterRCNN, backbone("resnet18_fpn", out_features=["p6"]), 2), "gives none of these"),
+        (lambda: fcn("resnet18", 0), "num_classes is 0; it must be at least 1"),
+        (lambda: lraspp("resnet18", 2, out_features=["res2"]), "no option of a segmentation model"),
         (lambda: deeplabv3("resnet18_fpn", 2), "resnet18_fpn: .* remove _fpn"),
         (lambda: fcn("vgg11", 2, output_stride=8), "Unknown option of vgg11 'output_stride'"),
     ],
@@ -230,3 +236,20 @@ def test_folded_and_fused_detectors_give_the_same(prepare, norm):
 def test_what_torchvision_cannot_take_is_refused_in_one_line(build, message):
     with pytest.raises(UserError, match=message):
         build()
+
+
+def file_of(tmp_path, **preprocessing) -> str:
+    """Weights of a ResNet-18 with their preprocessing."""
+    path = tmp_path / "r18.safetensors"
+    given = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.4]} | preprocessing
+    save_safetensors(path, build_backbone("resnet18").state_dict(), {"preprocessing": given})
+    return str(path)
+
+
+def test_images_are_normalized_as_the_weights_say(tmp_path):
+    model = detector(FasterRCNN, backbone("resnet18", weights=file_of(tmp_path)), 2)
+    assert (model.transform.image_mean, model.transform.image_std) == ([0.4, 0.5, 0.6], [0.2, 0.3, 0.4])
+    bgr = file_of(tmp_path, channel_order="BGR")
+    for build in (backbone, lambda name, weights: fcn(name, 2, weights=weights)):
+        with pytest.raises(UserError, match="take BGR images, and torchvision gives RGB; convert them"):
+            build("resnet18", weights=bgr)
