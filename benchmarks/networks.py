@@ -1,7 +1,6 @@
 """Backbones alone and with an FPN: forward, and forward and backward."""
 
 import copy
-import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
@@ -9,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from resnet_backbones import build_backbone, fold_norms, fuse
-from resnet_backbones.backbones import RandomFrozenWarning
+from resnet_backbones.backbones import allow_random_frozen
 
 from .agreement import feature_difference
 from .peers import MissingError, peer_backbone, peer_fpn
@@ -43,8 +42,7 @@ def prepared(who: str, net: nn.Module, training: bool) -> nn.Module:
 
 def frozen_backbone(name: str, state: dict[str, Tensor] | None = None) -> nn.Module:
     """Ours with every norm FrozenBN, stem and res2 frozen, and weights of `state`."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RandomFrozenWarning)  # nothing is learnt here
+    with allow_random_frozen():  # nothing is learnt here
         net = build_backbone(name, norm="FrozenBN", freeze_at=2)
     if state is not None:
         net.load_state_dict(state)

@@ -4,7 +4,8 @@ import fnmatch
 import functools
 import inspect
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from torch import nn
@@ -102,6 +103,14 @@ OF_A_ROW = {"net", "block", "depths", "stem", "width", "groups", "width_per_grou
 
 class RandomFrozenWarning(UserWarning):
     """Frozen layers with random weights: they never learn, and their normalization never fits."""
+
+
+@contextmanager
+def allow_random_frozen() -> Iterator[None]:
+    """No `RandomFrozenWarning` here: the weights are loaded later, or nothing is trained."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RandomFrozenWarning)
+        yield
 
 
 def residual(

@@ -1,13 +1,12 @@
 """Classifiers by the name of their backbone, or from a checkpoint."""
 
-import warnings
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .backbones import RandomFrozenWarning, build_backbone, valid_options
+from .backbones import allow_random_frozen, build_backbone, valid_options
 from .errors import UserError, reason, unknown
 from .models.classifier import Classifier
 from .preprocessing import Preprocessing
@@ -82,8 +81,7 @@ def architecture_of(checkpoint: Checkpoint, source: str, name: str | None = None
         if option not in valid:
             raise UserError(f"{source}: architecture.options: " + unknown(f"option of {name}", option, valid))
     try:
-        with torch.device("meta"), warnings.catch_warnings():
-            warnings.simplefilter("ignore", RandomFrozenWarning)
+        with torch.device("meta"), allow_random_frozen():
             build_backbone(name, **options)
     except (UserError, TypeError, ValueError, RuntimeError) as error:  # whatever torch makes of impossible values
         raise UserError(f"{source}: no {name} can be built with its architecture.options: {reason(error)}") from error

@@ -3,7 +3,8 @@
 import struct
 import zlib
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 
 def randomize_statistics(model: nn.Module) -> None:
@@ -14,6 +15,16 @@ def randomize_statistics(model: nn.Module) -> None:
             nn.init.normal_(module.running_mean, std=0.1)
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.normal_(module.bias, std=0.1)
+
+
+def outputs_of(model: nn.Module, images: Tensor) -> Tensor:
+    with torch.no_grad():
+        return model(images)
+
+
+def assert_close(ours: Tensor, theirs: Tensor) -> None:
+    """To 1e-5 of each number, or of the largest."""
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5 * theirs.abs().max().item())
 
 
 def assert_equal_features(ours: dict, theirs: dict) -> None:

@@ -9,7 +9,6 @@ products, for one image. The weights are random.
 
 import json
 import re
-import warnings
 from typing import TYPE_CHECKING
 
 from omegaconf import OmegaConf
@@ -68,11 +67,10 @@ def parse_options(pairs: list[str]) -> dict:
 
 
 def build(name: str, classifier: bool, options: dict) -> "nn.Module":
-    from ..backbones import RandomFrozenWarning, build_backbone
+    from ..backbones import allow_random_frozen, build_backbone
     from ..classifiers import build_classifier
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RandomFrozenWarning)  # nothing is trained here
+    with allow_random_frozen():  # nothing is trained here
         try:
             return build_classifier(name, **options) if classifier else build_backbone(name, **options)
         except (TypeError, RuntimeError) as error:  # of torch, about impossible values

@@ -1,13 +1,12 @@
 """The classifier of a config: built, or loaded with its classes and preprocessing."""
 
-import warnings
 from dataclasses import replace
 from functools import partial
 
 import torch.nn.functional as F
 from omegaconf import DictConfig, OmegaConf
 
-from ..backbones import RandomFrozenWarning
+from ..backbones import allow_random_frozen
 from ..classifiers import build_classifier, load_classifier
 from ..data.augmentation import BatchAugmentation
 from ..errors import UserError
@@ -56,8 +55,7 @@ def load_ensemble(config: DictConfig) -> list[Classifier]:
 def load_trained(config: DictConfig, source: str) -> Classifier:
     """The classifier at `source`, which must have the config's backbone."""
     options = {k: v for k, v in backbone_options(config).items() if k != "weights"}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RandomFrozenWarning)
+    with allow_random_frozen():
         return load_classifier(source, **options)
 
 

@@ -1,6 +1,5 @@
 """How a run of train or pretrain starts, and the copy of its model that it evaluates."""
 
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +9,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from .. import distributed
-from ..backbones import RandomFrozenWarning
+from ..backbones import allow_random_frozen
 from ..config import save_config
 from ..models.fuse import fuse
 from ..paths import local_file, output_folder
@@ -22,8 +21,7 @@ from ..training.solver import scale_to_batch
 @contextmanager
 def trial() -> Iterator[None]:
     """What is built here takes no memory and next to no time: it only shows that it can be built."""
-    with torch.device("meta"), warnings.catch_warnings():
-        warnings.simplefilter("ignore", RandomFrozenWarning)
+    with torch.device("meta"), allow_random_frozen():
         yield
 
 

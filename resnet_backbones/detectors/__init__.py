@@ -1,13 +1,12 @@
 """Detectors over our backbones. The head library is chosen by name and imported only when it is used."""
 
 import importlib
-import warnings
 from dataclasses import asdict, fields
 
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from ..backbones import RandomFrozenWarning, build_backbone
+from ..backbones import allow_random_frozen, build_backbone
 from ..errors import UserError, unknown
 from ..models.compile import compile_backbone
 from ..weights import load_state_dict, read_ours
@@ -42,8 +41,7 @@ def build_detector(config: DictConfig, num_classes: int) -> nn.Module:
     if config.weights is None:
         return make_heads(build_backbone(**options), num_classes, **settings)
     checkpoint = read_ours(config.weights)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RandomFrozenWarning)
+    with allow_random_frozen():
         backbone = build_backbone(**options | {"weights": None})
     backbone.preprocessing = checkpoint.preprocessing()
     model = make_heads(backbone, num_classes, **settings)

@@ -1,6 +1,6 @@
 """detectron2's config keys as arguments of `build_backbone`. Needs no detectron2: its config is a mapping."""
 
-import warnings
+from contextlib import nullcontext
 from typing import Any
 
 from torch import nn
@@ -36,9 +36,7 @@ def build_from(cfg: Any, name: str, form: str, in_channels: int) -> nn.Module:
         name += "_fpn"
         options |= _pyramid_options(model.FPN, form)
     weights = model.BACKBONE.get("WEIGHTS", "")
-    with warnings.catch_warnings():
-        if model.WEIGHTS:  # which detectron2 loads later
-            warnings.simplefilter("ignore", backbones.RandomFrozenWarning)
+    with backbones.allow_random_frozen() if model.WEIGHTS else nullcontext():  # which detectron2 loads later
         backbone = backbones.build_backbone(name, weights=weights or None, **options)
     if weights:
         _check_preprocessing(cfg, backbone, weights)

@@ -9,15 +9,15 @@ chooses among them, as in "rb_resnet50.IMAGENET1K_V1"), or those at `pretrained_
 SOURCE is what `build_backbone` takes as `weights`.
 """
 
-import warnings
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 import torchvision
 from torch import nn
 
-from ..backbones import CIFAR_RESNETS, RandomFrozenWarning, build_backbone, list_backbones, valid_options
+from ..backbones import CIFAR_RESNETS, allow_random_frozen, build_backbone, list_backbones, valid_options
 from ..errors import UserError, unknown
 from ..models.preact import PreActResNet
 from ..optional import import_timm
@@ -66,9 +66,7 @@ def create(
     levels = levels_of(name, options)
     taken = indices_of(levels, out_indices, "out_indices")
     built = {level["feature"]: level["module"] for level in levels[: taken[-1] + 1]}
-    with warnings.catch_warnings():
-        if weights is not None:  # they are loaded below
-            warnings.simplefilter("ignore", RandomFrozenWarning)
+    with nullcontext() if weights is None else allow_random_frozen():  # they are loaded below
         net = build_backbone(name, in_channels=in_chans, out_features=built, **options)
     if features_only:
         model = Features(net, timm.models.FeatureInfo(levels, tuple(taken)))

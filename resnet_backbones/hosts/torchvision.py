@@ -36,27 +36,28 @@ def backbone(name: str, *, out_features: Sequence[str] | Mapping[str, str] | Non
     The model takes normalized images; torchvision's detectors normalize by ImageNet's mean and std, unless `detector`
     builds them. Raises `UserError` as `build_backbone` does, and for weights that take BGR images.
     """
-    net = named_backbone(name, out_features, options)
-    if net.preprocessing is not None:
-        net.preprocessing.for_host("torchvision")
-    return net
-
-
-def named_backbone(name: str, out_features: Sequence[str] | Mapping[str, str] | None, options: dict) -> nn.Module:
     if isinstance(out_features, Mapping):
-        return build_backbone(name, out_features=out_features, **options)
+        return build(name, out_features=out_features, **options)
     if name.endswith("_fpn"):
         levels = sorted({"p2", "p3", "p4", "p5", "p6"} if out_features is None else set(out_features))
         names = {level: str(k) for k, level in enumerate(levels)} | {"p6": "pool"}
         if "p7" in levels:
             names |= {"p6": "p6", "p7": "p7"}
             options.setdefault("fpn_p6_input", "p5")
-        return build_backbone(name, out_features={level: names[level] for level in levels}, **options)
+        return build(name, out_features={level: names[level] for level in levels}, **options)
     if out_features is not None:
         options["out_features"] = out_features
-    net = build_backbone(name, **options)
+    net = build(name, **options)
     taken = list(net.out_features) if out_features is not None else list(net.out_features)[-1:]
     net.out_features = {feature: str(k) for k, feature in enumerate(taken)}
+    return net
+
+
+def build(name: str, **options) -> nn.Module:
+    """`build_backbone`; raises `UserError` for weights that take BGR images, too."""
+    net = build_backbone(name, **options)
+    if net.preprocessing is not None:
+        net.preprocessing.for_host("torchvision")
     return net
 
 
@@ -169,10 +170,7 @@ def map_backbone(name: str, options: dict) -> nn.Module:
         raise UserError(f"{name}: torchvision's segmentation heads take a feature of a backbone; remove _fpn.")
     if "out_features" in options:
         raise UserError("out_features is what the head looks at, so it is no option of a segmentation model.")
-    net = build_backbone(name, **options)
-    if net.preprocessing is not None:
-        net.preprocessing.for_host("torchvision")
-    return net
+    return build(name, **options)
 
 
 def check_classes(num_classes: int) -> None:

@@ -5,7 +5,6 @@ and its relatives, RT-DETR, D-FINE, MaskFormer, Mask2Former, UperNet. Their loss
 """
 
 import functools
-import warnings
 from typing import Any
 
 import torch
@@ -150,8 +149,7 @@ def _build(config: ResidualBackboneConfig, weights: str | None) -> nn.Module:
 
 def _build_random(config: ResidualBackboneConfig) -> nn.Module:
     """Of `from_pretrained`, which loads the weights after that, so that frozen ones are no reason to warn."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", backbones.RandomFrozenWarning)
+    with backbones.allow_random_frozen():
         return _build(config, None)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from helpers import randomize_statistics
 from PIL import Image
 from torch import nn
 from torchvision.transforms.v2.functional import pil_to_tensor
@@ -27,12 +28,7 @@ from resnet_backbones.weights.names import CAFFE2, DETECTRON2, OURS, renames
 def with_statistics(net: nn.Module) -> nn.Module:
     """`net` in evaluation, with norms that change their input."""
     torch.manual_seed(3)
-    for module in net.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.weight.data.uniform_(0.5, 1.5)
-            module.bias.data.normal_(0, 0.1)
-            module.running_mean.normal_(0, 0.1)
-            module.running_var.uniform_(0.5, 2)
+    randomize_statistics(net)
     return net.eval()
 
 

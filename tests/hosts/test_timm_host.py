@@ -9,8 +9,8 @@ import pytest
 import torch
 import torchvision
 from conftest import REPRESENTATIVES
-from helpers import randomize_statistics
-from torch import Tensor, nn
+from helpers import assert_close, outputs_of, randomize_statistics
+from torch import nn
 
 from resnet_backbones import build_backbone, list_backbones
 from resnet_backbones.backbones import CIFAR_RESNETS, RESNETS
@@ -36,15 +36,6 @@ def twins(name: str, **options) -> tuple[nn.Module, nn.Module]:
     ours = timm.create_model(f"rb_{name}", **options)
     ours.load_state_dict(theirs.state_dict())
     return ours.eval(), theirs.eval()
-
-
-def assert_close(ours: Tensor, theirs: Tensor) -> None:
-    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5 * theirs.abs().max().item())
-
-
-def outputs_of(model: nn.Module, images: Tensor) -> Tensor:
-    with torch.no_grad():
-        return model(images)
 
 
 # --- parity with timm's own networks

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import randomize_statistics
+from helpers import assert_close, outputs_of, randomize_statistics
 from torch import Tensor, nn
 
 from resnet_backbones import build_backbone, fold_norms, fuse
@@ -19,15 +19,6 @@ import resnet_backbones.hosts.timm  # noqa: E402, F401
 @pytest.fixture
 def smp():
     return pytest.importorskip("segmentation_models_pytorch", reason="segmentation_models_pytorch is not installed")
-
-
-def assert_close(ours: Tensor, theirs: Tensor) -> None:
-    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5 * theirs.abs().max().item())
-
-
-def outputs_of(model: nn.Module, images: Tensor) -> Tensor:
-    with torch.no_grad():
-        return model(images)
 
 
 @pytest.fixture
