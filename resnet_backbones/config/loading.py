@@ -8,6 +8,7 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError
 
 from ..errors import UserError, reason
+from .as_written import parse_yaml
 from .detection import Config, DatasetConfig
 from .pretraining import PretrainConfig
 from .rules import check_values
@@ -33,7 +34,7 @@ def load_config(name: str, overrides: list[str] | None = None, schema: type = Co
     """
     path = find_config(name)
     try:
-        given = OmegaConf.load(path)
+        given = OmegaConf.create(parse_yaml(path.read_bytes()) or {})
     except NOT_YAML as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(given, DictConfig):
@@ -79,11 +80,13 @@ def _check_command(given: DictConfig, schema: type, path: Path) -> None:
 
 
 def _parse_override(override: str) -> DictConfig:
-    key, equals, _ = override.partition("=")
+    key, equals, value = override.partition("=")
     if not equals or not key:
         raise UserError(f"Override {override[:200]!r} is not of the form key=value, such as solver.lr=0.01.")
     try:
-        return OmegaConf.from_dotlist([override])
+        given = OmegaConf.create()
+        OmegaConf.update(given, key, parse_yaml(value))
+        return given
     except NOT_YAML as error:
         raise UserError(f"Override {override[:200]!r} cannot be read: {' '.join(str(error).split())}") from error
 

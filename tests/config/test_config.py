@@ -52,6 +52,38 @@ def test_the_published_3x_schedule():
     assert (config.backbone.norm, config.backbone.freeze_at) == ("FrozenBN", 2)
 
 
+def test_text_is_kept_as_it_is_written(tmp_path):
+    """YAML 1.1 would read these as booleans, numbers, a date and a sexagesimal number."""
+    words = ["yes", "no", "on", "Off", "true", "01", "1e3", "1_0", "0x1F", "2026-01-02", "1:30", ".5", "~x"]
+    row = f"{{root: r, split: 0001, classes: [{', '.join(words)}]}}"
+    (tmp_path / "a.yaml").write_text(f"datasets: {{1: {row}}}\ndata: {{train: [1]}}\nbackbone: {{weights: null}}")
+    for overrides in ([], [f"datasets.1={row}"]):
+        config = load_config(str(tmp_path / "a.yaml"), overrides)
+        assert list(config.datasets["1"].classes) == words
+        assert (config.datasets["1"].split, list(config.data.train)) == ("0001", ["1"])
+        assert config.backbone.weights is None
+    save_config(config, tmp_path / "b.yaml")
+    assert load_config(str(tmp_path / "b.yaml")) == config
+
+
+def test_numbers_and_booleans_get_the_types_of_the_schema(tmp_path):
+    overrides = [
+        "solver.lr=1e-2",
+        "solver.steps=[10, 20]",
+        "detector.anchor_sizes=[[8, 16], [32]]",
+        "data.keep_empty=yes",
+    ]
+    config = load_config("coco_faster_rcnn_R50", overrides)
+    assert (config.solver.lr, list(config.solver.steps), config.data.keep_empty) == (0.01, [10, 20], True)
+    assert config.detector.anchor_sizes == [[8, 16], [32]]
+
+
+def test_a_key_that_is_there_twice_is_named(tmp_path):
+    (tmp_path / "a.yaml").write_text("seed: 1\nseed: 2\n")
+    with pytest.raises(UserError, match="a.yaml is not valid YAML: the key seed is there twice"):
+        load_config(str(tmp_path / "a.yaml"))
+
+
 def test_a_name_without_suffix_and_a_path_mean_the_same():
     by_path = load_config(str(CONFIG_FOLDER / "coco_mask_rcnn_R50.yaml"))
     assert load_config("coco_mask_rcnn_R50") == load_config("coco_mask_rcnn_R50.yaml") == by_path
@@ -107,8 +139,8 @@ def test_the_saved_config_is_complete_and_loads_to_the_same(tmp_path):
         ("detector.mask_head_depth=-1", "detector.mask_head_depth is -1; it must be from 1"),
         ("detector.rpn_nms_thresh=nan", "rpn_nms_thresh is nan; it must be from 0 to 1"),
         ("detector.rpn_bg_iou_thresh=0.9", "rpn_bg_iou_thresh is 0.9; it must be at most rpn_fg_iou_thresh, 0.7"),
-        ("detector.image_std=[1]", "image_std is .1.0.; it must be three numbers"),
-        ("detector.min_size=[[1]]", "min_size is ..1..; it must be a list of at least one number"),
+        ("detector.image_std=[1]", "image_std is .1.0.; it must be one number for each of 3 channels .* not 1"),
+        ("detector.min_size=[[1]]", "min_size is 1; it must be from 1"),
         ("detector.min_size=[0]", "min_size is 0; it must be from 1"),
         ("detector.anchor_sizes=[[-8]]", "anchor_sizes is -8; it must be from 1"),
         ("data.train=[[a]]", "data.train is ..'a'..; it must be a list of names"),
