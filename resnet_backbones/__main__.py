@@ -12,6 +12,7 @@ COMMANDS = {
     "train": "train a detector from a config, or evaluate one",
     "pretrain": "train a classifier, whose backbone detectors load, or evaluate some",
     "evaluate": "score detections in COCO's results format",
+    "check-data": "check the data of a config before training: counts, sizes, faults, near-identical images",
     "convert": "convert weights between torchvision, timm, detectron2, Caffe2 and this package",
     "analyze": "show parameters, FLOPs and activations of a backbone, stage by stage",
     "list": "list the names of the backbones",

@@ -14,6 +14,12 @@ from ..paths import LARGEST, local_file, read_whole
 
 MEMBERS = 10_000  # of a tar, after which tarfile's own list of them is emptied to save memory
 MAX_VISITS = 8  # of a folder; symbolic links can form a circle
+STRAYS = {"thumbs.db", "desktop.ini", "__macosx"}  # what Windows and macOS leave in folders and archives
+
+
+def is_stray(name: str) -> bool:
+    """Whether a path relative to a data set is hidden, such as ._a.jpg and .git/x, or left there by a file manager."""
+    return any(part.startswith(".") or part.lower() in STRAYS for part in name.split("/") if part != ".")
 
 
 class FolderTree:
@@ -21,22 +27,28 @@ class FolderTree:
         self.root = root
 
     def names(self, folder: str = "") -> list[str]:
-        """All files below `folder`, relative to the root, sorted. Raises `UserError` for links that form a circle."""
+        """All files below `folder` but strays, relative to the root, sorted.
+
+        Raises `UserError` for links that form a circle.
+        """
         found, visits = [], Counter()
-        for below, _, names in os.walk(self.root / folder, followlinks=True):
+        for below, folders, names in os.walk(self.root / folder, followlinks=True):
+            folders[:] = [name for name in folders if not is_stray(name)]
             real = os.path.realpath(below)
             visits[real] += 1
             if visits[real] > MAX_VISITS:
                 raise UserError(
                     f"{real} is linked more than {MAX_VISITS} times below {self.root}; remove the links to it."
                 )
-            found += [os.path.relpath(os.path.join(below, name), self.root) for name in names]
+            inside = os.path.relpath(below, self.root)
+            found += [name if inside == "." else f"{inside}/{name}" for name in names if not is_stray(name)]
         return sorted(found)
 
     def folders(self, folder: str = "") -> list[str]:
         """The folders directly in `folder`, sorted; none if it does not exist."""
         top = self.root / folder
-        return sorted(entry.name for entry in os.scandir(top) if entry.is_dir()) if os.path.isdir(top) else []
+        found = os.scandir(top) if os.path.isdir(top) else ()
+        return sorted(entry.name for entry in found if entry.is_dir() and not is_stray(entry.name))
 
     def path(self, name: str) -> str:
         """What messages call a file."""
@@ -53,11 +65,13 @@ class TarTree:
 
     def names(self, folder: str = "") -> list[str]:
         within = os.fsencode(f"{folder}/" if folder else "")
-        return [os.fsdecode(name) for name in self.files if name.startswith(within)]
+        names = [os.fsdecode(name) for name in self.files if name.startswith(within)]
+        return [name for name in names if not is_stray(name)]
 
     def folders(self, folder: str = "") -> list[str]:
         within = f"{folder}/" if folder else ""
-        return sorted({f[len(within) :].split("/")[0] for f in self.all_folders if f.startswith(within)} - {""})
+        found = {f[len(within) :].split("/")[0] for f in self.all_folders if f.startswith(within)}
+        return sorted(name for name in found - {""} if not is_stray(name))
 
     def path(self, name: str) -> str:
         return f"{self.tar}:{name}"

@@ -6,7 +6,9 @@ import pytest
 import torch
 from conftest import coco_dataset, read_coco, read_voc, save_coco, write_coco, write_voc
 
-from resnet_backbones.data import DetectionDataset, load_annotations, shapes
+from resnet_backbones.data.dataset import DetectionDataset
+from resnet_backbones.data.datasets import load_annotations
+from resnet_backbones.data.formats import shapes
 from resnet_backbones.errors import UserError
 
 
@@ -65,13 +67,14 @@ def test_errors_for_unknown_names_and_keys_list_the_valid_ones():
         load_annotations("coco_2017_vall")
     for spec, message in [
         (
-            {"format": "yolo", "root": "x"},
-            "datasets.own: Unknown format 'yolo'. Available: coco, shapes, voc",
+            {"format": "yollo", "root": "x"},
+            r"datasets\.own: Unknown format 'yollo'\. Did you mean yolo\? Available: coco, cvat, labelme, shapes, voc",
         ),
-        ({"format": "coco", "root": "x"}, "datasets.own: the coco format needs 'annotations'"),
+        ({"format": "coco"}, r"datasets\.own needs 'root', the folder of its images"),
+        ({"root": "x", "split": "y", "clases": "z"}, r"datasets\.own: Unknown key 'clases'\. Did you mean classes\?"),
         (
-            {"format": "voc", "root": "x", "split": "y", "annotations": "z"},
-            "voc format takes no 'annotations'",
+            {"format": "shapes", "root": "x", "split": "val", "annotations": "z"},
+            "the shapes format takes no 'annotations'",
         ),
     ]:
         with pytest.raises(UserError, match=message):

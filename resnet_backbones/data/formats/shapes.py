@@ -12,9 +12,9 @@ import numpy as np
 from PIL import Image, ImageDraw
 from pycocotools import mask as rle
 
-from ..errors import UserError, reason
-from .annotations import Annotations
-from .coco import load_coco
+from ...errors import UserError, reason
+from ..json_file import read_json
+from ..splits import Split
 
 CLASSES = ("disc", "rectangle", "triangle")
 SPLITS = {"train": (400, 1), "val": (80, 2)}  # number of images, seed
@@ -22,20 +22,20 @@ SIDE = 128  # of an image, pixels
 OVERSAMPLING = 4  # shapes are drawn larger and downsampled, for smooth edges
 
 
-def load_shapes(name: str, root: Path, split: str) -> Annotations:
-    """Read the train or val split in `root`, drawing it first if it is not there.
+def read_shapes(root: Path, annotations: None, split: Split, classes: None = None) -> tuple[Path, object]:
+    """The folder and records of the train or val split in `root`, drawing it first if it is not there.
 
     Raises `UserError` for another split and for a `root` that cannot be written.
     """
-    if split not in SPLITS:
-        raise UserError(f"Dataset {name}: shapes has the splits {', '.join(SPLITS)}, not {split!r}.")
-    folder = Path(root) / split
+    if split.name not in SPLITS:
+        raise UserError(f"{split.source}: shapes has the splits {', '.join(SPLITS)}, not {split.name!r}.")
+    folder = root / split.name
     if not os.path.isdir(folder):
-        _write_whole(folder, name, *SPLITS[split])
-    return load_coco(name, folder, str(folder / "instances.json"))
+        _write_whole(folder, split.source, *SPLITS[split.name])
+    return folder, read_json(str(folder / "instances.json"))
 
 
-def _write_whole(folder: Path, name: str, num_images: int, seed: int) -> None:
+def _write_whole(folder: Path, source: str, num_images: int, seed: int) -> None:
     """Write into a temporary folder and rename it, so that an interrupted or parallel run leaves nothing incomplete."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -49,7 +49,7 @@ def _write_whole(folder: Path, name: str, num_images: int, seed: int) -> None:
             shutil.rmtree(temporary, ignore_errors=True)
     except (OSError, ValueError) as error:
         raise UserError(
-            f"Dataset {name} cannot be drawn in {folder.absolute()}: {reason(error)}; set "
+            f"{source}: the shapes cannot be drawn in {folder.absolute()}: {reason(error)}; set "
             "$RESNET_BACKBONES_DATASETS to a writable folder."
         ) from error
 

@@ -1,0 +1,100 @@
+"""The image files of a data set, found by name, by stem or by what an annotation calls them."""
+
+import logging
+import posixpath
+from collections import defaultdict
+from functools import cache
+from pathlib import Path
+
+from PIL import Image
+
+from ...errors import UserError
+from ..files import FolderTree
+
+logger = logging.getLogger(__name__)
+
+
+@cache
+def image_suffixes() -> set[str]:
+    """Of the image formats that are read: ".jpg", ".jpeg", ".jfif" …, in lower case."""
+    from ..images import FORMATS  # slow to import
+
+    return {suffix for suffix, kind in Image.registered_extensions().items() if kind in FORMATS}
+
+
+def is_image(name: str) -> bool:
+    return posixpath.splitext(name)[1].lower() in image_suffixes()
+
+
+def stem_of(name: str) -> str:
+    """A path without its suffix, if that is one of an image: "a.b/c.d.JPG" gives "a.b/c.d"."""
+    return posixpath.splitext(name)[0] if is_image(name) else name
+
+
+def as_posix(path: str) -> str:
+    """A path as any system writes it, kept below its folder: "..\\a\\b" gives "a/b", and "a/../b" gives "b"."""
+    kept: list[str] = []
+    for part in path.strip().replace("\\", "/").split("/"):
+        if part == "..":
+            del kept[-1:]
+        elif part not in ("", "."):
+            kept.append(part)
+    return "/".join(kept)
+
+
+class ImageFiles:
+    """The images below `folder` but strays, by their names relative to it, with "/"."""
+
+    def __init__(self, folder: Path) -> None:
+        self.names = [name for name in FolderTree(folder).names() if is_image(name)]
+        self.folders = {posixpath.dirname(name) for name in self.names}
+        self.by_stem, self.by_base = defaultdict(list), defaultdict(list)
+        for name in self.names:
+            self.by_stem[stem_of(name)].append(name)
+            self.by_base[posixpath.basename(stem_of(name))].append(name)
+
+    def find(self, stem: str, stated: str = "") -> str | None:
+        """The image of the annotation file `stem`, a path without suffix, which calls its image `stated`.
+
+        Looked for are, with any suffix: the stem, `stated` relative to the folder of the annotation file and to that
+        of the images, and, if there are no images where the annotation file is, the only one of that stem elsewhere.
+        Of several, the one with the suffix of `stated` is taken, or the first one.
+        """
+        folder, base = posixpath.split(stem)
+        file = posixpath.basename(stated.replace("\\", "/").strip())
+        paths = [stem, stem_of(stem)]  # some tools write a.jpg.json
+        if file:
+            paths += [stem_of(as_posix(path)) for path in (f"{folder}/{stated}", f"{folder}/{file}", stated)]
+        for found in filter(None, map(self.by_stem.get, paths)):
+            return next((name for name in found if posixpath.basename(name) == file), found[0])
+        if folder in self.folders:  # then those of other folders have annotations of their own
+            return None
+        for path in (stem, stem_of(as_posix(stated)), base, stem_of(file)):
+            found = self.by_base.get(posixpath.basename(path), [])
+            found = [name for name in found if f"/{stem_of(name)}".endswith(f"/{path}")]
+            named = [name for name in found if posixpath.basename(name) == file] or found
+            if len(named) == 1:
+                return named[0]
+        return None
+
+
+def annotated(images: ImageFiles, folder: Path, suffix: str) -> dict[str, str]:
+    """The annotation files below `folder`, relative to it, by the names of their images.
+
+    Those whose image cannot be told from their own names are under these, without suffix. Images without a file are
+    left out: nobody has labeled them. Raises `UserError` if there are no files, or two of one image.
+    """
+    found: dict[str, str] = {}
+    for name in FolderTree(folder).names():
+        stem, end = posixpath.splitext(name)
+        if end.lower() == suffix:
+            image = images.find(stem) or stem
+            if image in found:
+                raise UserError(f"{folder}: {found[image]} and {name} are both of image {image}; remove one of them.")
+            found[image] = name
+    if not found:
+        raise UserError(f"{folder} has no {suffix} files, the annotations; set `annotations` to their folder.")
+    unlabeled = len(set(images.names) - set(found))
+    if unlabeled:
+        logger.info("%s: %d images without a %s file are left out", folder, unlabeled, suffix)
+    return found

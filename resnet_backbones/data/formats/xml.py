@@ -1,0 +1,46 @@
+"""XML of annotation tools, read without entities."""
+
+from pathlib import Path
+from xml.etree.ElementTree import Element, ParseError
+
+from defusedxml.common import DTDForbidden
+from defusedxml.ElementTree import fromstring
+
+from ...errors import UserError
+from ...paths import read_whole
+from ..text import ENCODINGS, decode_text
+
+
+def read_xml(path: Path) -> Element:
+    """The root of an XML file, of any encoding that it declares or has the byte order mark of.
+
+    Raises `UserError` naming the file if it cannot be read, is not valid or has a DOCTYPE.
+    """
+    try:
+        content = read_whole(path)
+        marked = content.startswith(tuple(ENCODINGS))  # which may contradict the declaration
+        return fromstring(decode_text(content) if marked else content, forbid_dtd=True)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.") from error
+    except DTDForbidden as error:
+        raise UserError(f"{path} has a DOCTYPE, which can declare entities; remove it.") from error
+    except (ParseError, ValueError, LookupError) as error:  # the latter two for encodings
+        raise UserError(f"{path} is not valid XML: {error}.") from error
+
+
+def number(text: str | None, what: str) -> float:
+    """`text` as a float, NaN and infinity included. Raises `UserError` naming `what` it is of."""
+    try:
+        return float(text)
+    except (TypeError, ValueError) as error:
+        shown = repr(text if text is None else text[:80])
+        raise UserError(f"{what} is {shown}, not a number.") from error
+
+
+def size_of(width: str | None, height: str | None) -> dict[str, int]:
+    """`width` and `height` of an image record, if both are whole numbers above 0."""
+    try:
+        size = {"width": int(width), "height": int(height)}
+    except (TypeError, ValueError):
+        return {}
+    return size if min(size.values()) > 0 else {}
