@@ -38,10 +38,12 @@ def write_annotations(path: Path, count: int) -> None:
 
 
 def ours():
-    from resnet_backbones.data.coco import read_coco
+    from resnet_backbones.data.cleaning import clean
+    from resnet_backbones.data.json_file import read_json, without_garbage_collection
 
     def load(path: Path):
-        data = read_coco("generated", path.parent, str(path))
+        with without_garbage_collection():
+            data = clean("generated", "coco", None, read_json(str(path)))
         return len(data), data.objects
 
     return load

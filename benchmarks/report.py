@@ -12,7 +12,7 @@ import torch
 from .settings import Settings
 from .timing import BASES, Row
 
-LIBRARIES = ("torch", "torchvision", "detectron2", "timm", "pycocotools", "faster-coco-eval")
+LIBRARIES = ("torch", "torchvision", "detectron2", "timm", "pycocotools", "hotcoco")
 
 
 def conditions(version: str, command: str, settings: Settings) -> dict[str, str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from ..errors import errors_about, one_line_errors
 from . import command_parser
 
-BACKENDS = ("faster_coco_eval", "pycocotools")
+BACKENDS = ("hotcoco", "pycocotools")
 IOU_TYPES = ("bbox", "segm")
 
 
@@ -20,20 +20,22 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--ground-truth", required=True, help="COCO instances JSON")
     parser.add_argument("--predictions", required=True, help="COCO results JSON")
     parser.add_argument("--iou-type", choices=IOU_TYPES, default="bbox")
+    parser.add_argument("--images", type=Path, help="folder of the images, for a ground truth without their sizes")
     parser.add_argument("--backend", choices=BACKENDS, default=BACKENDS[0], help="pycocotools: slower, same metrics")
     parser.add_argument("--output", type=Path, help="also write that JSON to this file")
     args = parser.parse_args(argv)
-    from ..data.coco import read_json
-    from ..evaluation.coco import check_ground_truth, check_predictions, score_checked
+    from ..data.annotations import report
+    from ..data.cleaning import clean
+    from ..data.json_file import read_json, without_garbage_collection
+    from ..evaluation.coco import evaluate_coco
     from ..evaluation.report import metrics_table, write_json
 
-    with one_line_errors():
-        ground_truth, predictions = read_json(args.ground_truth), read_json(args.predictions)
-        with errors_about(args.ground_truth):
-            check_ground_truth(ground_truth, args.iou_type)
+    with one_line_errors(), without_garbage_collection():
+        content, predictions = read_json(args.ground_truth), read_json(args.predictions, "predictions file")
+        data = clean(args.ground_truth, "coco", args.images, content, source=args.ground_truth)
+        report(data)
         with errors_about(args.predictions):
-            check_predictions(ground_truth, predictions, args.iou_type)
-        metrics, summary = score_checked(ground_truth, predictions, args.iou_type, args.backend)
+            metrics, summary = evaluate_coco(data, predictions, args.iou_type, args.backend)
         print(summary + metrics_table(metrics))
         print(json.dumps(metrics))
         if args.output:

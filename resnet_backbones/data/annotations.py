@@ -1,11 +1,12 @@
-"""A detection dataset in memory, whatever its file format: COCO's records, checked, in a few arrays."""
+"""A detection dataset in memory, whatever its file format: COCO's records, cleaned, in a few arrays."""
 
 import logging
 import os
-import unicodedata
+from collections.abc import Hashable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,9 +16,15 @@ from .segmentations import Segmentations
 
 logger = logging.getLogger(__name__)
 
-MAX_SIDE = 10**6  # pixels of an image; no image file has more on a side
-MAX_COORDINATE = 1e8  # pixels; anything beyond is a broken box
 MIN_SIDE = 1e-6  # of a box, as a fraction of its image's longer side; float32 makes less zero when it is resized
+
+
+class Repair(NamedTuple):
+    """Something that was mended or left out: what it is, how often, and where it occurs first."""
+
+    what: str
+    count: int
+    first: str
 
 
 @dataclass
@@ -32,17 +39,17 @@ class Annotations:
     format: str
     image_root: Path
     categories: list[dict]
-    image_ids: np.ndarray  # (I,)
-    sizes: np.ndarray  # (I, 2), width and height in pixels
+    image_ids: np.ndarray  # (I,), integers or text
+    sizes: np.ndarray  # (I, 2), width and height in pixels; 0 where they are not known
     file_names: Ragged  # I rows, UTF-8
-    object_ids: np.ndarray  # (M,)
     image_index: np.ndarray  # (M,), the index of each object's image
     labels: np.ndarray  # (M,), from 1
     boxes: np.ndarray  # (M, 4), x, y, width, height in pixels
     areas: np.ndarray  # (M,)
     crowds: np.ndarray  # (M,), 0 or 1
     segmentations: Segmentations  # M
-    skipped: tuple[int, str] = (0, "")  # broken boxes that are not in the arrays: their number, the first one's image
+    is_labeled: bool = True  # False for a test set, whose objects are not published
+    repairs: tuple[Repair, ...] = ()
 
     def __len__(self) -> int:
         """The number of images."""
@@ -67,11 +74,24 @@ class Annotations:
     @cached_property
     def trainable(self) -> np.ndarray:
         """(M,), bool: not a crowd, and the part of the box inside the image has an area."""
-        return (self.crowds == 0) & self.have_area(self.corners[:, 2:] - self.corners[:, :2])
+        return (self.crowds == 0) & self.inside
 
-    def have_area(self, sides: np.ndarray) -> np.ndarray:
-        """(M,), bool: objects where both of `sides` (M, 2), in pixels, are long enough for a box."""
+    @cached_property
+    def flat(self) -> np.ndarray:
+        """(M,), bool: boxes without area."""
+        return ~self._have_area(self.boxes[:, 2:])
+
+    @cached_property
+    def inside(self) -> np.ndarray:
+        """(M,), bool: boxes of which some part is inside the image."""
+        return self._have_area(self.corners[:, 2:] - self.corners[:, :2])
+
+    def _have_area(self, sides: np.ndarray) -> np.ndarray:
         return (sides > MIN_SIDE * self.sizes[self.image_index].max(1, keepdims=True)).all(1)
+
+    def image_id(self, k: int) -> Hashable:
+        """Of image k, as its file has it."""
+        return self.image_ids[k : k + 1].tolist()[0]
 
     def file_name(self, k: int) -> str:
         """Of image k, relative to `image_root`."""
@@ -84,19 +104,27 @@ class Annotations:
     def image(self, k: int) -> dict:
         """Image k as COCO writes it."""
         width, height = self.sizes[k].tolist()
-        return {"id": int(self.image_ids[k]), "file_name": self.file_name(k), "width": width, "height": height}
+        return {"id": self.image_id(k), "file_name": self.file_name(k), "width": width, "height": height}
+
+    def segmentation(self, j: int) -> list | dict | None:
+        """The segmentation of object j as COCO writes it; None if it has none."""
+        return self.segmentations.as_coco(j, *self.sizes[self.image_index[j]].tolist())
+
+    def all_segmentations(self) -> list[list | dict | None]:
+        """`segmentation` of every object, much faster than one by one."""
+        return self.segmentations.all_as_coco(self.sizes[self.image_index])
 
     def object(self, j: int) -> dict:
-        """Object j as COCO writes it."""
+        """Object j as COCO writes it. Ids count from 1: pycocotools takes an object of id 0 for "no match"."""
         record = {
-            "id": int(self.object_ids[j]),
-            "image_id": int(self.image_ids[self.image_index[j]]),
+            "id": j + 1,
+            "image_id": self.image_id(self.image_index[j]),
             "category_id": self.categories[self.labels[j] - 1]["id"],
             "bbox": self.boxes[j].tolist(),
             "area": float(self.areas[j]),
             "iscrowd": int(self.crowds[j]),
         }
-        segmentation = self.segmentations[j]
+        segmentation = self.segmentation(j)
         return record if segmentation is None else record | {"segmentation": segmentation}
 
     def objects(self, k: int) -> list[dict]:
@@ -108,8 +136,7 @@ class Annotations:
         return {
             "info": {"description": self.name},
             "images": [self.image(k) for k in range(len(self))],
-            # New ids, from 1: pycocotools takes an annotation of id 0 for "no match".
-            "annotations": [self.object(j) | {"id": j + 1} for j in range(len(self.labels))],
+            "annotations": [self.object(j) for j in range(len(self.labels))],
             "categories": self.categories,
         }
 
@@ -136,41 +163,11 @@ def check_images_exist(data: Annotations) -> None:
         )
 
 
-def warn_skipped(data: Annotations) -> None:
-    """Log how many boxes are skipped, and how many segmentations no mask can be drawn from."""
-    count, first = data.skipped
-    if count:
-        logger.warning("%s: skipped %d boxes that are not finite (first in %s)", data.name, count, first)
-    flat = ~data.have_area(data.boxes[:, 2:])
-    outside = ~data.have_area(data.corners[:, 2:] - data.corners[:, :2]) & ~flat
-    for reason, skipped in (("without area", flat), ("outside the image", outside)):
+def report(data: Annotations) -> None:
+    """Log once what was mended, and which boxes training skips."""
+    for what, count, first in data.repairs:
+        logger.warning("%s: %d x %s (first %s)", data.name, count, what, first)
+    for what, skipped in (("without area", data.flat), ("outside the image", ~data.inside & ~data.flat)):
         if skipped.any():
             first = data.file_name(data.image_index[skipped.argmax()])
-            logger.warning("%s: skipped %d boxes %s (first in %s)", data.name, skipped.sum(), reason, first)
-    shapeless = data.segmentations.present & ~data.segmentations.drawable()
-    if shapeless.any():
-        logger.warning(
-            "%s: %d objects have a segmentation without a polygon; masks skip them (first annotation %s)",
-            *(data.name, shapeless.sum(), data.object_ids[shapeless.argmax()]),
-        )
-
-
-def check_classes(names: list[str], source: str) -> None:
-    """Raise `UserError` for names that cannot be printed."""
-    bad = next((name for name in names if not is_printable(name)), None)
-    if bad is not None:
-        raise UserError(f"{source}: the class name {bad[:80]!r} has control characters.")
-
-
-def is_printable(text: str) -> bool:
-    """Whether it has neither control characters, which move a terminal's cursor, nor surrogates."""
-    return not any(unicodedata.category(c) in ("Cc", "Cs") for c in text)
-
-
-def finite_boxes(
-    boxes: np.ndarray, file_names: list[str], image_index: np.ndarray
-) -> tuple[np.ndarray, tuple[int, str]]:
-    """(M,), bool: the boxes with real coordinates; and `Annotations.skipped` for the others."""
-    finite = (np.abs(boxes) < MAX_COORDINATE).all(1)  # False for NaN, too
-    first = "" if finite.all() else file_names[image_index[finite.argmin()]]
-    return finite, (int(len(finite) - finite.sum()), first)
+            logger.warning("%s: %d boxes %s, skipped in training (first in %s)", data.name, skipped.sum(), what, first)

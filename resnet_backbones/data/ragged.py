@@ -18,6 +18,11 @@ class Ragged:
     def __getitem__(self, k: int) -> np.ndarray:
         return self.values[self.ends[k - 1] if k else 0 : self.ends[k]]
 
+    def tolist(self) -> list[list]:
+        """All rows as lists, much faster than one by one."""
+        values, ends = self.values.tolist(), self.ends.tolist()
+        return [values[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+
     @property
     def lengths(self) -> np.ndarray:
         return np.diff(self.ends, prepend=0)

@@ -1,78 +1,124 @@
-"""The segmentations of a dataset: polygons in one array of numbers, every other form as JSON."""
+"""The instance masks of a dataset in a few arrays, and what is mended in COCO's `segmentation` on the way there."""
 
 import itertools
-import json
-from functools import cached_property
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from .masks import FARTHEST, is_polygon
 from .ragged import Ragged, pack_numbers, pack_strings
+from .rle import fill_exactly
+
+FARTHEST = 1e6  # pixels; pycocotools takes memory for each pixel along a polygon, and no image has more on a side
 
 
 class Segmentations:
-    """M segmentations as COCO writes them: a list of polygons, an RLE, or None.
+    """M masks, each as polygons of at least three corners, as a compressed RLE of its image's size, or absent.
 
     Args:
-        polygons: the polygons of all objects, one per row.
+        polygons: the polygons of all objects, one per row, as x, y, x, y … in pixels.
         ends: (M,), object j has the rows `ends[j - 1]` to `ends[j] - 1`.
-        others: M rows, the JSON of a segmentation that is not a list of polygons, empty for one that is.
+        counts: M rows, the RLE of an object, empty without one.
     """
 
-    def __init__(self, polygons: Ragged, ends: np.ndarray, others: Ragged) -> None:
-        self.polygons, self.ends, self.others = polygons, ends, others
-
-    def __getitem__(self, j: int) -> object:
-        if len(text := self.others[j]):
-            return json.loads(text.tobytes())
-        return [self.polygons[k].tolist() for k in range(self.ends[j - 1] if j else 0, self.ends[j])]
+    def __init__(self, polygons: Ragged, ends: np.ndarray, counts: Ragged) -> None:
+        self.polygons, self.ends, self.counts = polygons, ends, counts
 
     @property
     def present(self) -> np.ndarray:
-        """(M,), bool: segmentations other than None."""
-        return self._first != ord("n")  # null
+        """(M,), bool."""
+        return (np.diff(self.ends, prepend=0) > 0) | (self.counts.lengths > 0)
 
-    def drawable(self) -> np.ndarray:
-        """(M,), bool: segmentations that a mask can be drawn from, an RLE or at least one proper polygon."""
-        lengths = self.polygons.lengths
-        far = np.flatnonzero(~(np.abs(self.polygons.values) < FARTHEST))  # NaN, too
-        proper = (lengths >= 6) & (lengths % 2 == 0)
-        proper[np.searchsorted(self.polygons.ends, far, "right")] = False
-        count = np.cumsum(np.concatenate([[0], proper]))[self.ends]
-        drawable = (np.diff(count, prepend=0) > 0) | (self._first == ord("{"))
-        for j in np.flatnonzero(self._first == ord("[")):  # rare: lists with something else than polygons
-            drawable[j] = any(map(is_polygon, self[j]))
-        return drawable
+    def as_coco(self, j: int, width: int, height: int) -> list | dict | None:
+        """Mask j as COCO writes it, in an image of `width` x `height`: polygons, an RLE, or None."""
+        if len(counts := self.counts[j]):
+            return {"size": [height, width], "counts": counts.tobytes().decode()}
+        rows = range(self.ends[j - 1] if j else 0, self.ends[j])
+        return [self.polygons[k].tolist() for k in rows] or None
 
-    @cached_property
-    def _first(self) -> np.ndarray:
-        """(M,): the first byte of each JSON, 0 for polygons."""
-        lengths = self.others.lengths
-        first, filled = np.zeros(len(lengths), np.uint8), lengths > 0
-        first[filled] = self.others.values[(self.others.ends - lengths)[filled]]
-        return first
+    def all_as_coco(self, sizes: np.ndarray) -> list[list | dict | None]:
+        """`as_coco` of every object, in images of width and height `sizes` (M, 2)."""
+        polygons, texts = self.polygons.tolist(), self.counts.tolist()
+        starts = np.concatenate([[0], self.ends]).tolist()
+        return [
+            {"size": [height, width], "counts": bytes(text).decode()} if text else polygons[start:end] or None
+            for text, (width, height), start, end in zip(texts, sizes.tolist(), starts, starts[1:], strict=False)
+        ]
 
 
-def pack_segmentations(segmentations: list[object]) -> Segmentations:
-    """`segmentations` in arrays. Anything but polygons is stored unchecked; decoding it is when it is judged."""
-    listed = [type(s) is list and all(type(polygon) is list for polygon in s) for s in segmentations]
+def pack_segmentations(segmentations: Sequence[Any], sizes: np.ndarray) -> tuple[Segmentations, dict[str, np.ndarray]]:
+    """Segmentations as files have them: polygons, or RLE whose counts are a list or text.
+
+    Args:
+        segmentations: of M objects; None where there is none.
+        sizes: (M, 2), width and height of the image of each, in pixels.
+
+    A flat list of numbers is taken for the polygon that it is. Polygons of less than three corners, or with coordinates
+    that are not finite, are left out; pycocotools would take one of two corners for a box. So is an RLE that is not of
+    its image's size or whose runs do not fill it. Returns what is left, and for each repair the (M,) bool of its
+    objects.
+    """
+    flat = [type(s) is list and len(s) > 0 and type(s[0]) in (int, float) for s in segmentations]
+    shapes = [[s] if is_flat else s for s, is_flat in zip(segmentations, flat, strict=True)]
+    polygons, given, ends = _polygons([s if type(s) is list else [] for s in shapes])
+    counts = _compressed([s if type(s) is dict else None for s in segmentations], sizes)
+    packed = Segmentations(polygons, ends, pack_strings(counts))
+    lost = np.diff(ends, prepend=0) < given
+    written = np.array([s is not None and s != [] for s in segmentations], bool)
+    return packed, {
+        "a segmentation that is a flat list, taken for one polygon": np.array(flat, bool),
+        "polygons without three proper corners, left out": lost & packed.present,
+        "a segmentation that no mask can be drawn from, left out": written & ~packed.present,
+    }
+
+
+def _polygons(shapes: list[list]) -> tuple[Ragged, np.ndarray, np.ndarray]:
+    """The proper polygons of each object; how many each has in `shapes`, (M,), and the ends of those it keeps, (M,)."""
+    given = np.fromiter(map(len, shapes), np.int64, len(shapes))
+    rows = list(itertools.chain.from_iterable(shapes))
     try:
-        return _pack(segmentations, listed)
-    except (TypeError, ValueError, OverflowError):  # something in the lists is not a number
-        return _pack(segmentations, [fits and _is_numeric(s) for s, fits in zip(segmentations, listed, strict=True)])
+        packed = pack_numbers(rows)
+    except (TypeError, ValueError, OverflowError):  # something in them is not a number
+        packed = pack_numbers([_numbers(row) for row in rows])
+    lengths = packed.lengths
+    proper = (lengths >= 6) & (lengths % 2 == 0)
+    far = np.flatnonzero(~(np.abs(packed.values) < FARTHEST))  # NaN, too
+    proper[np.searchsorted(packed.ends, far, "right")] = False
+    before = np.concatenate([[0], np.cumsum(proper)])
+    if not proper.all():
+        packed = Ragged(packed.values[np.repeat(proper, lengths)], np.cumsum(lengths[proper]))
+    return packed, given, before[np.cumsum(given)]
 
 
-def _pack(segmentations: list[object], are_polygons: list[bool]) -> Segmentations:
-    pairs = list(zip(segmentations, are_polygons, strict=True))
-    polygons = [s if numeric else [] for s, numeric in pairs]
-    others = [b"" if numeric else json.dumps(s).encode() for s, numeric in pairs]
-    ends = np.cumsum([len(s) for s in polygons], dtype=np.int64)
-    return Segmentations(pack_numbers(list(itertools.chain.from_iterable(polygons))), ends, pack_strings(others))
-
-
-def _is_numeric(polygons: list[list]) -> bool:
+def _numbers(row: Any) -> list[float]:
+    """A polygon's coordinates; none if it holds something else."""
     try:
-        pack_numbers(polygons)
+        return [float(v) for v in row]
     except (TypeError, ValueError, OverflowError):
-        return False
-    return True
+        return []
+
+
+def _compressed(rles: list[dict | None], sizes: np.ndarray) -> list[bytes]:
+    """Each RLE's runs as compressed text; empty for one that does not fill its image."""
+    counts = [b"" if s is None else _text(s, *size) for s, size in zip(rles, sizes.tolist(), strict=True)]
+    present = [j for j, text in enumerate(counts) if text]
+    wrong = ~fill_exactly([counts[j] for j in present], sizes[present].prod(1))
+    for j in np.array(present, np.int64)[wrong].tolist():
+        counts[j] = b""
+    return counts
+
+
+def _text(s: dict, width: int, height: int) -> bytes:
+    """The compressed runs of one RLE; empty if its size is not the image's."""
+    size, counts = s.get("size"), s.get("counts")
+    if not isinstance(size, (list, tuple)) or list(size) != [height, width]:
+        return b""
+    if isinstance(counts, list):
+        if not all(type(run) is int and run >= 0 for run in counts) or sum(counts) != height * width:
+            return b""
+        from pycocotools import mask  # slow to import, and few files have such RLEs
+
+        return mask.frPyObjects({"size": [height, width], "counts": counts}, height, width)["counts"]
+    if isinstance(counts, str):
+        return counts.encode("ascii", "replace")  # the character for what is not ASCII is none of an RLE's
+    return counts if isinstance(counts, bytes) else b""

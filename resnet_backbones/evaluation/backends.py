@@ -1,134 +1,140 @@
-"""The libraries that compute COCO's metrics: faster-coco-eval, in C++, and pycocotools, the reference.
-
-faster-coco-eval is used where it gives the same numbers to the last bit.
-"""
+"""The libraries that compute COCO's metrics, to the same last bit: hotcoco, in Rust, and pycocotools, the reference."""
 
 import contextlib
 import io
-import logging
+from typing import NamedTuple
 
+import hotcoco
 import numpy as np
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
+from ..data.annotations import Annotations
+from ..data.rle import fill_exactly
 from ..errors import UserError, reason, unknown
+from .detections import Detections
 
-logger = logging.getLogger(__name__)
-
-BACKENDS = ("faster_coco_eval", "pycocotools")
+BACKENDS = ("hotcoco", "pycocotools")
 
 
-def accumulate(ground_truth: dict, predictions: list[dict], iou_type: str, backend: str) -> COCOeval:
-    """pycocotools' `COCOeval` after `accumulate()`: `eval["precision"]` (IoU, recall, class, area, detections) …
+class Scores(NamedTuple):
+    """COCO's 12 metrics, and the arrays behind them with -1 where there is nothing to find."""
 
-    With "faster_coco_eval", pycocotools still scores data that both understand differently, and everything if
-    faster-coco-eval is not installed. Raises `UserError` for an unknown backend and for what pycocotools cannot score.
+    stats: np.ndarray  # (12,)
+    precision: np.ndarray  # (IoU, recall, class, area, number of detections)
+    recall: np.ndarray  # (IoU, class, area, number of detections)
+
+
+def score_detections(data: Annotations, found: Detections, iou_type: str, backend: str) -> Scores:
+    """The scores of `found`. Classes are in the order of `data.categories`.
+
+    Raises `UserError` for an unknown backend, and for masks on images of an unknown size.
     """
     if backend not in BACKENDS:
         raise UserError(unknown("evaluation.backend", backend, BACKENDS))
-    if backend == "faster_coco_eval" and is_plain(ground_truth, iou_type):
-        try:
-            return _by_faster_coco_eval(ground_truth, predictions, iou_type)
-        except ImportError:
-            logger.warning(
-                "faster-coco-eval is not installed, so pycocotools is used, which is several times slower: "
-                "pip install faster-coco-eval, or set evaluation.backend=pycocotools"
+    kept = np.arange(len(data.labels)) if iou_type == "bbox" else np.flatnonzero(data.segmentations.present)
+    if iou_type == "segm":
+        unknown_size = (data.sizes[data.image_index[kept]] == 0).any(1)
+        if unknown_size.any():
+            k = data.image_index[kept[unknown_size.argmax()]]
+            raise UserError(
+                f"image {data.image_id(k)} of the ground truth has no width and height, which its masks need; give the "
+                "folder of the images with --images."
             )
-        except Exception as error:  # pycocotools scores them, or says what is wrong
-            logger.debug("faster-coco-eval cannot score these predictions: %s", error)
+    ids = _ranks(data.image_ids.tolist())  # of equal scores, the one of the smaller image id comes first
+    images = [
+        {"id": k, "file_name": "", "width": width, "height": height}
+        for k, (width, height) in zip(ids.tolist(), data.sizes.tolist(), strict=True)
+    ]
+    categories = [{"id": label, "name": name} for label, name in enumerate(data.classes, 1)]
+    score = {"hotcoco": _hotcoco, "pycocotools": _pycocotools}[backend]
+    return score(data, found, iou_type, kept, ids, images, categories)
+
+
+def _hotcoco(
+    data: Annotations,
+    found: Detections,
+    iou_type: str,
+    kept: np.ndarray,
+    ids: np.ndarray,
+    images: list[dict],
+    categories: list[dict],
+) -> Scores:
+    truth = hotcoco.COCO.from_arrays(
+        images,
+        categories,
+        ids[data.image_index[kept]],
+        data.labels[kept],
+        data.boxes[kept],
+        area=data.areas[kept],
+        iscrowd=data.crowds[kept],
+        segmentation=None if iou_type == "bbox" else [s for s in data.all_segmentations() if s is not None],
+    )
+    if iou_type == "bbox":
+        columns = ids[found.image_index], found.boxes, found.scores, found.labels
+        results = truth.load_res(np.column_stack(columns).astype(np.float64))
+    else:
+        results = truth.load_res(_rows(found, ids, "segmentation", found.masks))
+    evaluation = hotcoco.COCOeval(truth, results, iou_type)
+    evaluation.evaluate()
+    evaluation.accumulate()
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation.summarize()
+    arrays = evaluation.eval
+    return Scores(np.asarray(evaluation.stats), arrays["precision"], arrays["recall"])
+
+
+def _pycocotools(
+    data: Annotations,
+    found: Detections,
+    iou_type: str,
+    kept: np.ndarray,
+    ids: np.ndarray,
+    images: list[dict],
+    categories: list[dict],
+) -> Scores:
+    from pycocotools.coco import COCO  # slow to import
+    from pycocotools.cocoeval import COCOeval
+
+    truth, results = COCO(), COCO()
+    own_ids = [{"image_id": int(ids[data.image_index[j]]), "category_id": int(data.labels[j])} for j in kept]
+    objects = [data.object(j) | ids for j, ids in zip(kept, own_ids, strict=True)]
+    truth.dataset = {"images": images, "categories": categories, "annotations": objects}
+    results.dataset = truth.dataset | {"annotations": []}
+    if iou_type == "bbox":  # a segmentation of None keeps it from making a polygon of each box
+        rows = [row | {"segmentation": None} for row in _rows(found, ids, "bbox", found.boxes.tolist())]
+    else:
+        _check_runs(data, found)
+        rows = _rows(found, ids, "segmentation", found.masks)
     try:
         with contextlib.redirect_stdout(io.StringIO()):
-            evaluation = COCOeval(*_load(COCO, ground_truth, predictions, iou_type), iou_type)
+            truth.createIndex()
+            results.createIndex()
+            evaluation = COCOeval(truth, truth.loadRes(rows) if rows else results, iou_type)
             evaluation.evaluate()
             evaluation.accumulate()
-    except Exception as error:  # pycocotools raises many kinds
+            evaluation.summarize()
+    except Exception as error:  # it raises many kinds
         raise UserError(f"pycocotools cannot score these {iou_type} predictions: {reason(error)}") from error
-    return evaluation
+    return Scores(np.asarray(evaluation.stats), evaluation.eval["precision"], evaluation.eval["recall"])
 
 
-def is_plain(ground_truth: dict, iou_type: str) -> bool:
-    """Whether both libraries understand it in the same way.
-
-    Ids are integers that fit a double and are unique, those of objects are positive (pycocotools takes an object of id
-    0 for no match), `iscrowd` is 0 or 1, and polygons have three corners (pycocotools takes two for a box).
-    """
-    objects = ground_truth["annotations"]
-    for entries in (ground_truth["images"], ground_truth["categories"], objects):
-        ids = {entry["id"] for entry in entries if type(entry["id"]) is int and abs(entry["id"]) < 2**53}
-        if len(ids) < len(entries):
-            return False
-    return len(ground_truth["categories"]) > 0 and all(
-        o["id"] > 0
-        and type(o["image_id"]) is type(o["category_id"]) is int
-        and o["iscrowd"] in (0, 1)
-        and (iou_type == "bbox" or isinstance(o["segmentation"], dict) or min(map(len, o["segmentation"])) >= 6)
-        for o in objects
-    )
+def _ranks(ids: list) -> np.ndarray:
+    """(N,), from 1: the place of each id among them, numbers before text."""
+    ranks = np.zeros(len(ids), np.int64)
+    ranks[sorted(range(len(ids)), key=lambda k: (isinstance(ids[k], str), ids[k]))] = np.arange(1, len(ids) + 1)
+    return ranks
 
 
-def _by_faster_coco_eval(ground_truth: dict, predictions: list[dict], iou_type: str) -> COCOeval:
-    import faster_coco_eval  # may not be installed
-
-    truth, found = _load(faster_coco_eval.COCO, ground_truth, predictions, iou_type)
-    fast = faster_coco_eval.COCOeval_faster(truth, found, iou_type, print_function=logger.debug)
-    evaluation = COCOeval(iouType=iou_type)
-    thresholds = evaluation.params.recThrs
-    fast.params.recThrs = np.union1d(thresholds, 2.0 ** -np.arange(len(ground_truth["annotations"]).bit_length() + 1))
-    fast.evaluate()
-    fast.accumulate()
-    precision = _with_spacing(fast.eval["precision"], fast.params.recThrs, _count_objects(ground_truth, fast.params))
-    precision = precision[:, np.searchsorted(fast.params.recThrs, thresholds)]
-    evaluation.params.imgIds, evaluation.params.catIds = fast.params.imgIds, fast.params.catIds
-    evaluation.eval = {"params": evaluation.params, "precision": precision, "recall": fast.eval["recall"]}
-    return evaluation
+def _rows(found: Detections, ids: np.ndarray, shape: str, shapes: list) -> list[dict]:
+    """COCO's results format. Masks come without boxes, so that both libraries take their areas."""
+    columns = ids[found.image_index].tolist(), found.labels.tolist(), found.scores.tolist(), shapes
+    return [
+        {"image_id": image, "category_id": label, "score": score, shape: value}
+        for image, label, score, value in zip(*columns, strict=True)
+    ]
 
 
-def _with_spacing(precision: np.ndarray, thresholds: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Precision as pycocotools computes it, tp / (tp + fp + 2^-52), which differs only for tp + fp = 1.
-
-    A precision of 1 is one bit less if it comes from the first detection alone: that one is true and the second, if
-    any, is false. It does not if two objects are found at precision 1, that is, at a recall of more than 1 / n and at
-    most 2 / n of n objects. For every n > 1, one power of 2 among the `thresholds` lies in that interval. `counts`
-    (class, area) holds n.
-    """
-    power = np.floor(np.log2(np.maximum(counts - 1, 1)))  # the largest below n
-    index = np.searchsorted(thresholds, 2.0**-power)
-    second = np.take_along_axis(precision, index[None, None, :, :, None], axis=1)
-    alone = (second != 1) | (counts < 2)[None, None, :, :, None]
-    return np.where((precision == 1) & alone, 1 / (1 + np.spacing(1)), precision)
-
-
-def _count_objects(ground_truth: dict, params) -> np.ndarray:
-    """(class, area): the number of objects to find of each class and in each range of areas."""
-    objects = [o for o in ground_truth["annotations"] if not o["iscrowd"]]
-    images, index = set(params.imgIds), {category_id: k for k, category_id in enumerate(params.catIds)}
-    objects = [o for o in objects if o["image_id"] in images and o["category_id"] in index]
-    classes = np.array([index[o["category_id"]] for o in objects], dtype=int)
-    areas = np.array([o["area"] for o in objects], dtype=float)
-    inside = [classes[(areas >= low) & (areas <= high)] for low, high in params.areaRng]
-    return np.stack([np.bincount(c, minlength=len(index)) for c in inside], axis=1)
-
-
-def _load(library: type, ground_truth: dict, predictions: list[dict], iou_type: str) -> tuple:
-    """Ground truth and predictions as `library.COCO`.
-
-    They are copies, since it adds keys to its input, with only the keys that scoring reads: "caption" or "drop" have a
-    special meaning to one or the other. The "segmentation" of None keeps it from making a polygon of each box.
-    """
-    truth, found = library(), library()
-    keys = ("id", "image_id", "category_id", "bbox", "segmentation", "score", "area", "iscrowd")
-    truth.dataset = ground_truth | {"annotations": [_only(keys, o) for o in ground_truth["annotations"]]}
-    truth.createIndex()
-    if not predictions:
-        found.dataset = {key: ground_truth[key] for key in ("images", "categories")} | {"annotations": []}
-        found.createIndex()
-    elif iou_type == "bbox":
-        keys = ("image_id", "category_id", "bbox", "score")
-        found = truth.loadRes([_only(keys, p) | {"segmentation": None} for p in predictions])
-    else:
-        found = truth.loadRes([_only(keys, p) for p in predictions])
-    return truth, found
-
-
-def _only(keys: tuple[str, ...], entry: dict) -> dict:
-    return {key: entry[key] for key in keys if key in entry}
+def _check_runs(data: Annotations, found: Detections) -> None:
+    """Raise `UserError` for a mask that pycocotools would read past the end of; hotcoco does not."""
+    fits = fill_exactly([mask["counts"].encode() for mask in found.masks], data.sizes[found.image_index].prod(1))
+    if not fits.all():
+        raise UserError(f"prediction {int(fits.argmin())} has a mask whose runs do not fill its image.")

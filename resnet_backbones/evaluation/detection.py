@@ -1,5 +1,6 @@
 """From a detector and a loader to predictions, metrics and the files that show them."""
 
+import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -10,15 +11,19 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .. import distributed
-from ..data import Annotations
-from .coco import coco_metrics, coco_results
+from ..data.annotations import Annotations
+from .backends import BACKENDS
+from .coco import coco_metrics
+from .detections import coco_results
 from .report import write_json
 from .samples import save_samples
 from .voc import voc_metrics
 
+logger = logging.getLogger(__name__)
+
 
 def evaluate(
-    model: nn.Module, loader: Iterable, data: Annotations, masks: bool = False, backend: str = "faster_coco_eval"
+    model: nn.Module, loader: Iterable, data: Annotations, masks: bool = False, backend: str = BACKENDS[0]
 ) -> tuple[dict[str, float], list[dict]]:
     """Run the detector on every image of `data` and score it.
 
@@ -55,33 +60,36 @@ def evaluate_sets(
 
 
 def save_results(
-    output_dir: Path, sets: Sequence[Annotations], predictions: Sequence[list[dict]], samples: int, min_score: float
+    output_dir: Path,
+    sets: Sequence[Annotations],
+    predictions: Sequence[list[dict]],
+    samples: int,
+    min_score: float,
+    channels: int = 3,
 ) -> None:
     """Write `predictions.json` and `samples/*.png` of the first set, `predictions_NAME.json` … of the others.
 
     Args:
         samples: the number of images to draw from each set.
         min_score: of the predictions that are drawn.
+        channels: of the images; the first three are drawn, or one as gray.
     """
     for k, (data, found) in enumerate(zip(sets, predictions, strict=True)):
         suffix = f"_{data.name}" if k else ""
         write_json(output_dir / f"predictions{suffix}.json", found)
-        save_samples(data, found, output_dir / f"samples{suffix}", samples, min_score)
+        save_samples(data, found, output_dir / f"samples{suffix}", samples, min_score, channels)
 
 
-def score(
-    predictions: list[dict], data: Annotations, masks: bool, backend: str = "faster_coco_eval"
-) -> dict[str, float]:
-    """All metrics that apply to this dataset."""
-    ground_truth = data.as_coco()
-    metrics = coco_metrics(ground_truth, predictions, "bbox", backend)
+def score(predictions: list[dict], data: Annotations, masks: bool, backend: str = BACKENDS[0]) -> dict[str, float]:
+    """All metrics that apply to this dataset; none for a test set without annotations."""
+    if not data.is_labeled:
+        logger.warning("%s has no annotations: its predictions are written, and there are no metrics", data.name)
+        return {}
+    metrics = coco_metrics(data, predictions, "bbox", backend)
     if masks:
-        # With boxes, pycocotools would take the areas of predictions from them, not from the masks.
-        without_boxes = [{k: v for k, v in p.items() if k != "bbox"} for p in predictions]
-        drawable = [ground_truth["annotations"][j] for j in np.flatnonzero(data.segmentations.drawable())]
-        metrics |= coco_metrics({**ground_truth, "annotations": drawable}, without_boxes, "segm", backend)
+        metrics |= coco_metrics(data, predictions, "segm", backend)
     if data.format == "voc":
-        metrics |= voc_metrics(ground_truth, predictions)
+        metrics |= voc_metrics(data.as_coco(), predictions)
     return metrics
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
-from ..data import Annotations
+from ..data.annotations import Annotations
 from ..data.images import read_image
 from ..data.masks import decode_mask
 from ..errors import UserError
@@ -19,18 +19,22 @@ FAR = 1e5  # pixels; corners are clipped to it, outside every panel
 SHORT_SIDE = 480  # pixels of a panel; small images are enlarged to keep text legible
 
 
-def save_samples(data: Annotations, predictions: list[dict], folder: Path, count: int, min_score: float) -> list[Path]:
+def save_samples(
+    data: Annotations, predictions: list[dict], folder: Path, count: int, min_score: float, channels: int = 3
+) -> list[Path]:
     """Draw `count` images, evenly spaced in the dataset, into `folder`, and return the paths.
 
     On the left are the predictions with a score of at least `min_score`, on the right the ground truth. Files are named
-    after their images, "front_1.png" for front/1.jpg. Images that cannot be read are skipped.
+    after their images, "front_1.png" for front/1.jpg. Images that cannot be read are skipped. Of images with other
+    `channels` than RGB, the first three are drawn, or the first as gray.
     """
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for k in np.unique(np.linspace(0, len(data) - 1, min(count, len(data))).astype(int)) if count else []:
-        found = [p for p in predictions if p["image_id"] == data.image_ids[k] and p["score"] >= min_score]
+        image_id = data.image_id(k)
+        found = [p for p in predictions if p["image_id"] == image_id and p["score"] >= min_score]
         try:
-            picture = draw_comparison(data, k, sorted(found, key=lambda p: p["score"]))
+            picture = draw_comparison(data, k, sorted(found, key=lambda p: p["score"]), channels)
         except UserError as error:
             logger.warning("%s It has no sample.", error)
             continue
@@ -43,9 +47,10 @@ def save_samples(data: Annotations, predictions: list[dict], folder: Path, count
     return paths
 
 
-def draw_comparison(data: Annotations, k: int, found: list[dict]) -> Image.Image:
+def draw_comparison(data: Annotations, k: int, found: list[dict], channels: int = 3) -> Image.Image:
     """Image k twice, side by side: with the predictions `found` and with the ground truth."""
-    pixels = read_image(data.path(k), tuple(data.sizes[k].tolist()))
+    pixels = read_image(data.path(k), tuple(data.sizes[k].tolist()), channels)
+    pixels = pixels[..., :3] if channels >= 3 else pixels[..., :1].repeat(3, axis=2)
     true = data.objects(k)
     left = draw_objects(pixels, data, found, f"predicted: {len(found)}")
     right = draw_objects(pixels, data, true, f"true: {len(true)}")
@@ -63,7 +68,7 @@ def draw_objects(pixels: np.ndarray, data: Annotations, objects: list[dict], tit
     colors = [PALETTE[labels[o["category_id"]] % len(PALETTE)] for o in objects]
     blended = pixels.astype(float)
     for o, color in zip(objects, colors, strict=True):
-        mask = _mask(o, height, width)
+        mask = decode_mask(o.get("segmentation"), height, width)
         if mask is not None:
             blended[mask > 0] = 0.6 * blended[mask > 0] + 0.4 * np.array(ImageColor.getrgb(color))
 
@@ -85,13 +90,6 @@ def draw_objects(pixels: np.ndarray, data: Annotations, objects: list[dict], tit
         )
     _text(draw, font, (4, panel.height - 18), title, "black")
     return panel
-
-
-def _mask(o: dict, height: int, width: int) -> np.ndarray | None:
-    try:
-        return decode_mask(o, height, width)
-    except (ValueError, TypeError):
-        return None  # an invalid one; training reports it if it needs masks
 
 
 def _text(draw: ImageDraw.ImageDraw, font, corner: tuple[float, float], text: str, color: str) -> None:

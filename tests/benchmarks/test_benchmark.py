@@ -61,7 +61,9 @@ def test_the_table_and_the_json_say_what_was_measured(speed, tmp_path, monkeypat
 
     groups = rows_by_measured(tmp_path / "b.json")
     assert [measured.split(" (")[0] for measured in groups] == [
-        "backbone forward", "backbone forward + backward", "loader", "evaluator, CPU time"
+        "backbone forward", "backbone forward + backward", "loader",
+        "scoring of bbox, CPU time", "the whole command for bbox, CPU time",
+        "scoring of segm, CPU time", "the whole command for segm, CPU time"
     ]  # fmt: skip
     for measured, rows in groups.items():
         for contender, row in rows.items():
@@ -77,14 +79,15 @@ def test_the_table_and_the_json_say_what_was_measured(speed, tmp_path, monkeypat
                 assert "not installed" in line
         assert rows.get("timm", {"remark": "not installed"})["remark"] == "not installed"
         assert rows["ours"]["seconds"]
-    forward, backward, loader, evaluator = groups.values()
+    forward, backward, loader, boxes, _, masks, _ = groups.values()
     assert forward["timm"]["seconds"] == []
     assert forward["torchvision"]["differences"]["features"] < 1e-4
     trained = sum(p.numel() for p in nn.Conv2d(256, 512, 3, bias=False).parameters())
     assert backward["torchvision"]["peak_bytes"] > forward["torchvision"]["peak_bytes"] + 4 * trained
     assert loader["ours"]["images"] == 4
-    assert evaluator["pycocotools"]["differences"] == {"metrics": 0}
-    assert evaluator["pycocotools"]["remark"] == "metrics identical: yes"
+    for scoring in (boxes, masks):
+        assert scoring["pycocotools"]["differences"] == {"metrics": 0}
+        assert scoring["pycocotools"]["remark"] == "metrics identical: yes"
 
 
 @pytest.mark.slow

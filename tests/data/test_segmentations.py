@@ -6,8 +6,10 @@ import torch
 from conftest import coco_dataset, save_coco, write_coco
 from pycocotools import mask as rle
 
-from resnet_backbones.data import DetectionDataset, load_annotations
-from resnet_backbones.data.masks import decode_mask, rle_counts
+from resnet_backbones.data.dataset import DetectionDataset
+from resnet_backbones.data.datasets import load_annotations
+from resnet_backbones.data.masks import decode_mask
+from resnet_backbones.data.rle import fill_exactly
 from resnet_backbones.data.segmentations import pack_segmentations
 from resnet_backbones.errors import UserError
 
@@ -28,78 +30,98 @@ def test_compressed_and_uncompressed_rle_agree_with_the_polygon(tmp_path):
     assert torch.equal(masks[0], masks[2])
 
 
+SQUARE, LINE, ABSURD = [10, 8, 30, 8, 30, 28, 10, 28], [10, 8, 30, 8], [10, 8, 1e9, 8, 30, 28]
+RUNS = {"size": [40, 48], "counts": [0, 80, 40 * 48 - 80]}
+TEXT = rle.frPyObjects(RUNS, 40, 48)["counts"].decode()
+
+
 @pytest.mark.parametrize(
-    ("segmentation", "message"),
+    ("segmentation", "expected"),
     [
-        ({"size": [40, 47], "counts": [1880]}, "size .40, 47., the image .40, 48."),
-        ({"size": [40, 48], "counts": [7]}, "counts do not sum to 40 x 48"),
-        ({"size": [40, 48], "counts": ""}, "has no counts"),
-        ({"size": [40, 48], "counts": "zzzz"}, "has the invalid character 'z'"),
-        ({"size": [40, 48], "counts": "P"}, "is cut short"),
-        ({"size": [40, 48]}, "has no counts"),
+        ([SQUARE], [SQUARE]),
+        ([SQUARE, SQUARE], [SQUARE, SQUARE]),
+        (SQUARE, [SQUARE]),  # a flat list
+        ([LINE, SQUARE], [SQUARE]),
+        ([SQUARE, []], [SQUARE]),
+        ([ABSURD, SQUARE], [SQUARE]),
+        ([[float("nan")] * 6, SQUARE], [SQUARE]),
+        ([[128.0, 128.0], SQUARE], [SQUARE]),
+        (["x", None, SQUARE], [SQUARE]),
+        ([list(map(str, SQUARE))], [SQUARE]),
+        (RUNS, {"size": [40, 48], "counts": TEXT}),
+        ({"size": [40, 48], "counts": TEXT}, {"size": [40, 48], "counts": TEXT}),
+        (None, None),
+        ([], None),
+        ([[]], None),
+        ([LINE], None),
+        ([ABSURD], None),
+        ([SQUARE[:7]], None),
+        ([["a"] * 6], None),
+        ("30 8", None),
+        (7, None),
+        ({"size": [40, 47], "counts": [1880]}, None),  # of another size
+        ({"size": [48, 40], "counts": [1920]}, None),
+        ({"size": [40, 48], "counts": [7]}, None),  # does not fill it
+        ({"size": [40, 48], "counts": [-1, 1921]}, None),
+        ({"size": [40, 48], "counts": [1.5, 1918.5]}, None),
+        ({"size": [40, 48], "counts": TEXT[:-1]}, None),
+        ({"size": [40, 48], "counts": ""}, None),
+        ({"size": [40, 48], "counts": "zzzz"}, None),
+        ({"size": [40, 48], "counts": "P"}, None),
+        ({"size": [40, 48]}, None),
     ],
 )
-def test_masks_that_do_not_fit_are_named(tmp_path, segmentation, message):
-    content = write_coco(tmp_path)
-    content["annotations"][0]["segmentation"] = segmentation
-    save_coco(tmp_path, content)
-    with pytest.raises(UserError, match=f"annotation 1 of 0.png has an invalid segmentation: its RLE.*{message}"):
-        coco_dataset(tmp_path, masks=True)[0]
+def test_segmentations_are_cleaned_and_masks_decode(segmentation, expected):
+    packed, repairs = pack_segmentations([[SQUARE], segmentation, RUNS], np.array([[48, 40]] * 3))
+    assert packed.as_coco(0, 48, 40) == [SQUARE]
+    assert packed.as_coco(2, 48, 40) == {"size": [40, 48], "counts": TEXT}
+    found = packed.as_coco(1, 48, 40)
+    assert found == expected
+    assert packed.present.tolist() == [True, expected is not None, True]
+    assert (decode_mask(found, 40, 48) is not None) == (expected is not None)
+    is_mended = any(rows[1] for rows in repairs.values())
+    as_text = segmentation == RUNS or segmentation == [list(map(str, SQUARE))]
+    assert is_mended == (found != segmentation and not as_text and segmentation != [])
+    assert not any(rows[0] or rows[2] for rows in repairs.values())
 
 
-def test_objects_without_a_polygon_are_counted_and_have_no_mask(tmp_path, caplog):
+def test_compressed_runs_that_fill_an_image_are_told_from_others():
+    rng = np.random.default_rng(0)
+    texts, pixels, proper = [], [], []
+    for k in range(300):
+        side = int(rng.choice([1, 7, 60, 300]))
+        text = rle.encode(np.asfortranarray(rng.random((side, side)) < rng.random(), np.uint8))["counts"]
+        texts += [text, text, text[:-1] + bytes([text[-1] ^ 1]), text + b"0"[: k % 2] + b"5"]
+        pixels += [side * side, side * side + 1, side * side, side * side]
+        proper += [True, False, False, False]
+    assert fill_exactly(texts, np.array(pixels)).tolist() == proper
+
+
+def test_objects_without_a_mask_are_skipped_and_counted(tmp_path, caplog):
     content = write_coco(tmp_path)
     for k, segmentation in enumerate(([], [[1, 2, 3, 4]], [[10, 8, 30, 8, 30, float("nan")]])):
         content["annotations"][2 * k]["segmentation"] = segmentation
     save_coco(tmp_path, content)
     with caplog.at_level("WARNING", "resnet_backbones"):
-        dataset = coco_dataset(tmp_path, masks=True)
-    assert "own: 3 objects have a segmentation without a polygon; masks skip them (first annotation 1)" in caplog.text
+        dataset = coco_dataset(tmp_path, masks=True, keep_empty=True)
+    assert "own: 2 x a segmentation that no mask can be drawn from, left out (first {'id': 3" in caplog.text
     assert [len(dataset[k][1]["masks"]) for k in range(4)] == [0, 0, 0, 1]
+    assert len(coco_dataset(tmp_path, masks=True)) == 1
+    assert len(coco_dataset(tmp_path)) == 4
 
 
-def test_compressed_counts_are_read_as_pycocotools_reads_them():
-    rng = np.random.default_rng(0)
-    for side in (1, 7, 60, 300):
-        mask = np.asfortranarray(rng.integers(0, 2, (side, side), dtype=np.uint8))
-        counts = rle_counts(rle.encode(mask)["counts"].decode())
-        assert sum(counts) == side * side
-        runs = np.repeat(np.arange(len(counts)) % 2, counts)
-        assert np.array_equal(runs, mask.flatten("F"))
-
-
-def test_an_object_without_segmentation_needs_faster_rcnn(tmp_path):
+@pytest.mark.parametrize("segmentation", ["absent", None, [[1, 2, 3, 4]], [[100, 100, 120, 100, 120, 120]]])
+def test_a_set_without_any_mask_cannot_train_mask_rcnn(tmp_path, segmentation):
     content = write_coco(tmp_path)
-    del content["annotations"][0]["segmentation"]
+    for o in content["annotations"]:
+        o["segmentation"] = segmentation
+        if segmentation == "absent":
+            del o["segmentation"]
     save_coco(tmp_path, content)
-    assert coco_dataset(tmp_path)[0][1]["boxes"].shape == (1, 4)
-    with pytest.raises(UserError, match="annotation 1 of 0.png has no segmentation, which mask_rcnn needs"):
-        coco_dataset(tmp_path, masks=True)[0]
-
-
-def test_drawable_segmentations_are_those_that_decode_to_a_mask():
-    square, line, absurd = [10, 8, 30, 8, 30, 28, 10, 28], [10, 8, 30, 8], [10, 8, 1e9, 8, 30, 28]
-    runs = {"size": [40, 48], "counts": [0, 80, 40 * 48 - 80]}
-    drawn = [runs, [square], [line, square], [absurd, square], [square, "x"], ["x", None, square]]
-    nothing = [
-        None,
-        [],
-        [[]],
-        [line],
-        [absurd],
-        [square[:7]],
-        [["a"] * 6],
-        "30 8",
-        7,
-        ["x"],
-        [None, [float("nan")] * 6],
-    ]
-    segmentations = pack_segmentations([*drawn, *nothing])
-    assert segmentations.drawable().tolist() == [True] * len(drawn) + [False] * len(nothing)
-    assert segmentations.present.tolist() == [True] * len(drawn) + [False] + [True] * (len(nothing) - 1)
-    for segmentation in drawn + nothing:
-        mask = decode_mask({"segmentation": segmentation}, 40, 48)
-        assert (mask is not None) == (segmentation in drawn)
+    assert len(coco_dataset(tmp_path)) == 4
+    for keep_empty in (False, True):
+        with pytest.raises(UserError, match="own has nothing to train masks on: no mask can be drawn for any of its 8"):
+            coco_dataset(tmp_path, masks=True, keep_empty=keep_empty)
 
 
 def test_nuclei_polygons_and_rle_decode(shared):

@@ -7,8 +7,8 @@ import torch
 from conftest import coco_dataset, read_coco, write_coco
 from torch import nn
 
-from resnet_backbones.data import build_test_loader
-from resnet_backbones.evaluation import evaluate, evaluate_sets, save_results
+from resnet_backbones.data.loader import build_test_loader
+from resnet_backbones.evaluation.detection import evaluate, evaluate_sets, save_results
 
 
 class SquareDetector(nn.Module):

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from conftest import write_coco
+from pycocotools import mask as rle
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -37,8 +38,6 @@ def results(tmp_path):
 
 
 def _box_rle(x0, y0, x1, y1) -> dict:
-    from pycocotools import mask as rle
-
     mask = np.zeros((40, 48), np.uint8, order="F")
     mask[y0:y1, x0:x1] = 1
     encoded = rle.encode(mask)
@@ -47,7 +46,10 @@ def _box_rle(x0, y0, x1, y1) -> dict:
 
 def pycocotools_stats(truth_file, predictions_file, iou_type) -> list[float]:
     truth = COCO(str(truth_file))
-    evaluation = COCOeval(truth, truth.loadRes(str(predictions_file)), iou_type)
+    found = json.loads(predictions_file.read_text())
+    if iou_type == "segm":  # with boxes, it would take the areas of detections from them
+        found = [{key: value for key, value in p.items() if key != "bbox"} for p in found]
+    evaluation = COCOeval(truth, truth.loadRes(found), iou_type)
     evaluation.evaluate()
     evaluation.accumulate()
     evaluation.summarize()
@@ -95,15 +97,21 @@ def test_no_predictions_score_0_and_absent_sizes_stay_minus_one(tmp_path):
     assert metrics["bbox/APl"] == -1
 
 
+def found(**changes) -> dict:
+    return {"image_id": 100, "category_id": 3, "score": 0.5, "bbox": [0, 0, 1, 1]} | changes
+
+
 @pytest.mark.parametrize(
     ("predictions", "message"),
     [
-        ({"a": 1}, "must be a list"),
-        ([{"image_id": 100}], "Prediction 0 has no 'category_id'"),
-        (
-            [{"image_id": 1, "category_id": 3, "score": 1, "bbox": [0, 0, 1, 1]}],
-            "image 1, which is not in the ground truth",
-        ),
+        ({"a": 1}, "must be a list of COCO results, not a dict"),
+        ([{"image_id": 100}], "prediction 0 has no 'category_id'; it has image_id"),
+        ([7], "prediction 0 is 7, not a mapping"),
+        ([found(image_id=1)], "prediction 0 is of an image that is not in the ground truth"),
+        ([found(), found(score=float("nan"))], "prediction 1 has a score that is not a finite number"),
+        ([found(score=None)], "prediction 0 has a score that is not a finite number"),
+        ([found(bbox=[0, 0, 1])], "prediction 0 has a bbox that is not four finite numbers"),
+        ([found(bbox=[0, 0, 1, float("inf")])], "prediction 0 has a bbox that is not four finite numbers"),
     ],
 )
 def test_bad_predictions_are_named(tmp_path, predictions, message):
@@ -132,10 +140,11 @@ def test_the_tool_names_bad_files(tmp_path, tool):
         ((truth, truth), "must be a list"),
         (
             (folder_without(tmp_path, "annotations"), truth),
-            f"{tmp_path}/without_annotations.json: The ground truth has no list 'annotations'",
+            "without_annotations.json has no annotations to score predictions with; is it a test set?",
         ),
-        ((truth, tmp_path / "few.json"), f"{tmp_path}/few.json: Prediction 0 has no 'category_id'"),
-        ((folder_without(tmp_path, "area", "annotations"), truth), "annotations have an entry without 'area'"),
+        ((folder_without(tmp_path, "images"), truth), "the list 'images' is missing"),
+        ((folder_without(tmp_path, "id", "images"), truth), "without_id.json: the image {'file_name': '0.png'"),
+        ((truth, tmp_path / "few.json"), f"{tmp_path}/few.json: prediction 0 has no 'category_id'"),
     ]:
         status, _, err = tool("evaluate", "--ground-truth", arguments[0], "--predictions", arguments[1])
         assert status == 2
@@ -148,23 +157,48 @@ def test_the_tool_names_bad_files(tmp_path, tool):
     "segmentation",
     [
         {"size": [40, 48], "counts": "PPPP"},
+        {"size": [40, 48], "counts": "zz"},
         {"size": [40, 48], "counts": [10]},
+        {"size": [48, 40], "counts": [0, 1920]},
         {"size": [2**40, 2**40], "counts": "PY1"},
         {"counts": "PY1"},
         [[1e308, 0, 4, 4, 9, 9]],
         [["a"] * 6],
+        None,
     ],
 )
-@pytest.mark.parametrize("side", ["ground truth", "prediction"])
-def test_wrong_segmentations_are_named_before_pycocotools_reads_them(tmp_path, segmentation, side):
-    truth = write_coco(tmp_path)
+def test_masks_that_cannot_be_drawn_are_named_in_predictions_and_left_out_of_the_truth(tmp_path, segmentation):
+    truth = write_coco(tmp_path, 2)
+    square = truth["annotations"][0]["segmentation"]
     whole = {"size": [40, 48], "counts": [0, 40 * 48]}
-    if side == "ground truth":
-        truth["annotations"][0]["segmentation"] = segmentation
-    found = [{"image_id": 100, "category_id": 7, "score": 0.5}]
-    found[0]["segmentation"] = whole if side == "ground truth" else segmentation
-    with pytest.raises(UserError, match=f"(?i){side}.*'segmentation'"):
-        coco_metrics(truth, found, "segm")
+    detections = [found(image_id=100 + k, category_id=[3, 7][k], segmentation=square) for k in range(2)]
+    assert coco_metrics(truth, detections, "segm")["segm/AP"] == pytest.approx(100)
+    with pytest.raises(UserError, match="prediction 1 has a segmentation that is not a mask of its image's size"):
+        coco_metrics(truth, [detections[0], found(segmentation=segmentation)], "segm")
+    truth["annotations"].insert(0, truth["annotations"][0] | {"segmentation": segmentation, "id": 99})
+    for backend in ("hotcoco", "pycocotools"):
+        assert coco_metrics(truth, detections, "segm", backend)["segm/AP"] == pytest.approx(100)
+    assert coco_metrics(truth, [found(segmentation=whole)], "segm")["segm/AP-dog"] == 0
+
+
+def test_a_mask_whose_runs_do_not_fill_its_image_never_reaches_pycocotools(tmp_path):
+    truth = write_coco(tmp_path)
+    runs = rle.frPyObjects({"size": [40, 49], "counts": [0, 1960]}, 40, 49)["counts"].decode()
+    too_long = found(segmentation={"size": [40, 48], "counts": runs})
+    with pytest.raises(UserError, match="prediction 0 has a mask whose runs do not fill its image"):
+        coco_metrics(truth, [too_long], "segm", "pycocotools")
+
+
+def test_sizes_that_the_ground_truth_lacks_are_read_from_the_images(results, tool):
+    folder, truth, _ = results
+    expected = coco_metrics(truth, json.loads((folder / "predictions.json").read_text()), "segm")
+    for image in truth["images"]:
+        del image["width"]
+        image["height"] = None
+    (folder / "sizeless.json").write_text(json.dumps(truth))
+    arguments = ["--ground-truth", folder / "sizeless.json", "--predictions", folder / "predictions.json"]
+    _, out, _ = tool("evaluate", *arguments, "--iou-type", "segm", "--images", folder / "images")
+    assert json.loads(out.splitlines()[-1]) == expected
 
 
 def voc_object(image, box, difficult=0, **extra) -> dict:
