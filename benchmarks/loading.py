@@ -1,8 +1,10 @@
 """Loaders of detection: images/s from a COCO data set of drawn JPEGs to batches of bytes and boxes."""
 
 import contextlib
+import cProfile
 import io
 import json
+import pstats
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -13,8 +15,9 @@ from torch.utils.data import DataLoader
 from torchvision import datasets
 from torchvision.transforms import v2
 
-from resnet_backbones.data import DetectionDataset, build_train_loader
-from resnet_backbones.data.coco import load_coco
+from resnet_backbones.data.dataset import DetectionDataset
+from resnet_backbones.data.datasets import load_annotations
+from resnet_backbones.data.loader import build_train_loader
 
 from .peers import MissingError, import_detectron2
 from .pictures import draw_jpeg
@@ -23,6 +26,7 @@ from .timing import Row, measure
 
 BATCH, WIDTH, HEIGHT = 2, 640, 480
 OBJECTS = 7  # an image; COCO's train2017 has 7.3
+SHOWN = 5  # functions of the profile
 
 
 def loaders(settings: Settings) -> list[Row]:
@@ -36,7 +40,9 @@ def loaders(settings: Settings) -> list[Row]:
         except MissingError as reason:
             passes["detectron2"] = str(reason)
         what = f"loader ({count} JPEGs of {WIDTH}x{HEIGHT}, no workers)"
-        return measure(what, passes, images=count, rounds=settings.rounds, warmup=1, device=torch.device("cpu"))
+        rows = measure(what, passes, images=count, rounds=settings.rounds, warmup=1, device=torch.device("cpu"))
+        rows[0].remark = _profile(passes["ours"])
+        return rows
 
 
 def draw_coco(folder: Path, count: int) -> None:
@@ -57,7 +63,8 @@ def draw_coco(folder: Path, count: int) -> None:
 
 
 def _ours(folder: str) -> Callable[[], object]:
-    dataset = DetectionDataset([load_coco("drawn", Path(folder), f"{folder}/instances.json")], train=True)
+    spec = {"format": "coco", "root": folder, "annotations": f"{folder}/instances.json"}
+    dataset = DetectionDataset([load_annotations("drawn", {"drawn": spec})], train=True)
     batches = iter(build_train_loader(dataset, BATCH, num_workers=0, seed=0, aspect_ratio_grouping=True))
 
     def once() -> None:
@@ -81,3 +88,12 @@ def _all(batches: Iterable) -> Callable[[], object]:
             pass
 
     return once
+
+
+def _profile(run: Callable[[], object]) -> str:
+    """The functions that take most of a call's time themselves, with their shares."""
+    profiler = cProfile.Profile()
+    profiler.runcall(run)
+    times = {name: spent for (_, _, name), (_, _, spent, _, _) in pstats.Stats(profiler).stats.items()}
+    longest = sorted(times, key=times.get, reverse=True)[:SHOWN]
+    return ", ".join(f"{name.strip('<>')} {100 * times[name] / sum(times.values()):.0f} %" for name in longest)

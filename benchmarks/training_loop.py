@@ -23,7 +23,9 @@ from torchvision import models
 
 from resnet_backbones import fold_norms
 from resnet_backbones.config import load_config
-from resnet_backbones.data import DetectionDataset, build_train_loader, load_annotations
+from resnet_backbones.data.dataset import DetectionDataset
+from resnet_backbones.data.datasets import load_annotations
+from resnet_backbones.data.loader import build_train_loader
 from resnet_backbones.detectors import build_detector
 from resnet_backbones.errors import one_line_errors
 from resnet_backbones.training.loop import fit, memory_format

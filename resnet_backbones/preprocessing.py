@@ -17,12 +17,12 @@ LARGEST_SIDE = 4096
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """x = (image · input_range - mean) / std, for an image in [0, 1] with its channels in `channel_order`.
+    """x = (image · input_range - mean) / std, for an image (C, H, W) in [0, 1] with its channels in `channel_order`.
 
     Args:
-        mean: one number per channel, or (3, size, size) for a mean image.
+        mean: one number for each of the C channels, or (C, size, size) for a mean image.
         std: one number per channel.
-        channel_order: "RGB" or "BGR".
+        channel_order: "RGB", which also stands for any channels but three, or "BGR".
         input_range: the largest value of an image, usually 1 or 255.
         resize, size, interpolation: of a classifier's evaluation: the shorter side and the center crop in pixels, and
             a name of torchvision's `InterpolationMode`. Detectors resize in their own way.
@@ -41,10 +41,11 @@ class Preprocessing:
     def __post_init__(self) -> None:
         mean, std = np.asarray(self.mean), np.asarray(self.std)
         numbers = all(values.dtype.kind in "iuf" and np.isfinite(values).all() for values in (mean, std))
-        if not numbers or std.shape != (3,) or not std.all() or mean.ndim not in (1, 3) or len(mean) != 3:
-            self._refuse("mean and std", (self.mean, self.std), "three numbers each, and std not 0")
-        if self.channel_order not in ("RGB", "BGR"):
-            self._refuse("channel_order", self.channel_order, "RGB or BGR")
+        fit = numbers and std.ndim == 1 and std.size and std.all() and mean.ndim in (1, 3) and len(mean) == len(std)
+        if not fit:
+            self._refuse("mean and std", (self.mean, self.std), "one number per channel each, and std not 0")
+        if self.channel_order not in ("RGB", "BGR") or (self.channel_order == "BGR" and len(std) != 3):
+            self._refuse("channel_order", self.channel_order, "RGB, or BGR of three channels")
         if not isinstance(self.input_range, (int, float)) or not 0 < self.input_range < 1e6:
             self._refuse("input_range", self.input_range, "the largest value of an image, such as 1 or 255")
         for key, value in (("resize", self.resize), ("size", self.size)):
@@ -59,7 +60,7 @@ class Preprocessing:
 
     def per_channel(self) -> "Preprocessing":
         """The same with a mean image replaced by its mean per channel, for images of any size."""
-        return replace(self, mean=tuple(np.reshape(self.mean, (3, -1)).mean(1).tolist()))
+        return replace(self, mean=tuple(np.reshape(self.mean, (len(self.std), -1)).mean(1).tolist()))
 
     def as_rgb(self) -> tuple[list[float], list[float]]:
         """Mean and std per channel, for RGB in [0, 1]."""
@@ -89,9 +90,10 @@ def imagenet(channel_order: str) -> Preprocessing:
 
 
 class Normalize(nn.Module):
-    """Normalize RGB images (…, 3, H, W), uint8 or float in [0, 1], on their device.
+    """Normalize images (…, C, H, W), uint8 or float in [0, 1], on their device; three channels are RGB.
 
-    If the mean is an image, images of another size are normalized with its mean per channel.
+    If the mean is an image, images of another size are normalized with its mean per channel. Raises `UserError` for
+    images of another number of channels.
     """
 
     def __init__(self, preprocessing: Preprocessing) -> None:
@@ -103,6 +105,8 @@ class Normalize(nn.Module):
         self.register_buffer("std", std[:, None, None], persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
+        if images.shape[-3] != len(self.std):
+            raise UserError(f"The network takes {len(self.std)} channels, but the images have {images.shape[-3]}.")
         images = images if images.is_floating_point() else images / 255
         mean = self.mean
         if mean.shape[-2:] not in ((1, 1), images.shape[-2:]):
@@ -118,19 +122,45 @@ def detector_preprocessing(
     Args:
         image_mean, image_std: per channel, for RGB in [0, 1]; None takes the weights' or ImageNet's.
 
-    Raises `UserError` naming both if `image_mean` or `image_std` differs from the weights'.
+    Raises `UserError` naming both if `image_mean` or `image_std` differs from the weights' or has not as many numbers
+    as the backbone takes channels.
     """
-    return merged_preprocessing(
-        getattr(backbone, "preprocessing", None), image_mean, image_std, "detector"
-    ).per_channel()
+    known, channels = getattr(backbone, "preprocessing", None), input_channels(backbone)
+    return merged_preprocessing(known, image_mean, image_std, "detector", channels).per_channel()
+
+
+def input_channels(backbone: nn.Module) -> int:
+    """The number of channels that the first convolution of a backbone takes; 3 where it has none."""
+    convolutions = (m for m in getattr(backbone, "body", backbone).modules() if isinstance(m, nn.Conv2d))
+    return next((conv.in_channels for conv in convolutions), 3)
 
 
 def merged_preprocessing(
-    known: Preprocessing | None, image_mean: Sequence[float] | None, image_std: Sequence[float] | None, section: str
+    known: Preprocessing | None,
+    image_mean: Sequence[float] | None,
+    image_std: Sequence[float] | None,
+    section: str,
+    channels: int = 3,
 ) -> Preprocessing:
-    """`detector_preprocessing` for weights with the preprocessing `known`; `section` of the config is for messages."""
-    if known is None:
-        return Preprocessing(tuple(image_mean or IMAGENET_MEAN), tuple(image_std or IMAGENET_STD))
+    """`detector_preprocessing` for weights with the preprocessing `known` and a network that takes `channels`.
+
+    What was known for another number of channels is dropped. Without other numbers, each channel of an image that is
+    not RGB has the average of ImageNet's three.
+
+    Args:
+        section: of the config, for messages.
+    """
+    for name, given in (("mean", image_mean), ("std", image_std)):
+        if given is not None and len(given) != channels:
+            raise UserError(
+                f"{section}.image_{name} is {list(given)}, {len(given)} in number, but the backbone takes {channels} "
+                "channels (backbone.in_channels); give one number per channel."
+            )
+    if known is None or len(known.std) != channels:
+        mean, std = (
+            rgb if channels == 3 else (round(sum(rgb) / 3, 6),) * channels for rgb in (IMAGENET_MEAN, IMAGENET_STD)
+        )
+        return Preprocessing(tuple(image_mean or mean), tuple(image_std or std))
     for name, given, trained in zip(("mean", "std"), (image_mean, image_std), known.as_rgb(), strict=True):
         if given is not None and any(abs(a - b) > 1e-3 for a, b in zip(given, trained, strict=True)):
             raise UserError(

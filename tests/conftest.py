@@ -9,7 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from resnet_backbones.data import Annotations, DetectionDataset, load_annotations
+from resnet_backbones.data.annotations import Annotations
+from resnet_backbones.data.dataset import DetectionDataset
+from resnet_backbones.data.datasets import load_annotations
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared" / "data"

@@ -18,7 +18,7 @@ from ..data.imagenet import FileImages, check_images, load_images
 from ..data.shards import ShardImages
 from ..data.views import build_views
 from ..errors import errors_about
-from ..evaluation import score_classifiers
+from ..evaluation.classification import score_classifiers
 from ..evaluation.report import metrics_table, write_json
 from ..models.classifier import Classifier
 from ..models.compile import compile_backbone
@@ -142,7 +142,7 @@ def train_loader(config: DictConfig, images: FileImages | ShardImages, preproces
     """`build_train_loader(start=…)`, for `fit`."""
     return partial(
         build_train_loader,
-        ClassificationDataset(images, train_transform(config.augmentation, preprocessing)),
+        ClassificationDataset(images, train_transform(config.augmentation, preprocessing), len(preprocessing.std)),
         config.solver.batch_size,
         num_workers=config.data.num_workers,
         seed=config.seed,
@@ -157,7 +157,9 @@ def view_loader(
 ) -> Iterable:
     """The loader of `score_classifiers` with these `views`."""
     return build_test_loader(
-        ClassificationDataset(images, build_views(views, config.evaluation.scales, preprocessing)),
+        ClassificationDataset(
+            images, build_views(views, config.evaluation.scales, preprocessing), len(preprocessing.std)
+        ),
         1 if views == "multi_scale" else config.evaluation.batch_size,
         num_workers=config.data.num_workers,
         max_unreadable=config.data.max_unreadable,
@@ -166,8 +168,8 @@ def view_loader(
 
 def with_mean_image(preprocessing: Preprocessing, loader: Iterable) -> Preprocessing:
     """`preprocessing` with the mean image of a loader of single views, over all ranks, as its mean."""
-    size = preprocessing.size
-    total, count = torch.zeros(3, size, size, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+    size, channels = preprocessing.size, len(preprocessing.std)
+    total, count = torch.zeros(channels, size, size, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
     for views, *_ in loader:
         total += torch.cat([stack for (stack,) in views]).double().sum(0) / 255
         count += len(views)

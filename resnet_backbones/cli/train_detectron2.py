@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def train(args: argparse.Namespace) -> None:
     """The job of each rank."""
-    from ..data import load_annotations
+    from ..data.datasets import load_annotations
     from ..hosts import detectron2 as host
 
     if args.datasets is not None:

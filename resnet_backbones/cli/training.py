@@ -10,18 +10,13 @@ from torch import nn
 
 from .. import distributed
 from ..backbones import build_backbone
-from ..data import (
-    Annotations,
-    DetectionDataset,
-    build_test_loader,
-    build_train_loader,
-    check_same_classes,
-    find_dataset,
-    load_annotations,
-)
+from ..data.annotations import Annotations
+from ..data.dataset import DetectionDataset, check_same_classes
+from ..data.datasets import find_dataset, load_annotations
+from ..data.loader import build_test_loader, build_train_loader
 from ..detectors import backbone_options, build_detector, compile_detector, describe, global_batch
-from ..errors import errors_about
-from ..evaluation import evaluate_sets, save_results
+from ..errors import UserError, errors_about
+from ..evaluation.detection import evaluate_sets, save_results
 from ..evaluation.report import metrics_table, write_json
 from ..models.fuse import fold_norms
 from ..training.loop import fit, memory_format, set_seed
@@ -50,8 +45,10 @@ def train(given: DictConfig, resume: bool) -> None:
     solver, output_dir = config.solver, Path(config.output_dir).expanduser()
     test_sets, train_sets = load_sets(config, config.data.test), load_sets(config, config.data.train)
     check_same_classes(test_sets[0], train_sets[0])
+    if not test_sets[0].is_labeled:
+        raise UserError(f"data.test: {test_sets[0].name} has no annotations, and so no metrics to choose the best by.")
     loader = train_loader(train_sets, config)
-    model = build_detector(config, len(test_sets[0].classes)).to(device)
+    model = build_detector(config, len(test_sets[0].classes), new_predictors=True).to(device)
     fold_norms(model)
     global_batch(model)
     model.to(memory_format=memory_format(model, solver))
@@ -94,7 +91,8 @@ def load_sets(config: DictConfig, names: list[str]) -> list[Annotations]:
 def train_loader(sets: list[Annotations], config: DictConfig) -> Callable:
     """`build_train_loader(start=…)` of `sets`, for `fit`."""
     data, masks = config.data, config.detector.name == "mask_rcnn"
-    dataset = DetectionDataset(sets, train=True, masks=masks, flip=data.flip, keep_empty=data.keep_empty)
+    options = {"flip": data.flip, "keep_empty": data.keep_empty, "channels": config.backbone.in_channels or 3}
+    dataset = DetectionDataset(sets, train=True, masks=masks, **options)
     logger.info("images: %d, classes: %d", len(dataset), len(dataset.classes))
     return partial(
         build_train_loader,
@@ -111,7 +109,8 @@ def train_loader(sets: list[Annotations], config: DictConfig) -> Callable:
 def scorer(sets: list[Annotations], config: DictConfig) -> Callable[[nn.Module], tuple[dict, list]]:
     """From a detector to its metrics on `sets`, in percent, and its predictions."""
     options = {"num_workers": config.data.num_workers, "max_unreadable": config.data.max_unreadable}
-    loaders = [build_test_loader(DetectionDataset([data], train=False), **options) for data in sets]
+    channels = config.backbone.in_channels or 3
+    loaders = [build_test_loader(DetectionDataset([data], train=False, channels=channels), **options) for data in sets]
     masks, backend = config.detector.name == "mask_rcnn", config.evaluation.backend
     return partial(evaluate_sets, sets=sets, loaders=loaders, masks=masks, backend=backend)
 
@@ -122,6 +121,7 @@ def save(
     """Write and log the results, on the main rank."""
     if distributed.is_main():
         write_json(output_dir / "metrics.json", metrics)
-        save_results(output_dir, sets, predictions, config.evaluation.samples, config.evaluation.sample_score)
+        samples, channels = config.evaluation, config.backbone.in_channels or 3
+        save_results(output_dir, sets, predictions, samples.samples, samples.sample_score, channels)
         logger.info("metrics in percent:\n%s", metrics_table(metrics))
         logger.info("metrics, predictions.json and samples/*.png are in %s", output_dir.absolute())

@@ -13,8 +13,8 @@ class DetectorConfig:
     name: str = "faster_rcnn"  # mask_rcnn, retinanet or fcos
 
     # The shorter side is resized to one of min_size, drawn per image in training and the last one in evaluation, unless
-    # the longer side would exceed max_size. Mean and std are of RGB in [0, 1]; null takes those of the backbone's
-    # weights, or ImageNet's if the weights have none.
+    # the longer side would exceed max_size. Mean and std are of each of backbone.in_channels, in [0, 1]; null takes
+    # those of the backbone's weights, or ImageNet's if the weights have none, averaged where there is no RGB.
     min_size: list[int] = field(default_factory=lambda: [800])
     max_size: int = 1333
     image_mean: list[float] | None = None
@@ -57,11 +57,14 @@ class DetectorConfig:
 class DatasetConfig:
     """A user's own data set."""
 
-    format: str = "coco"  # coco, voc or shapes
-    root: str = ""  # coco: the image folder; voc: the folder with Annotations, ImageSets and JPEGImages
-    annotations: str | None = None  # coco: the JSON file
-    split: str | None = None  # voc: a list in ImageSets/Main, such as trainval; shapes: train or val
-    classes: list[str] | None = None  # voc: names in label order; null: those found in Annotations, sorted
+    format: str | None = None  # coco, voc, yolo, labelme, cvat or shapes; null: told from the files, and logged
+    root: str = ""  # the folder of the images, or a devkit's, or that of YOLO's data.yaml
+    annotations: str | None = None  # the JSON, XML or data.yaml file, or a folder of them; null: in root
+    # A list such as trainval in ImageSets/Main, or train.txt in root; a folder in root; a key of data.yaml; a fraction
+    # such as 0.8, of which those of one data set are disjoint; or rest, what no fraction takes. null: all images.
+    split: str | None = None
+    split_seed: int = 0  # of the shuffle that fractions are parts of
+    classes: list[str] | None = None  # names in label order, others are left out; null: all names
 
 
 @dataclass
@@ -78,7 +81,7 @@ class DataConfig:
 @dataclass
 class EvaluationConfig:
     period: int = 0  # iterations between evaluations; 0: only at the end
-    backend: str = "faster_coco_eval"  # or pycocotools, which is slower and gives the same metrics
+    backend: str = "hotcoco"  # or pycocotools, which is slower and gives the same metrics
     samples: int = 8  # images drawn to samples/
     sample_score: float = 0.5  # minimum score of the detections drawn
 

@@ -42,7 +42,7 @@ class PreprocessingConfig:
     resize: int | None = None  # shorter side in evaluation, px; default 256
     size: int | None = None  # of the center crop in evaluation, px; default 224
     interpolation: str | None = None  # bilinear or bicubic; default bilinear
-    image_mean: list[float] | None = None  # of RGB in [0, 1]; default ImageNet's
+    image_mean: list[float] | None = None  # of RGB, or each channel, in [0, 1]; default ImageNet's
     image_std: list[float] | None = None
     per_pixel_mean: bool = False  # subtract the mean image of the training set instead of image_mean
 

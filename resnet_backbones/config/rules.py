@@ -7,10 +7,10 @@ from typing import Any
 from ..errors import UserError
 
 LARGEST = 10**9
-RGB = "three numbers, of RGB in [0, 1]"
 
 # (minimum, maximum) of every number whose key matches; lists are checked element by element.
 RANGES = [
+    (1, 1024, "backbone.in_channels"),
     (1, 16384, "backbone.fpn_channels detector.*_head_width"),
     (1, 64, "detector.*_pool_size detector.mask_head_depth"),
     (1, LARGEST, "detector.m??_size detector.anchor_sizes detector.rpn_*_top_n_*"),
@@ -39,7 +39,7 @@ RANGES = [
     (0, 30, "augmentation.rand_magnitude"),
     (0, 1, "augmentation.random_erasing"),
     (0, 1e6, "augmentation.lighting augmentation.mixup augmentation.cutmix"),
-    (0, 2**63 - 1, "seed"),
+    (0, 2**63 - 1, "seed datasets.*.split_seed"),
 ]
 CHOICES = {
     "backbone.fpn_p6_input": ("res5", "p5"),
@@ -52,7 +52,7 @@ CHOICES = {
     "augmentation.auto_augment": ("none", "trivial", "rand"),
     "preprocessing.interpolation": (None, "bilinear", "bicubic"),
     "loss.name": ("cross_entropy", "bce"),
-    "evaluation.backend": ("faster_coco_eval", "pycocotools"),
+    "evaluation.backend": ("hotcoco", "pycocotools"),
     "evaluation.views": ("center", "ten_crop", "multi_scale"),
 }
 
@@ -92,8 +92,7 @@ def _check_detection(config: dict, require: Callable[[bool, str, Any, str], None
     for key in ("train", "test"):
         require(_is_list_of(str, data[key]), f"data.{key}", data[key], "a list of names")
         require(len(data[key]) > 0, f"data.{key}", data[key], "at least one data set")
-    for key in ("image_mean", "image_std"):
-        require(detector[key] is None or _is_rgb(detector[key]), f"detector.{key}", detector[key], RGB)
+    _check_normalization(config, "detector", require)
     for key in ("min_size", "aspect_ratios"):
         flat = _is_list_of((int, float), detector[key]) and detector[key]
         require(bool(flat), f"detector.{key}", detector[key], "a list of at least one number")
@@ -117,9 +116,13 @@ def _check_pretraining(config: dict, require: Callable[[bool, str, Any, str], No
         require(_is_list_of((int, float), value), key, value, "a list of numbers")
     for key in ("compare", "ensemble"):
         require(_is_list_of(str, config[key]), key, config[key], "a list of names")
-    for key in ("image_mean", "image_std"):
-        given = preprocessing[key]
-        require(given is None or _is_rgb(given), f"preprocessing.{key}", given, RGB)
+    _check_normalization(config, "preprocessing", require)
+    channels = config["backbone"]["in_channels"] or 3
+    lighting, policy = augmentation["lighting"], augmentation["auto_augment"]
+    wanted = f"0 where backbone.in_channels is not 3 but {channels}: it shifts colors"
+    require(not lighting or channels == 3, "augmentation.lighting", lighting, wanted)
+    wanted = f"none where backbone.in_channels is neither 1 nor 3 but {channels}: it changes colors"
+    require(policy == "none" or channels in (1, 3), "augmentation.auto_augment", policy, wanted)
     for key in ("shorter_side", "scale"):
         low_high = augmentation[key]
         ordered = len(low_high) == 2 and low_high[0] <= low_high[1]
@@ -148,6 +151,16 @@ def _check_pretraining(config: dict, require: Callable[[bool, str, Any, str], No
     require(not doubled, "compare", config["compare"], "without repeats")
 
 
+def _check_normalization(config: dict, section: str, require: Callable[[bool, str, Any, str], None]) -> None:
+    channels = config["backbone"]["in_channels"] or 3
+    for key in ("image_mean", "image_std"):
+        given = config[section][key]
+        fits = given is None or (_is_list_of((int, float), given) and len(given) == channels)
+        count = "" if given is None else f", not {len(given)}"
+        wanted = f"one number for each of {channels} channels (backbone.in_channels), of images in [0, 1]{count}"
+        require(fits, f"{section}.{key}", given, wanted)
+
+
 def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
     """Every value below nested mappings and lists, under the dotted key of its mapping."""
     if isinstance(value, dict):
@@ -166,7 +179,3 @@ def _is_list_of(kind: type | tuple[type, ...], value: Any) -> bool:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _is_rgb(value: Any) -> bool:
-    return _is_list_of((int, float), value) and len(value) == 3

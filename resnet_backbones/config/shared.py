@@ -8,6 +8,7 @@ class BackboneConfig:
     """The arguments of `build_backbone`."""
 
     name: str = "resnet50_fpn"  # a name that `resnet-backbones list` prints, or timm:NAME; with _fpn for an FPN
+    in_channels: int | None = None  # of the images; null: 3, RGB; 1 is gray, 4 RGBA or what a TIFF holds
     norm: str = "BN"  # BN, FrozenBN, SyncBN, GN or none
     freeze_at: int = 0  # 0 nothing, 1 stem, 2 stem and res2, … 5 everything
     weights: str | None = None  # a file, a URL, hf://… or torchvision://…; null trains from scratch
@@ -17,7 +18,7 @@ class BackboneConfig:
     fpn_p6_input: str = "res5"  # res5 (RetinaNet) or p5 (FCOS), from which a p6 below a p7 is made
 
     # Variants of a residual family; null keeps the family's default. `build_backbone` explains them.
-    shortcut: str | None = None  # A, B, C, D, B3x3 or none
+    shortcut: str | None = None  # A, A_centered, B, C, D, B3x3 or none
     stride_in_1x1: bool | None = None  # the original placement, in the first 1x1 of a bottleneck
     output_stride: int | None = None  # 8 or 16: res5 (and res4) dilated instead of strided, for heads without FPN
     dilate_first: bool | None = None  # with output_stride: also dilate the convolution that was strided

@@ -15,7 +15,7 @@ RGB_EIGENVECTORS = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.
 
 
 def train_transform(augmentation: DictConfig, preprocessing: Preprocessing) -> Callable[[Tensor], Tensor]:
-    """From an RGB image (3, H, W) to a crop (3, size, size), both uint8, as the config section `augmentation` says."""
+    """From an image (C, H, W) to a crop (C, size, size), both uint8, as the config section `augmentation` says."""
     size, interpolation = augmentation.size, v2.InterpolationMode(preprocessing.interpolation)
     gray = [round(255 * v) for v in preprocessing.as_rgb()[0]]  # zero after normalization
     crops = {
@@ -49,11 +49,11 @@ def train_transform(augmentation: DictConfig, preprocessing: Preprocessing) -> C
 
 
 class BatchAugmentation:
-    """Color shifts and mixing of normalized images (N, 3, H, W) and their labels (N,), on their device.
+    """Color shifts and mixing of normalized images (N, C, H, W) and their labels (N,), on their device.
 
     Args:
         augmentation: the section of a config.
-        image_std: of RGB in [0, 1], which the images were divided by.
+        image_std: per channel, of images in [0, 1], which they were divided by.
     """
 
     def __init__(self, augmentation: DictConfig, num_classes: int, image_std: Sequence[float]) -> None:

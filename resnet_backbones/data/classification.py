@@ -25,11 +25,14 @@ class ClassificationDataset(Dataset):
     An image that cannot be read gives `Unreadable`, so that one bad file does not end a run.
 
     Args:
-        transform: takes an RGB image (3, H, W), uint8, and returns a tensor or in evaluation a list of views.
+        transform: takes an image (C, H, W), uint8, and returns a tensor or in evaluation a list of views.
+        channels: C; 3 is RGB, and `decode_image` says what other numbers are.
     """
 
-    def __init__(self, images: FileImages | ShardImages, transform: Callable[[Tensor], Tensor | list]) -> None:
-        self.images, self.transform = images, transform
+    def __init__(
+        self, images: FileImages | ShardImages, transform: Callable[[Tensor], Tensor | list], channels: int = 3
+    ) -> None:
+        self.images, self.transform, self.channels = images, transform, channels
 
     def __len__(self) -> int:
         return len(self.images)
@@ -41,7 +44,7 @@ class ClassificationDataset(Dataset):
         except OSError as error:  # missing, or no permission
             return Unreadable(f"Image {error.filename} cannot be read: {error.strerror}.")
         try:
-            image = torch.from_numpy(decode_image(content, path)).permute(2, 0, 1)
+            image = torch.from_numpy(decode_image(content, path, channels=self.channels)).permute(2, 0, 1)
         except UserError as error:
             return Unreadable(str(error))
         with distributed.seeded(seed):
@@ -57,7 +60,7 @@ class ClassificationDataset(Dataset):
 
     @staticmethod
     def collate(samples: list) -> tuple[Tensor | list, dict]:
-        """Images (N, 3, H, W), or a list of their views, and a dict of `labels` (N,) and `file_name` of each."""
+        """Images (N, C, H, W), or a list of their views, and a dict of `labels` (N,) and `file_name` of each."""
         images, labels, paths = zip(*samples, strict=True)
         batch = torch.stack(images) if isinstance(images[0], Tensor) else list(images)
         return batch, {"labels": torch.tensor(labels), "file_name": list(paths)}

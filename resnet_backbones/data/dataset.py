@@ -6,10 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision import tv_tensors
-from torchvision.transforms import v2
 
-from .. import distributed
 from ..errors import UserError
 from .annotations import Annotations
 from .images import read_image
@@ -21,7 +18,7 @@ MAX_MASK_PIXELS = 2**32  # of all objects of an image
 
 
 class DetectionDataset(Dataset):
-    """Images (3, H, W), uint8 RGB, with targets for training, from one or several sets of the same classes.
+    """Images (C, H, W), uint8, with targets for training, from one or several sets of the same classes.
 
     Item `index` is an image and a dict of `image_id`, `file_name` and in training `boxes` (M, 4), float xyxy in pixels,
     `labels` (M,) from 1 to K, and optionally `masks` (M, H, W), uint8. Targets do not include crowds and boxes without
@@ -33,6 +30,7 @@ class DetectionDataset(Dataset):
         train: return targets, augment, and skip images without objects unless `keep_empty`.
         masks: targets have instance masks. Every object needs a segmentation; those with an empty mask are skipped.
         flip: probability of a horizontal flip.
+        channels: C; 3 is RGB, and `decode_image` says what other numbers are.
 
     Raises `UserError` if the sets have different classes, no image is left, or an image has too many objects.
     """
@@ -45,24 +43,24 @@ class DetectionDataset(Dataset):
         masks: bool = False,
         flip: float = 0.5,
         keep_empty: bool = False,
+        channels: int = 3,
     ) -> None:
         for other in sets[1:]:
             check_same_classes(sets[0], other)
         for data in sets if train else ():
             check_object_counts(data)
         self.sets, self.classes, self.train, self.masks = list(sets), sets[0].classes, train, masks
-        self.flip = v2.RandomHorizontalFlip(flip)
+        self.flip, self.channels = flip, channels
+        if train and not any(has_objects(data, masks) for data in sets):
+            raise UserError(nothing_to_learn(sets, masks))
         chosen = [
-            np.unique(data.image_index[data.trainable]) if train and not keep_empty else np.arange(len(data))
+            np.unique(data.image_index[learnable(data, masks)]) if train and not keep_empty else np.arange(len(data))
             for data in sets
         ]
         self.set_index = np.repeat(np.arange(len(sets)), [len(images) for images in chosen])  # of each item
         self.images = np.concatenate(chosen)
         if not len(self.images):
-            raise UserError(
-                f"Dataset {', '.join(data.name for data in sets)} has no image"
-                f"{' with an object; data.keep_empty=true would keep the others' if train else ''}."
-            )
+            raise UserError(f"Dataset {', '.join(data.name for data in sets)} has no image.")
 
     def __len__(self) -> int:
         return len(self.images)
@@ -70,23 +68,23 @@ class DetectionDataset(Dataset):
     def __getitem__(self, item: int | tuple[int, int]) -> tuple[Tensor, dict] | Unreadable:
         index, seed = item if isinstance(item, tuple) else (item, None)
         data, k = self._find(index)
+        path = data.path(k)
         try:
-            pixels = read_image(data.path(k), tuple(data.sizes[k].tolist()))
+            pixels = read_image(path, tuple(data.sizes[k].tolist()), self.channels)
         except UserError as error:
             return Unreadable(str(error))
         image = torch.from_numpy(pixels).permute(2, 0, 1)
-        target = {"image_id": int(data.image_ids[k]), "file_name": str(data.path(k))}
+        target = {"image_id": data.image_id(k), "file_name": str(path)}
         if not self.train:
             return image, target
 
         target |= self._objects(data, k)
-        with distributed.seeded(seed):
-            image, target = self.flip(tv_tensors.Image(image), target)
+        generator = None if seed is None else torch.Generator().manual_seed(seed)
+        if torch.rand(1, generator=generator) < self.flip:
+            image, target = mirror(image, target)
         if seed is not None:
             target["seed"] = seed
-        return image.as_subclass(Tensor).contiguous(), {
-            key: value.as_subclass(Tensor) if isinstance(value, Tensor) else value for key, value in target.items()
-        }
+        return image.contiguous(), target
 
     def order(self, generator: torch.Generator) -> Tensor:
         """The indices of one epoch in random order."""
@@ -122,25 +120,52 @@ class DetectionDataset(Dataset):
                     f"Dataset {data.name}: {data.file_name(k)} has {len(chosen)} objects on {width} x {height} "
                     "pixels, whose masks take gigabytes; cut it into tiles."
                 )
-            masks = {j: mask for j in chosen if (mask := _mask(data, j, height, width)) is not None}
+            decoded = {j: decode_mask(data.segmentation(j), height, width) for j in chosen}
+            masks = {j: mask for j, mask in decoded.items() if mask is not None}
             chosen = np.array(list(masks), np.int64)
             stacked = np.stack(list(masks.values())) if masks else np.zeros((0, height, width), np.uint8)
-            target["masks"] = tv_tensors.Mask(torch.from_numpy(stacked))
-        boxes = torch.from_numpy(data.corners[chosen].astype(np.float32))
-        target["boxes"] = tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=(height, width))
+            target["masks"] = torch.from_numpy(stacked)
+        target["boxes"] = torch.from_numpy(data.corners[chosen].astype(np.float32))
         target["labels"] = torch.from_numpy(data.labels[chosen].astype(np.int64))
         return target
 
 
-def _mask(data: Annotations, j: int, height: int, width: int) -> np.ndarray | None:
-    o = data.object(j)
-    where = f"Dataset {data.name}: annotation {o['id']} of {data.file_name(data.image_index[j])}"
-    if "segmentation" not in o:
-        raise UserError(f"{where} has no segmentation, which mask_rcnn needs; choose detector.name=faster_rcnn.")
-    try:
-        return decode_mask(o, height, width)
-    except Exception as error:  # pycocotools raises many kinds
-        raise UserError(f"{where} has an invalid segmentation: {error}.") from error
+def mirror(image: Tensor, target: dict) -> tuple[Tensor, dict]:
+    """The image (C, H, W), its boxes and its masks with left and right exchanged."""
+    x1, y1, x2, y2 = target["boxes"].unbind(1)
+    width = image.shape[-1]
+    mirrored = {"boxes": torch.stack([width - x2, y1, width - x1, y2], 1)}
+    if "masks" in target:
+        mirrored["masks"] = target["masks"].flip(-1)
+    return image.flip(-1), target | mirrored
+
+
+def learnable(data: Annotations, masks: bool) -> np.ndarray:
+    """(M,), bool: the objects to train on, boxes inside the image, with `masks` those that have one."""
+    return data.trainable & data.segmentations.present if masks else data.trainable
+
+
+def has_objects(data: Annotations, masks: bool) -> bool:
+    """Whether there is an object to train on; a mask can be empty, for instance outside the image."""
+    rows = np.flatnonzero(learnable(data, masks))
+    if not masks:
+        return len(rows) > 0
+    return any(
+        decode_mask(data.segmentation(j), *data.sizes[data.image_index[j]].tolist()[::-1]) is not None for j in rows
+    )
+
+
+def nothing_to_learn(sets: Sequence[Annotations], masks: bool) -> str:
+    """The message for datasets without an object to train on."""
+    names, count = ", ".join(data.name for data in sets), sum(len(data.labels) for data in sets)
+    if not count:
+        return f"Dataset {names} has nothing to train on: its {sum(map(len, sets))} images have no objects."
+    if masks and any(data.trainable.any() for data in sets):
+        return (
+            f"Dataset {names} has nothing to train masks on: no mask can be drawn for any of its {count} objects; "
+            "choose detector.name=faster_rcnn, or give them segmentations."
+        )
+    return f"Dataset {names} has nothing to train on: all of its {count} objects are crowds, flat or outside the image."
 
 
 def check_object_counts(data: Annotations) -> None:

@@ -1,21 +1,24 @@
-"""Image files of every kind found in real datasets, as 8-bit RGB."""
+"""Image files of every kind found in real datasets, as 8-bit images of as many channels as a network takes."""
 
 import io
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from ..errors import UserError, reason
 from ..paths import read_whole
+from .bit_depth import to_bytes
 from .reading import with_retries
+from .tiff import Samples, is_tiff, read_tiff, tiff_size
 
 # Only formats of pixels: PIL's EPS reader, for one, starts Ghostscript. JPEG includes MPO, PPM includes PGM and PBM.
 FORMATS = ("JPEG", "PNG", "BMP", "DIB", "GIF", "TIFF", "WEBP", "PPM")
 LARGEST = 2**27  # pixels, 400 MB of RGB
+ORIENTATION = 0x0112  # EXIF tag
 
 
-def read_image(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
+def read_image(path: Path, size: tuple[int, int] | None = None, channels: int = 3) -> np.ndarray:
     """`decode_image` of a file. Raises `UserError` if it is missing or cannot be read, too."""
     try:
         content = with_retries(lambda: read_whole(path))
@@ -23,45 +26,50 @@ def read_image(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
         raise UserError(f"Image {path} does not exist.") from error
     except OSError as error:
         raise UserError(f"Image {path} cannot be read: {reason(error)}.") from error
-    return decode_image(content, str(path), size)
+    return decode_image(content, str(path), size, channels)
 
 
-def decode_image(content: bytes, name: str, size: tuple[int, int] | None = None) -> np.ndarray:
-    """The bytes of an image file as RGB (H, W, 3), uint8. Gray, palette, RGBA (without alpha), CMYK and 16-bit work.
+def decode_image(content: bytes, name: str, size: tuple[int, int] | None = None, channels: int = 3) -> np.ndarray:
+    """The bytes of an image file as (H, W, channels), uint8; most formats plane by plane in memory.
+
+    Three channels are RGB; four are RGB and alpha, or those of a TIFF; other numbers, too, are those of a TIFF. Gray
+    becomes RGB for 3 channels, color becomes gray for 1, and alpha is left out where it is one channel too many.
+    Palettes and CMYK become RGB. `to_bytes` says how values beyond 8 bits are scaled.
 
     Args:
         content: the bytes.
-        name: what error messages call the image.
+        name: what messages call the image.
         size: the (width, height) that the annotations were made for. The EXIF orientation is applied, unless only
             the image as stored has that size.
+        channels: what the network takes.
 
-    Raises `UserError` if it is not an image, or truncated, too large or of another size.
+    Raises `UserError` if it is not an image, or truncated, too large, of another size or of other channels.
     """
-    with _open(io.BytesIO(content), name) as image:
-        if size is not None and sorted(size) != sorted(image.size):
-            raise _wrong_size(name, image.size, size)
-        try:
-            upright = ImageOps.exif_transpose(image)
-            if size is not None and upright.size != tuple(size):
-                upright = image
-            pixels = np.array(_to_rgb(upright))
-        except Exception as error:  # PIL's decoders raise many kinds for damaged files
-            raise UserError(f"Image {name} cannot be decoded: {reason(error)}.") from error
+    try:
+        pixels, alpha = _decode(content, name, size, channels)
+    except UserError:
+        raise
+    except Exception as error:  # decoders raise many kinds for damaged files
+        raise UserError(f"Image {name} cannot be decoded: {reason(error)}.") from error
     if size is not None and pixels.shape[1::-1] != tuple(size):
         raise _wrong_size(name, pixels.shape[1::-1], size)
-    return pixels
+    return _with_channels(pixels, alpha, channels, name)
 
 
 def image_size(path: Path) -> tuple[int, int]:
     """Width and height of an upright image, from its header. Raises `UserError` as `read_image` does."""
     if not path.is_file():  # opening a pipe would block
         raise UserError(f"Image {path} does not exist.")
-    with _open(path, str(path)) as image:
-        try:
-            orientation = image.getexif().get(0x0112, 1)
-            return image.size[::-1] if orientation in (5, 6, 7, 8) else image.size
-        except Exception as error:
-            raise UserError(f"Image {path} cannot be decoded: {reason(error)}.") from error
+    try:
+        with open(path, "rb") as file:
+            if is_tiff(file.read(4)):
+                return tiff_size(path)
+        with _open(path, str(path)) as image:
+            return image.size[::-1] if image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8) else image.size
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"Image {path} cannot be decoded: {reason(error)}.") from error
 
 
 def _open(source: Path | io.BytesIO, name: str) -> Image.Image:
@@ -79,16 +87,67 @@ def _open(source: Path | io.BytesIO, name: str) -> Image.Image:
     return image
 
 
+def _decode(content: bytes, name: str, size: tuple[int, int] | None, channels: int) -> tuple[np.ndarray, bool]:
+    """The pixels (H, W, C) of the file's own channels, uint8, and whether the last channel is alpha."""
+    samples = read_tiff(content, name, channels, 3 * LARGEST) if is_tiff(content) else None
+    if samples is None:
+        with _open(io.BytesIO(content), name) as image:
+            if size is not None and sorted(size) != sorted(image.size):
+                raise _wrong_size(name, image.size, size)
+            samples = _pillow_samples(image)
+            if image.format == "PNG" and content[24] == 16 and samples.values.dtype == np.uint8:
+                # Of 16 bits of color, Pillow gives the upper 8; as 16 bits, their range is told like that of others.
+                samples = samples._replace(values=samples.values.astype(np.uint16) * 257)
+    pixels = samples.values
+    if pixels.dtype != np.uint8:
+        parts = np.split(pixels, [-1], axis=2) if samples.alpha else [pixels]  # alpha has a range of its own
+        pixels = np.dstack([to_bytes(part, name, samples.top, samples.nodata) for part in parts])
+    if samples.inverted:
+        pixels = 255 - pixels
+    return _upright(pixels, samples.orientation, size), samples.alpha
+
+
+def _pillow_samples(image: Image.Image) -> Samples:
+    image.load()  # which also turns a TIFF upright
+    if image.mode not in ("L", "LA", "RGB", "RGBA", "F") and not image.mode.startswith("I"):
+        mode = {"1": "L", "La": "LA"}.get(image.mode, "RGBA" if image.has_transparency_data else "RGB")
+        image = image.convert(mode)
+    # Plane by plane, as networks take them: much faster than to turn whole pixels into planes later.
+    values = np.stack([np.asarray(band) for band in image.split()]).transpose(1, 2, 0)
+    return Samples(values, image.mode in ("LA", "RGBA"), image.getexif().get(ORIENTATION, 1))
+
+
+def _upright(pixels: np.ndarray, orientation: int, size: tuple[int, int] | None) -> np.ndarray:
+    """`pixels` turned as the EXIF orientation says, unless only as stored they have that size."""
+    turned, flips = (pixels.swapaxes(0, 1), orientation - 4) if orientation > 4 else (pixels, orientation)
+    if flips in (2, 3):
+        turned = turned[:, ::-1]
+    if flips in (3, 4):
+        turned = turned[::-1]
+    if orientation == 1 or (size is not None and turned.shape[1::-1] != tuple(size)):
+        return pixels
+    return np.ascontiguousarray(turned)
+
+
+def _with_channels(pixels: np.ndarray, alpha: bool, channels: int, name: str) -> np.ndarray:
+    """`pixels` (H, W, C) with the `channels` of the network. Raises `UserError` naming both numbers if C is another."""
+    count = pixels.shape[2]
+    if count == channels:
+        return pixels
+    color = pixels[..., :-1] if alpha else pixels
+    if color.shape[2] == channels:
+        return color
+    if (color.shape[2], channels) == (1, 3):
+        return np.stack([color[..., 0]] * 3).transpose(1, 2, 0)
+    if (color.shape[2], channels) == (3, 1):
+        return np.array(Image.fromarray(np.ascontiguousarray(color)).convert("L"))[..., None]
+    raise UserError(
+        f"Image {name} has {count} channel{'s' if count > 1 else ''}, but the network takes {channels}; set "
+        "backbone.in_channels, or convert the image."
+    )
+
+
 def _wrong_size(name: str, found: tuple[int, int], wanted: tuple[int, int]) -> UserError:
     return UserError(
         f"Image {name} is {found[0]} x {found[1]} pixels, but its annotation says {wanted[0]} x {wanted[1]}."
     )
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I") or image.mode == "F":  # PIL would clip these to 255
-        values = np.asarray(image)
-        if image.mode.startswith("I") and values.max() > 255:  # 16 bits
-            values = values >> 8
-        image = Image.fromarray(values.clip(0, 255).astype(np.uint8))
-    return image.convert("RGB")

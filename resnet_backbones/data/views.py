@@ -1,4 +1,4 @@
-"""The views of an image (3, H, W) that evaluation averages over: a list of stacks (V, 3, h, w), all uint8."""
+"""The views of an image (C, H, W) that evaluation averages over: a list of stacks (V, C, h, w), all uint8."""
 
 from collections.abc import Callable, Sequence
 from functools import partial

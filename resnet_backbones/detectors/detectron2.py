@@ -98,8 +98,8 @@ class OurFCOS(OurConvention, meta_arch.fcos.FCOS):
     pass
 
 
-# `OurConvention` resizes and normalizes, so detectron2's own must do nothing.
-NO_NORMALIZATION = {"pixel_mean": [0.0, 0.0, 0.0], "pixel_std": [1.0, 1.0, 1.0]}
+# `OurConvention` resizes and normalizes, so detectron2's own must do nothing, to any number of channels.
+NO_NORMALIZATION = {"pixel_mean": [0.0], "pixel_std": [1.0]}
 
 
 def faster_rcnn(backbone: nn.Module, num_classes: int, **settings) -> nn.Module:

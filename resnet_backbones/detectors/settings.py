@@ -11,7 +11,8 @@ class ImageSettings:
     Attributes:
         min_size, max_size: of the shorter and the longer side in pixels; each training image draws one of `min_size`,
             evaluation takes the last.
-        image_mean, image_std: of RGB in [0, 1]; None for those that came with the backbone's weights, or ImageNet's.
+        image_mean, image_std: of images in [0, 1], one number for each channel that the backbone takes, of RGB three;
+            None for those that came with the backbone's weights, or ImageNet's, averaged where there is no RGB.
     """
 
     min_size: Sequence[int] = (800,)

@@ -1,10 +1,10 @@
 """Faster R-CNN (arXiv 1506.01497) and Mask R-CNN (arXiv 1703.06870) with torchvision's heads over any backbone.
 
-Calling convention, the same in every head library: `model(images, targets)` with a list of native-size RGB images
-(3, H, W), uint8 or float in [0, 1], and for each a dict of `boxes` (M, 4) absolute xyxy, `labels` (M,) in
-1 … num_classes and for Mask R-CNN `masks` (M, H, W). In training it returns a dict of losses. In evaluation
-`model(images)` returns for each image `boxes`, `labels`, `scores` and `masks`, probabilities (M, 1, H, W), all at
-native size.
+Calling convention, the same in every head library: `model(images, targets)` with a list of native-size images
+(C, H, W), uint8 or float in [0, 1], RGB unless the backbone takes other channels, and for each a dict of `boxes`
+(M, 4) absolute xyxy, `labels` (M,) in 1 … num_classes and for Mask R-CNN `masks` (M, H, W). In training it returns a
+dict of losses. In evaluation `model(images)` returns for each image `boxes`, `labels`, `scores` and `masks`,
+probabilities (M, 1, H, W), all at native size.
 """
 
 from torch import Tensor, nn

@@ -17,7 +17,7 @@ RESIZE, ANCHORS, ROIS = 1, 2, 3  # added to an image's seed: each kind of draw h
 
 
 class ImageTransform(GeneralizedRCNNTransform):
-    """torchvision's resizing, never below one pixel, of RGB images, uint8 or float in [0, 1]."""
+    """torchvision's resizing, never below one pixel, of images (C, H, W), uint8 or float in [0, 1]."""
 
     over_ranks = False  # pad training images to the largest size over all ranks; see `ranks.global_batch`
 

@@ -11,8 +11,8 @@ import torch
 from conftest import read_coco, write_coco
 from torch.utils.data import Dataset
 
-from resnet_backbones.data import DetectionDataset, build_train_loader
-from resnet_backbones.data.loader import data_loader
+from resnet_backbones.data.dataset import DetectionDataset
+from resnet_backbones.data.loader import build_train_loader, data_loader
 from resnet_backbones.data.reading import PAUSES, with_retries
 from resnet_backbones.data.workers import name_dead_workers
 from resnet_backbones.errors import UserError
