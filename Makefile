@@ -6,7 +6,7 @@ BIN := .venv/bin
 DETECTRON2_PYTHON ?= python3
 
 # Inputs of each family that `make fuzz` draws, and their seed.
-FUZZ_EXAMPLES ?= 600
+FUZZ_EXAMPLES ?= 850
 FUZZ_SEED ?= $(shell date +%s)
 
 .PHONY: install quickstart test test-slow fuzz test-detectron2 lint clean

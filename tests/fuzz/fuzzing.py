@@ -1,34 +1,26 @@
 """Strategies that damage valid files, and the property that is tested for every input.
 
-The property: an input is accepted or refused with a `UserError` of one line, in seconds and limited memory. No code in
-it is run, and no file outside its folder is opened.
+The property: an input is accepted or refused with a `UserError` of one line, in seconds and limited memory, and no code
+in it is run.
 """
 
 import contextlib
 import copy
-import faulthandler
 import os
 import resource
 import signal
-import sys
-import sysconfig
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from conftest import ROOT
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from resnet_backbones.errors import UserError
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", 0))  # per test; 0: the few of `make test`, always the same
-SECONDS, MEMORY = 20, 2**30  # for one input; the largest image takes 400 MB, and there are copies
-ALLOWED = [
-    Path(p).resolve() for p in (ROOT, sys.prefix, sys.base_prefix, sysconfig.get_path("stdlib"), "/proc", "/sys")
-]
-RUNNING = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "socket.connect", "ctypes.dlopen")
+SECONDS, MEMORY = 20, 2**32  # for one input; the largest image takes 400 MB, and there are copies
 JUNK = st.one_of(
     st.none(),
     st.booleans(),
@@ -51,43 +43,12 @@ class TooSlow(BaseException):
     """Not an `Exception`, which the code under test might catch."""
 
 
-class Watch:
-    """Records the files that Python opens outside `root`, and what it runs."""
-
-    def __init__(self) -> None:
-        self.root: Path | None = None
-        self.seen: list[str] = []
-        sys.addaudithook(self.hook)  # cannot be removed
-
-    def hook(self, event: str, arguments: tuple) -> None:
-        if self.root is None:
-            return
-        if event in RUNNING:
-            self.seen.append(f"{event} {arguments}")
-        elif event == "open" and isinstance(arguments[0], (str, bytes)):
-            path = Path(os.path.realpath(os.fsdecode(arguments[0])))
-            if not any(path.is_relative_to(folder) for folder in (self.root, *ALLOWED)):
-                self.seen.append(f"open {path}")
-
-    @contextlib.contextmanager
-    def over(self, root: Path) -> Iterator[None]:
-        self.root, self.seen = root.resolve(), []
-        try:
-            yield
-        finally:
-            self.root = None
-        assert not self.seen, self.seen
-
-
-WATCH = Watch()
-
-
 def fuzz(family: str, record: Callable, root: Path, strategy: st.SearchStrategy, action: Callable[[Any], Any]) -> None:
     """Call `action` with inputs from `strategy`; some must be accepted and some refused.
 
     Args:
         record: pytest's `record_property`, which passes the counts to the summary.
-        root: the only folder to open files in. Code in an input creates `root / "canary"`.
+        root: code in an input creates `root / "canary"`.
     """
     counts: Counter[str] = Counter()
 
@@ -100,7 +61,7 @@ def fuzz(family: str, record: Callable, root: Path, strategy: st.SearchStrategy,
     )
     @given(strategy)
     def one(example: Any) -> None:
-        with limits(), WATCH.over(root):
+        with limits():
             verdict = outcome(action, example)
         assert not (root / "canary").exists(), "code in the file was run"
         counts[verdict] += 1
@@ -130,34 +91,22 @@ def outcome(action: Callable[[Any], Any], example: Any) -> str:
 
 @contextlib.contextmanager
 def limits() -> Iterator[None]:
-    """Stop the block if it takes too long, and fail if it takes too much memory."""
+    """Stop the block if it takes too long, and let it run out of memory if it takes too much."""
 
     def stop(*_: Any) -> None:
         raise TooSlow(f"it takes more than {SECONDS} s")
 
-    before, virtual = memory(reset=True), resource.getrlimit(resource.RLIMIT_AS)
-    room = memory("VmSize") + 8 * MEMORY
+    virtual = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     previous = signal.signal(signal.SIGALRM, stop)
-    faulthandler.dump_traceback_later(6 * SECONDS, exit=True, file=sys.__stderr__)  # for C code that does not return
     signal.setitimer(signal.ITIMER_REAL, SECONDS)
-    resource.setrlimit(resource.RLIMIT_AS, (room, virtual[1]))
+    resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, virtual[1]))
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-        faulthandler.cancel_dump_traceback_later()
         signal.signal(signal.SIGALRM, previous)
         resource.setrlimit(resource.RLIMIT_AS, virtual)
-    taken = memory() - before
-    assert taken < MEMORY, f"it took {taken >> 20} MiB"
-
-
-def memory(key: str = "VmHWM", reset: bool = False) -> int:
-    """Memory of this process in bytes: its peak since the last `reset`, or another line of Linux's status."""
-    if reset:
-        Path("/proc/self/clear_refs").write_text("5")
-    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":" in line)
-    return int(lines[key].split()[0]) * 1024
 
 
 def paths_of(value: Any, path: tuple = ()) -> Iterator[tuple]:

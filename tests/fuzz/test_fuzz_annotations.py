@@ -1,129 +1,143 @@
-"""Fuzzed annotations, images and results."""
+"""Fuzzed annotations, images and results: named attacks one by one, then damaged files of every format."""
 
 import io
 import json
 import shutil
-import struct
 
+import attacks
 import numpy as np
+import pytest
 from conftest import draw, write_coco, write_voc
-from fuzzing import JUNK, fuzz, mutated, mutated_bytes
-from helpers import png_of
+from fuzzing import JUNK, fuzz, limits, mutated, mutated_bytes, outcome
 from hypothesis import strategies as st
 from PIL import Image
 
-from resnet_backbones.data import DetectionDataset, load_annotations
-from resnet_backbones.data.coco import read_json
+from resnet_backbones.data.dataset import DetectionDataset
+from resnet_backbones.data.datasets import load_annotations
 from resnet_backbones.data.images import decode_image, image_size, read_image
+from resnet_backbones.data.json_file import read_json
 from resnet_backbones.data.unreadable import Unreadable
 from resnet_backbones.errors import UserError
 from resnet_backbones.evaluation.coco import IOU_TYPES, evaluate_coco
 
-SEGMENTATIONS = st.sampled_from([
-    {"size": [40, 48], "counts": [0, 2**32 + 1920]},
-    {"size": [40, 48], "counts": [-1, 1921]},
-    {"size": [40, 48], "counts": "oooooooooooo0"},
-    {"size": [40, 48], "counts": "PPPP"},
-    {"size": [2**40, 2**40], "counts": [2**80]},
-    {"size": [2**31, 2**31], "counts": [2**62]},
-    {"size": [65536, 65536], "counts": [2**32]},
-    {"size": [True, 1920], "counts": [0, 1920]},
-    {"size": [40, 48], "counts": [1.5, 1918.5]},
-    {"size": [40, 48], "counts": []},
-    [[0, 0, 1e8, 0, 1e8, 1e8]],
-    [[4.29e8, 0, 4.2950e8, 0, 4.29e8, 9]],
-    [[0, 0, 5e6, 5e6] * 100],
-    [[10, 8, 30, 8, 30, 28, 10]],
-    [[10, 8, 30, 8]],
-    [[10, 8, 1e7, 1e7]],
-    [[]],
-    "30 8",
-])  # fmt: skip
-NAMES = st.sampled_from(
-    ["../0.png", "a/../../x", "/etc/passwd", "..\\0.png", "0.png\0", "", "./0.png", "x" * 300, "a\nb"]
-)
-NUMBERS = st.sampled_from(
-    [0, -1, 1, 2**31, 2**63, 2**63 - 1, -(2**63) - 1, 2**70, 1e308, float("nan"), float("inf"), 1.5]
-)
-WRONG = SEGMENTATIONS | NAMES | NUMBERS
-
-
-def square_rle() -> dict:
-    return {"size": [40, 48], "counts": [0, 80, 40 * 48 - 80]}
-
-
-def test_coco_files(tmp_path, record_property):
-    content = json.dumps(write_coco(tmp_path, 2))
-    file = tmp_path / "instances.json"
-    spec = {"own": {"root": str(tmp_path / "images"), "annotations": str(file)}}
-    texts = st.one_of(
-        mutated(lambda: json.loads(content), WRONG).map(lambda value: json.dumps(value).encode()),
-        mutated(lambda: json.loads(content), WRONG, most=1).map(lambda value: json.dumps(value).encode()),
-        mutated_bytes(content.encode()),
-        st.sampled_from([b"[" * 100_000, b'{"a":' * 5000, b'"\\ud800"', b"9" * 5000, b"\xff\xfe{}", b"nul"]),
-    )
-
-    def read(example: tuple[bytes, bool]) -> None:
-        text, masks = example
-        file.write_bytes(text)
-        dataset = DetectionDataset([load_annotations("own", spec)], train=True, masks=masks, keep_empty=True)
-        for k in range(len(dataset)):
-            sample = dataset[k]
-            if isinstance(sample, Unreadable):
-                raise UserError(sample.reason)
-            assert len(sample[1]["boxes"]) == len(sample[1]["labels"])
-
-    fuzz("COCO annotations", record_property, tmp_path, st.tuples(texts, st.booleans()), read)
-
-
-ENTITIES = [
-    '<!DOCTYPE a [<!ENTITY b "cc"><!ENTITY c "&b;&b;&b;&b;&b;&b;&b;&b;">]>',
-    '<!DOCTYPE a SYSTEM "file:///etc/passwd">',
-    '<!DOCTYPE a [<!ENTITY b SYSTEM "file:///etc/passwd">]>',
-    '<!DOCTYPE a [<!ENTITY % b SYSTEM "http://127.0.0.1/x"> %b;]>',
+WRONG = st.sampled_from([*attacks.SEGMENTATIONS.values(), *attacks.FILE_NAMES.values(), *attacks.NUMBERS.values()])
+ENCODINGS = st.sampled_from(["utf-8", "utf-8-sig", "utf-16", "latin-1", "utf-7", "cp037", "utf-32"])
+FOUND = [
+    {"image_id": 100, "category_id": 3, "bbox": [10, 8, 20, 20], "score": 0.9},
+    {"image_id": 101, "category_id": 7, "bbox": [9, 8, 20, 20], "score": 0.5},
 ]
-ENCODINGS = st.sampled_from(["utf-8", "utf-16", "latin-1", "utf-7", "cp037", "utf-32"])
 
 
-@st.composite
-def voc_files(draw, good: str, listing: bytes) -> tuple[bytes, bytes]:
-    """An annotation file and the list of a split, at most one of them damaged."""
-    kind = draw(st.sampled_from(["bytes", "values", "entities", "encoding", "deep", "listing"]))
-    xml, names = good.encode(), listing
-    if kind == "bytes":
-        xml = draw(mutated_bytes(xml))
-    elif kind == "values":
-        old = draw(st.sampled_from(["<xmin>2", "<ymax>9", "<width>48", "<height>40", "<name>dog", "<difficult>0"]))
-        new = draw(
-            st.sampled_from(["nan", "inf", "-1", "9" * 5000, str(2**70), "1e400", "", "&#0;", "&b;", "<a/>", "\n5 "])
-        )
-        xml = good.replace(old, old[: old.index(">") + 1] + new).encode()
-    elif kind == "entities":
-        xml = (draw(st.sampled_from(ENTITIES)) + good.replace("dog", "&b;")).encode(draw(ENCODINGS))
-    elif kind == "encoding":
-        declared, real = draw(ENCODINGS), draw(ENCODINGS)
-        xml = (f'<?xml version="1.0" encoding="{declared}"?>' + good).encode(real)
-    elif kind == "deep":
-        xml = b"<annotation>" + b"<object>" * draw(st.sampled_from([10, 100, 100_000]))
-    else:
-        lists = [b"../a", b"/etc/passwd", b"a\0", b"x" * 300, b"a\na", b"", b"\xff", b"a/../a", b"..\\a", b"."]
-        names = draw(st.sampled_from(lists) | mutated_bytes(listing))
-    return xml, names
+def load_all(root, **options) -> None:
+    """Read a dataset and all of its images, as training with masks does."""
+    data = load_annotations("own", {"own": {"root": str(root), **options}})
+    dataset = DetectionDataset([data], train=True, masks=bool(data.segmentations.present.any()), keep_empty=True)
+    for k in range(len(dataset)):
+        sample = dataset[k]
+        if isinstance(sample, Unreadable):
+            raise UserError(sample.reason)
+        assert len(sample[1]["boxes"]) == len(sample[1]["labels"])
 
 
-def test_voc_devkits(tmp_path, record_property):
-    write_voc(tmp_path, {"a": [("dog", (2, 2, 9, 9), 0)], "b": [("cat", (1, 1, 9, 9), 0)]})
-    xml, names = tmp_path / "Annotations/a.xml", tmp_path / "ImageSets/Main/train.txt"
-    spec = {"own": {"format": "voc", "root": str(tmp_path), "split": "train"}}
+def write_yolo(root) -> None:
+    for folder in ("images", "labels"):
+        (root / folder).mkdir()
+    draw().save(root / "images/a.png")
+    (root / "data.yaml").write_text("train: images\nnames: [cat, dog]\n")
+    (root / "labels/a.txt").write_text("0 0.5 0.5 0.2 0.2\n1 0.1 0.1 0.4 0.1 0.4 0.5\n")
 
-    def read(example: tuple[bytes, bytes]) -> None:
-        xml.write_bytes(example[0])
-        names.write_bytes(example[1])
-        dataset = DetectionDataset([load_annotations("own", spec)], train=True, keep_empty=True)
-        for k in range(len(dataset)):
-            dataset[k]
 
-    fuzz("VOC devkits", record_property, tmp_path, voc_files(xml.read_text(), names.read_bytes()), read)
+def write_labelme(root) -> None:
+    draw().save(root / "a.png")
+    shapes = [{"label": "cat", "shape_type": "polygon", "points": [[1, 2], [20, 2], [1, 12]]}]
+    shapes += [{"label": "dog", "shape_type": "rectangle", "points": [[4, 5], [16, 25]]}]
+    content = {"shapes": shapes, "imagePath": "a.png", "imageWidth": 48, "imageHeight": 40}
+    (root / "a.json").write_text(json.dumps(content))
+
+
+def write_cvat(root) -> None:
+    draw().save(root / "a.png")
+    box = '<box label="cat" xtl="1" ytl="2" xbr="20" ybr="12" occluded="0"/>'
+    polygon = '<polygon label="dog" points="1.0,2.0;20.0,2.0;1.0,12.0"/>'
+    mask = '<mask label="dog" rle="2, 3, 4" left="1" top="2" width="3" height="3"/>'
+    image = f'<image id="0" name="a.png" width="48" height="40">{box}{polygon}{mask}</image>'
+    (root / "annotations.xml").write_text(f"<annotations><version>1.1</version>{image}</annotations>")
+
+
+def write_devkit(root) -> None:
+    write_voc(root, {"a": [("dog", (2, 2, 9, 9), 0)], "b": [("cat", (1, 1, 9, 9), 0)]})
+
+
+# Of each format: how to write it, the file to damage, and the named attacks on such a file.
+FORMATS = {
+    "coco": (lambda root: write_coco(root, 2), "instances.json", attacks.JSON),
+    "voc": (write_devkit, "Annotations/a.xml", attacks.XML),
+    "voc list": (write_devkit, "ImageSets/Main/train.txt", attacks.FILE_NAMES),
+    "yolo": (write_yolo, "labels/a.txt", attacks.LINES),
+    "yolo settings": (write_yolo, "data.yaml", attacks.FILE_NAMES),
+    "labelme": (write_labelme, "a.json", attacks.JSON),
+    "cvat": (write_cvat, "annotations.xml", attacks.XML),
+}
+
+
+def options_of(kind: str, root) -> dict[str, str]:
+    options = {"format": kind.split()[0]}
+    if kind == "coco":
+        options |= {"root": str(root / "images"), "annotations": str(root / "instances.json")}
+    return {"root": str(root), **options} | ({"split": "train"} if kind.startswith("voc") else {})
+
+
+@pytest.mark.parametrize(("kind", "attack"), [(kind, name) for kind, row in FORMATS.items() for name in row[2]])
+def test_named_attacks_on_annotation_files(tmp_path, kind, attack):
+    write, name, named = FORMATS[kind]
+    write(tmp_path)
+    content = named[attack]
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with limits():
+        outcome(lambda options: load_all(**options), options_of(kind, tmp_path))
+
+
+@pytest.mark.parametrize("attack", attacks.SEGMENTATIONS)
+def test_named_attacks_on_segmentations(tmp_path, attack):
+    content = write_coco(tmp_path, 2)
+    content["annotations"][0]["segmentation"] = attacks.SEGMENTATIONS[attack]
+    (tmp_path / "instances.json").write_text(json.dumps(content))
+    found = [FOUND[0] | {"segmentation": attacks.SEGMENTATIONS[attack]}]
+    with limits():
+        load_all(**options_of("coco", tmp_path))  # the object is left out
+        assert evaluate_coco(content, [], "segm")
+        outcome(lambda backend: evaluate_coco(content, found, "segm", backend), "hotcoco")
+        assert outcome(lambda backend: evaluate_coco(content, found, "segm", backend), "pycocotools") == "refused"
+
+
+@pytest.mark.parametrize("attack", attacks.images("x"))
+def test_named_attacks_under_the_name_of_an_image(tmp_path, attack):
+    path = tmp_path / "a.jpg"
+    path.write_bytes(attacks.images(tmp_path / "canary")[attack])
+    with limits():
+        assert outcome(read_image, path) == "refused"
+        outcome(image_size, path)
+    assert not (tmp_path / "canary").exists()
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_damaged_annotation_files(tmp_path, record_property, kind):
+    write, name, named = FORMATS[kind]
+    write(tmp_path)
+    file, whole = tmp_path / name, (tmp_path / name).read_bytes()
+    named = [content if isinstance(content, bytes) else content.encode() for content in named.values()]
+    texts = [mutated_bytes(whole), mutated_bytes(whole, most=1), st.sampled_from(named)]
+    texts.append(ENCODINGS.map(lambda encoding: whole.decode().encode(encoding)))
+    if name.endswith(".json"):
+        for most in (1, 3):
+            values = mutated(lambda: json.loads(whole), WRONG, most=most)
+            texts.append(values.map(lambda value: json.dumps(value).encode()))
+
+    def read(text: bytes) -> None:
+        file.write_bytes(text)
+        load_all(**options_of(kind, tmp_path))
+
+    fuzz(kind, record_property, tmp_path, st.one_of(texts), read)
 
 
 def encoded(kind: str, mode: str = "RGB", **options) -> bytes:
@@ -132,31 +146,14 @@ def encoded(kind: str, mode: str = "RGB", **options) -> bytes:
     return file.getvalue()
 
 
-def disguised(canary) -> list[bytes]:
-    """Files of other kinds, some of which contain programs."""
-    script = f"(%pipe%touch {canary}) (w) file closefile ({canary}) (w) file closefile showpage\n"
-    eps = f"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 24 20\n%%EndComments\n{script}%%EOF\n".encode()
-    return [
-        eps,
-        b"\xc5\xd0\xd3\xc6" + struct.pack("<II", 32, len(eps)) + bytes(20) + eps,
-        f"%!PS\n{script}".encode(),
-        b"%PDF-1.4\n1 0 obj <</Type/Catalog/OpenAction<</S/Launch/F(touch)>>>> endobj\n%%EOF",
-        b'<svg xmlns="http://www.w3.org/2000/svg"><image href="file:///etc/passwd"/></svg>',
-        b"#define x_width 65535\n#define x_height 65535\nstatic char x_bits[] = {0};",
-        b"P6 99999 99999 255\n", b"P5 24 20 99999999999\n", b"P3 24 20 255\n1 2 3",
-        b"GIF89a\xff\xff\xff\xff\xf7\0\0,", b"BM" + bytes(8) + struct.pack("<IIii", 54, 40, 2**31 - 1, -(2**31)),
-        png_of(60000, 60000), png_of(2**31 - 1, 2**31 - 1), png_of(20000, 6000, bytes(1000)), b"", b"\0" * 4096,
-    ]  # fmt: skip
-
-
-def test_images(tmp_path, record_property):
+def test_damaged_images(tmp_path, record_property):
     whole = [encoded(kind) for kind in ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")]
     whole += [encoded("JPEG", "CMYK"), encoded("PNG", "I;16"), encoded("TIFF", "F"), encoded("PNG", "P")]
     whole += [encoded("TIFF", compression="tiff_lzw"), encoded("TIFF", compression="jpeg"), encoded("GIF", "P")]
     examples = st.one_of(
         st.sampled_from(whole).flatmap(mutated_bytes),
         st.sampled_from(whole).flatmap(lambda content: mutated_bytes(content, most=1)),
-        st.sampled_from(disguised(tmp_path / "canary")),
+        st.sampled_from(list(attacks.images(tmp_path / "canary").values())),
     )
     path = tmp_path / "a.jpg"
 
@@ -172,15 +169,10 @@ def test_images(tmp_path, record_property):
     fuzz("images", record_property, tmp_path, st.tuples(examples, sizes), read)
 
 
-def test_results(tmp_path, record_property):
+def test_damaged_results(tmp_path, record_property):
     truth = write_coco(tmp_path, 2)
     shutil.rmtree(tmp_path / "images")
-    found = [
-        {"image_id": 100, "category_id": 3, "bbox": [10, 8, 20, 20], "score": 0.9, "segmentation": {
-            "size": [40, 48], "counts": "P;X1"}},
-        {"image_id": 101, "category_id": 7, "bbox": [9, 8, 20, 20], "score": 0.5, "segmentation": {
-            "size": [40, 48], "counts": "P;X1"}},
-    ]  # fmt: skip
+    found = [p | {"segmentation": {"size": [40, 48], "counts": "P;X1"}} for p in FOUND]
     texts = (json.dumps(truth), json.dumps(found))
     both = st.one_of(
         st.tuples(mutated(lambda: json.loads(texts[0]), WRONG), st.just(found)),
@@ -191,9 +183,8 @@ def test_results(tmp_path, record_property):
     def score(example: tuple[tuple, str]) -> None:
         for name, value in zip(("truth.json", "found.json"), example[0], strict=True):
             (tmp_path / name).write_text(json.dumps(value))
-        metrics, _ = evaluate_coco(
-            read_json(str(tmp_path / "truth.json")), read_json(str(tmp_path / "found.json")), example[1]
-        )
+        truth, found = (read_json(str(tmp_path / name)) for name in ("truth.json", "found.json"))
+        metrics, _ = evaluate_coco(truth, found, example[1])
         assert all(-1 <= value <= 100 for value in metrics.values())
 
     fuzz("results to score", record_property, tmp_path, st.tuples(both, st.sampled_from(IOU_TYPES)), score)
