@@ -140,7 +140,7 @@ def test_the_saved_config_is_complete_and_loads_to_the_same(tmp_path):
         ("detector.rpn_nms_thresh=nan", "rpn_nms_thresh is nan; it must be from 0 to 1"),
         ("detector.rpn_bg_iou_thresh=0.9", "rpn_bg_iou_thresh is 0.9; it must be at most rpn_fg_iou_thresh, 0.7"),
         ("detector.image_std=[1]", "image_std is .1.0.; it must be one number for each of 3 channels .* not 1"),
-        ("detector.min_size=[[1]]", "min_size is 1; it must be from 1"),
+        ("detector.min_size=[[1]]", "min_size is ..1..; it must be a list of at least one number"),
         ("detector.min_size=[0]", "min_size is 0; it must be from 1"),
         ("detector.anchor_sizes=[[-8]]", "anchor_sizes is -8; it must be from 1"),
         ("data.train=[[a]]", "data.train is ..'a'..; it must be a list of names"),
