@@ -1,6 +1,7 @@
 """Classifiers by the name of their backbone, or from a checkpoint."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -9,8 +10,9 @@ from torch import Tensor
 from .backbones import allow_random_frozen, build_backbone, valid_options
 from .errors import UserError, reason, unknown
 from .models.classifier import Classifier
-from .preprocessing import Preprocessing
-from .weights import Checkpoint, check_architecture, load_state_dict, read_ours
+from .preprocessing import Normalize, Preprocessing, input_channels
+from .weights import Checkpoint, fit_weights, last_layer, load_state_dict, read_ours
+from .weights.matching import contents
 
 
 def build_classifier(
@@ -36,26 +38,46 @@ def build_classifier(
 def load_classifier(source: str, name: str | None = None, **options) -> Classifier:
     """The classifier at `source`, such as a `model.safetensors` of `resnet-backbones pretrain`, with its preprocessing.
 
-    `name` and `options` of `build_classifier` are needed where the file does not name its architecture. Raises
-    `UserError` where the file is of another one, or holds no classifier of this form.
+    `name` and `options` of `build_classifier` are needed where the file does not name its architecture. The last layer
+    may have any name (`weights.matching.last_layer`). Raises `UserError` where the file is of another architecture, or
+    holds no classifier of this form.
     """
     checkpoint = read_ours(source)
-    state = checkpoint.state
     if name is None:
         name, stated = architecture_of(checkpoint, source)
         options = stated | options
     if name is None:
         raise UserError(f"{source} does not name its architecture; give the backbone's name.")
-    if "fc.weight" not in state or state["fc.weight"].ndim != 2:
-        raise UserError(f"{source} holds no classifier with a last layer called fc; give it as backbone.weights.")
+    with torch.device("meta"), allow_random_frozen():
+        layer = last_layer(build_classifier(name, 1, **options).backbone, checkpoint.state)
+    if layer is None or checkpoint.state[layer[0]].ndim != 2 or layer[1] not in checkpoint.state:
+        raise UserError(
+            f"{source} holds no classifier of a backbone and one linear layer on its last feature; give it as "
+            f"backbone.weights. It holds {contents(checkpoint.state)}."
+        )
+    weight, bias = (checkpoint.state[part] for part in layer)
     classes = checkpoint.metadata.get("classes")
-    if classes and len(classes) != len(state["fc.weight"]):
-        raise UserError(f"{source} names {len(classes)} classes, but its fc has {len(state['fc.weight'])} outputs.")
-    model = build_classifier(name, len(state["fc.weight"]), preprocessing=checkpoint.preprocessing(), **options)
-    check_architecture(model.backbone, checkpoint, source)
-    load_state_dict(model, state, source)
-    model.backbone.preprocessing, model.classes = checkpoint.preprocessing(), classes
+    if classes and len(classes) != len(weight):
+        raise UserError(f"{source} names {len(classes)} classes, but its {layer[0]} has {len(weight)} outputs.")
+    model = build_classifier(name, len(weight), **options)
+    fit_weights(model.backbone, checkpoint, source, used=layer)
+    load_state_dict(model.fc, {"weight": weight, "bias": bias}, source)
+    model.classes = classes
+    if model.backbone.preprocessing is not None:
+        model.preprocessing = for_channels(model.backbone.preprocessing, input_channels(model.backbone))
+        model.prepare = Normalize(model.preprocessing)
     return model
+
+
+def for_channels(known: Preprocessing, channels: int) -> Preprocessing:
+    """`known`, of RGB, for a network whose first convolution was adapted: averaged for one channel, else repeated."""
+    if channels == len(known.std):
+        return known
+    mean, std = known.per_channel().as_rgb()
+    if channels == 1:
+        mean, std = [sum(mean) / len(mean)], [sum(std) / len(std)]
+    mean, std = ([values[k % len(values)] for k in range(channels)] for values in (mean, std))
+    return replace(known, mean=mean, std=std, channel_order="RGB", input_range=1.0)
 
 
 def architecture_of(checkpoint: Checkpoint, source: str, name: str | None = None) -> tuple[str | None, dict]:

@@ -24,7 +24,7 @@ SCHEMAS = {"train": Config, "pretrain": PretrainConfig}
 SOURCES = ("resnet_backbones", "benchmarks", "datasets", "tests", "tools", "configs", "docs")
 FILES = [path for folder in SOURCES for path in (ROOT / folder).rglob("*.*") if "__pycache__" not in path.parts]
 CODE = "".join(path.read_text() for path in FILES if path.suffix == ".py" and "tests" not in path.parts)
-NOT_THERE = {"resnet_backbones/models/eca.py", "rezero.py", "config.yaml"}  # written by a reader or a run
+NOT_THERE = {"resnet_backbones/models/eca.py", "rezero.py", "config.yaml", "data.yaml"}  # written by a reader or a run
 PROGRAMS = ("resnet-backbones ", "tools/", "datasets/", "python ", "torchrun ", "make ")
 UNKNOWN = "--no-such-flag"
 

@@ -1,10 +1,12 @@
 """The classifier of a config: built, or loaded with its classes and preprocessing."""
 
+import logging
 from dataclasses import replace
 from functools import partial
 
 import torch.nn.functional as F
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
 from ..backbones import allow_random_frozen
 from ..classifiers import build_classifier, load_classifier
@@ -13,6 +15,8 @@ from ..errors import UserError
 from ..models.classifier import Classifier, soft_binary_cross_entropy
 from ..preprocessing import Normalize, Preprocessing, merged_preprocessing
 from ..weights import metadata_of
+
+logger = logging.getLogger(__name__)
 
 LOSSES = {"cross_entropy": F.cross_entropy, "bce": soft_binary_cross_entropy}
 
@@ -26,14 +30,19 @@ def backbone_options(config: DictConfig) -> dict:
 def build_for_training(config: DictConfig, classes: list[str]) -> Classifier:
     """The classifier of a config with its loss, and with `weights` if they are given.
 
-    Its preprocessing may depend on the data; `set_preprocessing` sets it. Raises `UserError` for weights that do not
-    fit.
+    Of weights for another number of classes all but the last layer are taken. Its preprocessing may depend on the data;
+    `set_preprocessing` sets it. Raises `UserError` for weights that do not fit.
     """
     loss = partial(LOSSES[config.loss.name], label_smoothing=config.loss.label_smoothing)
     if config.weights is None:
         model = build_classifier(num_classes=len(classes), loss=loss, **backbone_options(config))
     else:
-        model = check_classes(load_trained(config, config.weights), len(classes), classes, config.weights)
+        model = load_trained(config, config.weights)
+        if model.fc.out_features != len(classes):
+            counts = config.weights, model.fc.out_features, len(classes)
+            logger.info("%s: its %d classes are not the %d of the data; fc keeps its random weights", *counts)
+            model.fc, model.classes = nn.Linear(model.fc.in_features, len(classes)), None
+        model = check_classes(model, len(classes), classes, config.weights)
         model.loss = loss
     return model
 
@@ -48,6 +57,13 @@ def load_ensemble(config: DictConfig) -> list[Classifier]:
         check_classes(load_classifier(source), first.fc.out_features, first.classes, source)
         for source in config.ensemble
     ]
+    if first.preprocessing is None and config.preprocessing.per_pixel_mean and config.preprocessing.image_mean is None:
+        logger.warning(
+            "%s has no mean image for preprocessing.per_pixel_mean and does not say its mean and std; ImageNet's are "
+            "taken. For others give preprocessing.image_mean and image_std.",
+            config.weights,
+        )
+        config = OmegaConf.merge(config, {"preprocessing": {"image_std": None}})
     set_preprocessing(first, resolve_preprocessing(config, first.preprocessing))
     return [first, *others]
 
@@ -77,7 +93,8 @@ def resolve_preprocessing(config: DictConfig, known: Preprocessing | None) -> Pr
     Raises `UserError` if the config contradicts the weights.
     """
     given = config.preprocessing
-    merged = merged_preprocessing(known, given.image_mean, given.image_std, "preprocessing")
+    channels = config.backbone.in_channels or 3
+    merged = merged_preprocessing(known, given.image_mean, given.image_std, "preprocessing", channels)
     size = given.size or merged.size or 224
     resize = given.resize or (merged.resize if given.size is None else None) or max(256, size)
     if size > resize:

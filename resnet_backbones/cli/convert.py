@@ -23,6 +23,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--channel-order", choices=("RGB", "BGR"), help="of OUT's images; default RGB, BGR for caffe2")
     parser.add_argument("--fold", nargs="+", default=[], choices=("std", "mean"), help="into the first convolution")
     parser.add_argument("--source-order", choices=("RGB", "BGR"), help="of IN's images, if IN does not say")
+    about = "of IN's images in [0, 255], in the order of --source-order, if IN does not say"
+    parser.add_argument("--pixel-mean", nargs=3, type=float, metavar=("A", "B", "C"), help=f"mean {about}")
+    parser.add_argument("--pixel-std", nargs=3, type=float, metavar=("A", "B", "C"), help=f"std {about}")
     parser.add_argument("--stride-in-1x1", choices=("yes", "no"), help="in IN's bottlenecks, if IN does not say")
     parser.add_argument("--name", help="of IN's backbone, if IN does not say and its shapes fit several")
     args = parser.parse_args(argv)

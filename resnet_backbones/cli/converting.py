@@ -20,8 +20,10 @@ from ..paths import atomic_write
 from ..preprocessing import Normalize, Preprocessing, imagenet
 from ..weights import (
     Checkpoint,
+    below,
     check_output,
     detect_format,
+    find_prefix,
     fit_weights,
     from_ours,
     read_checkpoint,
@@ -30,7 +32,6 @@ from ..weights import (
     write_checkpoint,
 )
 from ..weights.hub import PREFIX, parse, upload
-from ..weights.loading import below
 
 TOLERANCE = 1e-4  # relative to the largest value of a feature; float32 rounding gives about 1e-6
 BATCH_NORMS = ("BN", "FrozenBN", "SyncBN")  # the same in evaluation
@@ -52,15 +53,14 @@ def convert_to(output: Path, args: argparse.Namespace) -> None:
     """`convert` to a local file."""
     check_output(output)
     source = read_checkpoint(args.source)
-    if args.source_order is not None and "preprocessing" not in source.metadata:
-        source.metadata["preprocessing"] = asdict(imagenet(args.source_order))
+    state_input(source, args)
     print(f"{args.source}: {len(source.state)} tensors with the names of {detect_format(source.state)}")
     try:
         ours = to_ours(source)
     except UserError as error:
         raise UserError(f"{args.source}: {error}") from error
-    name, options = _architecture(ours.checkpoint, args)
-    before = ours.checkpoint
+    before = without_prefix(ours.checkpoint)
+    name, options = _architecture(before, args)
     if name is not None:
         before.metadata["architecture"] = {"name": name, "options": options}
     channel_order = args.channel_order or ("BGR" if args.to == "caffe2" else "RGB")
@@ -77,6 +77,34 @@ def convert_to(output: Path, args: argparse.Namespace) -> None:
         if name is not None:
             for line in verify(before, temporary, args.to, name, options):
                 print(f"  {line}")
+
+
+def state_input(source: Checkpoint, args: argparse.Namespace) -> None:
+    """Put what the command says of the input of `source` into its metadata, which must not say it, too."""
+    pixel_options = args.pixel_mean or args.pixel_std
+    if "preprocessing" in source.metadata:
+        if pixel_options:
+            raise UserError(f"{args.source} states its mean and std; remove --pixel-mean and --pixel-std.")
+        return
+    order = args.source_order
+    if pixel_options and order is None:
+        if detect_format(source.state) not in ("caffe2", "detectron2"):
+            raise UserError("--pixel-mean and --pixel-std need the order of their numbers: --source-order RGB or BGR.")
+        order = "BGR"
+    if order is None:
+        return
+    known = imagenet(order)
+    if pixel_options:
+        mean, std = ([255 / known.input_range * v for v in values] for values in (known.mean, known.std))
+        known = Preprocessing(args.pixel_mean or mean, args.pixel_std or std, order, input_range=255.0)
+    source.metadata["preprocessing"] = asdict(known)
+
+
+def without_prefix(checkpoint: Checkpoint) -> Checkpoint:
+    """Of a file whose residual net stands behind a trainer's prefix, such as "module.encoder_q.", what is behind it."""
+    net = find_prefix({"layer1.0.conv1.weight": torch.Size()}, checkpoint.state)
+    prefix = re.sub(r"(^|(?<=\.))(backbone\.)?(body\.)?$", "", net)
+    return checkpoint._replace(state=below(prefix, checkpoint.state))
 
 
 def _architecture(checkpoint: Checkpoint, args: argparse.Namespace) -> tuple[str | None, dict]:

@@ -1,28 +1,45 @@
 """Detectors over our backbones. The head library is chosen by name and imported only when it is used."""
 
 import importlib
+import logging
 from dataclasses import asdict, fields
 
+import torch
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
+from torch import Tensor, nn
 
 from ..backbones import allow_random_frozen, build_backbone
 from ..errors import UserError, unknown
 from ..models.compile import compile_backbone
-from ..weights import load_state_dict, read_ours
+from ..weights import (
+    Checkpoint,
+    below,
+    check_architecture,
+    find_prefix,
+    fit,
+    fit_p6,
+    read_ours,
+    shapes_of,
+)
 from .ranks import global_batch
 from .settings import SETTINGS
 
 __all__ = ["LIBRARIES", "SETTINGS", "build_detector", "compile_detector", "describe", "global_batch"]
 
+logger = logging.getLogger(__name__)
+
 LIBRARIES = ("torchvision", "detectron2")
 
 
-def build_detector(config: DictConfig, num_classes: int) -> nn.Module:
+def build_detector(config: DictConfig, num_classes: int, *, new_predictors: bool = False) -> nn.Module:
     """The detector of a config: its backbone inside the heads of `detector.library`, with its weights.
 
-    `num_classes` does not count the background. Where the whole detector's `weights` are given, those of the
-    backbone alone are not read. Raises `UserError` for an unknown name or weights that do not fit.
+    Args:
+        num_classes: without the background.
+        new_predictors: where `weights` have another number of classes, take all but the predictors, as for training.
+
+    Where the whole detector's `weights` are given, those of the backbone alone are not read. Raises `UserError` for an
+    unknown name or weights that do not fit.
     """
     settings = OmegaConf.to_container(config.detector)
     library, name = settings.pop("library"), settings.pop("name")
@@ -43,10 +60,49 @@ def build_detector(config: DictConfig, num_classes: int) -> nn.Module:
     checkpoint = read_ours(config.weights)
     with allow_random_frozen():
         backbone = build_backbone(**options | {"weights": None})
+    check_architecture(backbone, checkpoint, config.weights)
     backbone.preprocessing = checkpoint.preprocessing()
+    fit_p6(backbone, checkpoint.state, config.weights)
     model = make_heads(backbone, num_classes, **settings)
-    load_state_dict(model, checkpoint.state, config.weights)
+    state, kept = without_background(model, checkpoint, config.weights), set()
+    if new_predictors:
+        with torch.device("meta"), allow_random_frozen():
+            other = make_heads(build_backbone(**options | {"weights": None}), num_classes + 1, **settings)
+        kept = other_classes(model, other, state)
+    fit(model, state, config.weights, kept=kept)
     return model
+
+
+def other_classes(model: nn.Module, other: nn.Module, state: dict[str, Tensor]) -> set[str]:
+    """The names of the predictors of `model` if `state` has them for another number of classes; else none.
+
+    Args:
+        other: the same detector for one class more. What has another shape in it predicts classes.
+    """
+    wanted, shapes = shapes_of(model), shapes_of(other)
+    predictors = {name for name, shape in wanted.items() if shape != shapes[name]}
+    group = below(find_prefix({n: s for n, s in wanted.items() if n not in predictors}, state), state)
+    fits = all(name in group and group[name].shape == wanted[name] for name in predictors)
+    return set() if fits else predictors
+
+
+def without_background(model: nn.Module, checkpoint: Checkpoint, source: str) -> dict[str, Tensor]:
+    """The tensors of `checkpoint`, for RetinaNet and FCOS without the background that torchvision's own count as class.
+
+    Our files name their classes; in others it shows in the number of rows for each anchor, one more than classes.
+    """
+    state, wanted = checkpoint.state, shapes_of(model)
+    logits = "head.classification_head.cls_logits."
+    if ("classes" in checkpoint.metadata and "architecture" in checkpoint.metadata) or f"{logits}weight" not in wanted:
+        return state
+    prefix, classes = find_prefix(wanted, state), model.head.classification_head.num_classes
+    rows, changed = wanted[f"{logits}bias"][0] // classes * (classes + 1), {}
+    for name in (f"{prefix}{logits}weight", f"{prefix}{logits}bias"):
+        if name in state and len(state[name]) == rows:
+            changed[name] = state[name].unflatten(0, (-1, classes + 1))[:, 1:].flatten(0, 1)
+    if changed:
+        logger.info("%s: its %d classes are taken to count the background, as torchvision's do", source, classes + 1)
+    return state | changed
 
 
 def backbone_options(config: DictConfig) -> dict:

@@ -22,8 +22,7 @@ from ..errors import UserError, unknown
 from ..models.preact import PreActResNet
 from ..optional import import_timm
 from ..preprocessing import Preprocessing
-from ..weights import fit_weights, load_state_dict, read_ours
-from ..weights.loading import below
+from ..weights import fit_weights, last_layer, load_state_dict, read_ours
 from ..weights.published import torchvision_preprocessing
 from .timm_modules import Classifier, Features, indices_of
 
@@ -126,16 +125,12 @@ def load(model: Features | Classifier, source: str) -> None:
     `UserError` for weights that do not fit, and for a head that does not fit in spite of as many classes.
     """
     checkpoint = read_ours(source)
-    state, conv = dict(checkpoint.state), first_conv(model.net)
-    in_chans = model.net.get_submodule(conv).in_channels
-    first = state.get(f"{conv}.weight")
-    if first is not None and first.shape[1] == 3:
-        state[f"{conv}.weight"] = timm.models.adapt_input_conv(in_chans, first)
-    fit_weights(model.net, checkpoint._replace(state=state), source)
+    weight, bias = last_layer(model.net, checkpoint.state) or (None, None)
+    fit_weights(model.net, checkpoint, source)
     if isinstance(model, Features) or not model.num_classes:
         return
-    if "fc.weight" in state and state["fc.weight"].shape == model.fc.weight.shape:
-        load_state_dict(model.fc, below("fc.", state), source)
+    if weight is not None and checkpoint.state[weight].shape == model.fc.weight.shape:
+        load_state_dict(model.fc, {"weight": checkpoint.state[weight], "bias": checkpoint.state[bias]}, source)
     elif model.num_classes == len(checkpoint.metadata.get("classes") or ()):
         raise UserError(
             f"{source} has no fc of shape {tuple(model.fc.weight.shape)} for its {model.num_classes} classes; use "

@@ -1,6 +1,5 @@
 """Feature Pyramid Networks, arXiv 1612.03144 §3, and the levels above P5."""
 
-import itertools
 from collections.abc import Mapping, Sequence
 
 import torch.nn.functional as F
@@ -9,6 +8,7 @@ from torch import Tensor, nn
 from ..errors import UserError, unknown
 from .backbone import Backbone, ShapeSpec, check_out_features
 from .layers import conv2d, get_norm
+from .naming import named_as_now
 
 LATERALS = {"p2": "res2", "p3": "res3", "p4": "res4", "p5": "res5"}
 
@@ -126,12 +126,9 @@ class FPN(Backbone):
 
 
 def name_as_torchvision_does_now(pyramid: Pyramid, state: dict[str, Tensor], prefix: str, *_) -> None:
-    """Rename the `inner_blocks.0.weight` of torchvision before 0.13 to `inner_blocks.0.0.weight`."""
-    for blocks in ("inner_blocks", "layer_blocks"):
-        for i, parameter in itertools.product(range(len(pyramid.inner_blocks)), ("weight", "bias")):
-            old = f"{prefix}{blocks}.{i}.{parameter}"
-            if old in state:
-                state[f"{prefix}{blocks}.{i}.0.{parameter}"] = state.pop(old)
+    """Before `pyramid` loads `state`, rename the `inner_blocks.0.weight` of torchvision before 0.13."""
+    own = {name: state.pop(name) for name in list(state) if name.startswith(prefix)}
+    state |= named_as_now(own)
 
 
 def check_body(shapes: dict[str, ShapeSpec], in_features: Sequence[str], out_features: Sequence[str]) -> None:

@@ -1,8 +1,41 @@
-"""Names of a wrapper's parameters in its state_dict: those of what it wraps, so that checkpoints fit both."""
+"""Names of parameters in a state_dict: a wrapper has those of what it wraps, and older ones are brought up to date."""
 
+import re
 from functools import partial
 
 from torch import nn
+
+# Names in the detectors of torchvision before 0.13 and those that it has now, each with what only other detectors have
+# beside the old name: detectron2's mask head, and the norms behind the convolutions in FCOS.
+BEFORE_0_13 = [
+    (r"\b(inner|layer)_blocks\.(\d+)\.(weight|bias)$", r"\1_blocks.\2.0.\3", None),
+    (r"\brpn\.head\.conv\.(weight|bias)$", r"rpn.head.conv.0.0.\1", None),
+    (
+        r"\bmask_head\.mask_fcn(\d+)\.(weight|bias)$",
+        lambda m: f"mask_head.{int(m[1]) - 1}.0.{m[2]}",
+        "mask_head.deconv.weight",
+    ),
+    (
+        r"\b(classification|regression)_head\.conv\.([0246])\.(weight|bias)$",
+        lambda m: f"{m[1]}_head.conv.{int(m[2]) // 2}.0.{m[3]}",
+        "_head.conv.1.weight",
+    ),
+]
+
+
+def named_as_now(state: dict) -> dict:
+    """`state` with the names that torchvision's detectors have had since 0.13; others are unchanged."""
+    rules = [
+        (pattern, replacement)
+        for pattern, replacement, elsewhere in BEFORE_0_13
+        if elsewhere is None or not any(elsewhere in name for name in state)
+    ]
+    renamed = {}
+    for name, value in state.items():
+        for pattern, replacement in rules:
+            name = re.sub(pattern, replacement, name)
+        renamed[name] = value
+    return renamed
 
 
 def hide_child(module: nn.Module, child: str) -> None:

@@ -1,22 +1,32 @@
-"""Convert checkpoints of torchvision, timm, detectron2 and Caffe2 to our form, and ours to theirs."""
+"""Convert checkpoints of torchvision, timm, transformers, detectron2 and Caffe2 to our form, and ours to theirs."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..errors import UserError, reason
+from ..models.naming import named_as_now
 from ..preprocessing import Preprocessing, imagenet
 from . import folding
 from .checkpoint import Checkpoint
+from .matching import tails_of
 from .names import CAFFE2, DETECTRON2, OURS, renames
-from .renaming import from_timm_preact, to_timm_preact
+from .renaming import TIMM_PREACT, TRANSFORMERS, from_timm_preact, from_transformers, prefixes_of, to_timm_preact
 
 FORMATS = ("resnet_backbones", "torchvision", "timm", "detectron2", "caffe2")
 COLUMNS = {"detectron2": DETECTRON2, "caffe2": CAFFE2}
+RENAMED_BY = {
+    "timm": (from_timm_preact, "renamed from timm's resnetv2"),
+    "transformers": (from_transformers, "renamed from transformers"),
+    "resnet_backbones": (named_as_now, "renamed from torchvision before 0.13"),
+}
+# Of FAIR's X-101-32x8d and detectron2's detectors on it, for BGR in [0, 255] (PIXEL_STD in detectron2's configs).
+X101_STD = (57.375, 57.12, 58.395)
 
 
 class Conversion(NamedTuple):
@@ -28,15 +38,17 @@ class Conversion(NamedTuple):
 
 
 def detect_format(state: dict[str, Tensor]) -> str:
-    """The format of the names in a state_dict: "detectron2", "caffe2", "timm" or "resnet_backbones".
+    """The format of the names in a state_dict: "detectron2", "caffe2", "timm", "transformers" or "resnet_backbones".
 
     "timm" is its pre-activation nets; all its other names, and torchvision's, are ours.
     """
-    if "conv1_w" in state or any("_branch2a_w" in name for name in state):
+    if prefixes_of("conv1_w", state) or any("_branch2a_w" in name for name in state):
         return "caffe2"
     if any("stem.conv1." in name or "bottom_up." in name for name in state):
         return "detectron2"
-    return "timm" if "stages.0.blocks.0.norm1.weight" in state else "resnet_backbones"
+    if prefixes_of(TIMM_PREACT, state):
+        return "timm"
+    return "transformers" if prefixes_of(TRANSFORMERS, state) else "resnet_backbones"
 
 
 @contextmanager
@@ -54,15 +66,15 @@ def _shape_errors() -> Iterator[None]:
 def to_ours(checkpoint: Checkpoint) -> Conversion:
     """`checkpoint` under our names, changed to take RGB images; its mean and std stay in its metadata.
 
-    Files of Caffe2 and of detectron2's model zoo do not say what they were trained on, but it is known: BGR images
-    without a std, and in a plain ResNet the stride in the first 1x1. Raises `UserError` for tensors with other shapes
-    than their names require.
+    Files of Caffe2 and of detectron2's model zoo do not say what they were trained on, but it is known: BGR images,
+    with a std only for ResNeXt-101-32x8d, and in a plain ResNet the stride in the first 1x1. Raises `UserError` for
+    tensors with other shapes than their names require.
     """
     source_format, state, metadata = detect_format(checkpoint.state), checkpoint.state, dict(checkpoint.metadata)
-    if source_format == "timm":
-        return Conversion(Checkpoint(from_timm_preact(state), metadata), ["renamed from timm's resnetv2"], [])
-    if source_format == "resnet_backbones":
-        return Conversion(checkpoint, [], [])
+    if source_format not in COLUMNS:
+        renamed, note = RENAMED_BY[source_format]
+        state = renamed(state)
+        return Conversion(Checkpoint(state, metadata), [note] if state.keys() != checkpoint.state.keys() else [], [])
     state, skipped = _renamed(state, COLUMNS[source_format], OURS)
     steps = [f"renamed {len(state)} tensors from {source_format}"]
     if source_format == "detectron2":
@@ -72,8 +84,12 @@ def to_ours(checkpoint: Checkpoint) -> Conversion:
         steps.append("added mean 0 and variance 1 to norms that are only a scale and shift")
     published = source_format == "caffe2" or "Model Zoo" in str(metadata.get("author"))
     if published and "preprocessing" not in metadata:
-        metadata["preprocessing"] = asdict(imagenet("BGR"))
-        steps.append("assumed the input of He et al.: BGR in [0, 255], mean subtracted, no std")
+        if _is_x101(state):
+            metadata["preprocessing"] = asdict(replace(imagenet("BGR"), std=X101_STD))
+            steps.append(f"assumed the input of X-101-32x8d: BGR in [0, 255], mean subtracted, std {list(X101_STD)}")
+        else:
+            metadata["preprocessing"] = asdict(imagenet("BGR"))
+            steps.append("assumed the input of He et al.: BGR in [0, 255], mean subtracted, no std")
     preprocessing = Checkpoint(state, metadata).preprocessing()
     if preprocessing is not None and preprocessing.channel_order == "BGR":
         state, preprocessing = folding.swap_channels(state, preprocessing)
@@ -130,10 +146,19 @@ def from_ours(
 
 
 def _renamed(state: dict[str, Tensor], source: int, target: int) -> tuple[dict[str, Tensor], list[str]]:
-    """`state` under the names of another column of the table, and the names that it does not have."""
+    """`state` under the names of another column of the table, and the names that it does not have.
+
+    Theirs may have anything before them, such as "model."; ours are whole names.
+    """
     names = renames(source, target, _laterals(state))
-    renamed = {names[name]: tensor for name, tensor in state.items() if name in names}
-    return renamed, [name for name in state if name not in names]
+    new = {name: names.get(name) if source == OURS else _renamed_tail(name, names) for name in state}
+    return {new[name]: t for name, t in state.items() if new[name]}, [name for name in state if not new[name]]
+
+
+def _renamed_tail(name: str, names: dict[str, str]) -> str | None:
+    """`name` with the longest part behind a dot that is in `names` replaced; None where there is none."""
+    tail = next((tail for tail in tails_of(name) if tail in names), None)
+    return None if tail is None else name.removesuffix(tail) + names[tail]
 
 
 def _laterals(state: dict[str, Tensor]) -> int:
@@ -141,6 +166,14 @@ def _laterals(state: dict[str, Tensor]) -> int:
     if any("fpn_lateral" in name for name in state):
         return 4 if any("fpn_lateral2." in name for name in state) else 3
     return 3 if any("inner_blocks.2." in n for n in state) and not any("inner_blocks.3." in n for n in state) else 4
+
+
+def _is_x101(state: dict[str, Tensor]) -> bool:
+    """Whether it has a ResNeXt-101-32x8d, known by the groups in its 3x3 and by its depth."""
+    first, last = "layer1.0.conv2.weight", "layer3.22.conv2.weight"
+    return any(
+        state[prefix + first].shape == (256, 8, 3, 3) and prefix + last in state for prefix in prefixes_of(first, state)
+    )
 
 
 def _is_plain_bottleneck(state: dict[str, Tensor]) -> bool:
@@ -158,15 +191,17 @@ def _move_background(state: dict[str, Tensor], steps: list[str], to_front: bool)
 
     It is the first class in torchvision; in detectron2 the last one, without boxes and masks.
     """
-    result, box, mask = dict(state), "roi_heads.box_predictor.", "roi_heads.mask_predictor.mask_fcn_logits."
-    for part in ("weight", "bias"):
-        if f"{box}cls_score.{part}" in state:
-            result[f"{box}cls_score.{part}"] = state[f"{box}cls_score.{part}"].roll(1 if to_front else -1, 0)
-        for name, rows in ((f"{box}bbox_pred.{part}", 4), (f"{mask}{part}", 1)):
-            if name in state and to_front:
+    result, score = dict(state), "roi_heads.box_predictor.cls_score.weight"
+    for prefix, part in itertools.product(prefixes_of(score, state), ("weight", "bias")):
+        heads = f"{prefix}roi_heads."
+        if (name := f"{heads}box_predictor.cls_score.{part}") in state:
+            result[name] = state[name].roll(1 if to_front else -1, 0)
+        rows_of = {f"{heads}box_predictor.bbox_pred.{part}": 4, f"{heads}mask_predictor.mask_fcn_logits.{part}": 1}
+        for name, rows in ((name, rows) for name, rows in rows_of.items() if name in state):
+            if to_front:
                 result[name] = torch.cat([torch.zeros_like(state[name][:rows]), state[name]])
-            elif name in state:
+            else:
                 result[name] = state[name][rows:]
-    if f"{box}cls_score.weight" in state:
+    if prefixes_of(score, state):
         steps.append(f"moved the background class to the {'front' if to_front else 'end'}")
     return result

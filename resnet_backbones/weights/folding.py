@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..preprocessing import Preprocessing
+from .renaming import prefixes_of
 
 EPS = 1e-5  # of every BN
 # The first convolution and the norm behind it, in a plain and in a deep stem.
@@ -15,12 +16,11 @@ STEMS = {"conv1.weight": "bn1.running_mean", "conv1.0.weight": "conv1.1.running_
 
 def swap_channels(state: dict[str, Tensor], preprocessing: Preprocessing) -> tuple[dict[str, Tensor], Preprocessing]:
     """The same network for images in the other channel order; exact."""
-    weight = _first_convolution(state)
     order = "RGB" if preprocessing.channel_order == "BGR" else "BGR"
     swapped = replace(
         preprocessing, mean=list(preprocessing.mean)[::-1], std=list(preprocessing.std)[::-1], channel_order=order
     )
-    return state | {weight: state[weight].flip(1)}, swapped
+    return state | {weight: state[weight].flip(1) for weight in _first_convolutions(state)}, swapped
 
 
 def fold_std(state: dict[str, Tensor], preprocessing: Preprocessing) -> tuple[dict[str, Tensor], Preprocessing]:
@@ -28,11 +28,12 @@ def fold_std(state: dict[str, Tensor], preprocessing: Preprocessing) -> tuple[di
 
     conv((x - mean) / std) = conv'(x - mean), as in the weights of He et al.
     """
-    weight = _first_convolution(state)
     scale = torch.tensor(preprocessing.std, dtype=torch.float64) * (255 / preprocessing.input_range)
     mean = [255 / preprocessing.input_range * v for v in preprocessing.per_channel().mean]
-    folded = (state[weight].double() / scale[:, None, None]).to(state[weight].dtype)
-    return state | {weight: folded}, replace(preprocessing, mean=mean, std=[1.0, 1.0, 1.0], input_range=255.0)
+    folded = {
+        name: (state[name].double() / scale[:, None, None]).to(state[name].dtype) for name in _first_convolutions(state)
+    }
+    return state | folded, replace(preprocessing, mean=mean, std=[1.0, 1.0, 1.0], input_range=255.0)
 
 
 def fold_mean(state: dict[str, Tensor], preprocessing: Preprocessing) -> tuple[dict[str, Tensor], Preprocessing]:
@@ -42,7 +43,7 @@ def fold_mean(state: dict[str, Tensor], preprocessing: Preprocessing) -> tuple[d
     at the border, because the convolution pads with zeros, which stood for the mean before. Raises `UserError` if no
     batch norm follows.
     """
-    weight = _first_convolution(state)
+    weight = _first_convolutions(state)[0]
     stem = next(stem for stem in STEMS if weight.endswith(stem))
     running_mean = weight.removesuffix(stem) + STEMS[stem]
     if running_mean not in state:
@@ -80,10 +81,10 @@ def with_statistics(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return result
 
 
-def _first_convolution(state: dict[str, Tensor]) -> str:
-    """The name of the first convolution, in a backbone, an FPN or a detector."""
-    prefixes = ("", "body.", "backbone.", "backbone.body.")
-    found = [prefix + stem for prefix in prefixes for stem in STEMS if prefix + stem in state]
-    if not found or state[found[0]].shape[1] != 3:
+def _first_convolutions(state: dict[str, Tensor]) -> list[str]:
+    """The names of the first convolutions of the nets in `state`, in backbones, FPNs or detectors."""
+    nets = prefixes_of("layer1.0.conv1.weight", state)
+    found = [prefix + stem for prefix in nets for stem in STEMS if prefix + stem in state]
+    if not found or any(state[name].ndim != 4 or state[name].shape[1] != 3 for name in found):
         raise UserError("Channels can only be swapped or folded if the first layer, conv1, takes three channels.")
-    return found[0]
+    return found

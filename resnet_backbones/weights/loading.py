@@ -1,13 +1,17 @@
 """Load a checkpoint into a model: every tensor fits, or an error says which do not."""
 
 import logging
+from collections.abc import Collection
 
 from torch import Tensor, nn
 
 from ..errors import UserError
+from ..models.fpn import ConvP6P7
 from .checkpoint import Checkpoint
 from .converting import to_ours
-from .reading import read_checkpoint
+from .matching import adapt_input, below, contents, find_prefix, layers_below, shapes_of
+from .reading import read_file
+from .zero_padding import find_zero_padding
 
 logger = logging.getLogger(__name__)
 
@@ -18,47 +22,109 @@ SHAPELESS_OPTIONS = ("shortcut", "stride_in_1x1")
 def load_weights(backbone: nn.Module, source: str) -> None:
     """Load the checkpoint at `source` into a backbone, and set its `preprocessing` to the checkpoint's.
 
-    It may be a classifier's (its head is dropped), a backbone's, or a whole detector's (only its `backbone.` part is
-    loaded). If the backbone has an FPN and the checkpoint does not, only the body is loaded. The log says what was
-    loaded, dropped and left random. Raises `UserError` for a checkpoint of another architecture, naming the tensors
-    that do not fit.
+    The backbone is found by its names and shapes wherever it is in the file: in a classifier, whose head is dropped,
+    in a detector, or below whatever names a trainer puts before it (`matching.find_prefix` says which of several). If
+    the backbone has an FPN and the file does not, only the body is loaded. The first convolution is adapted to other
+    `in_channels`. The log says what was taken, dropped and left random. Raises `UserError` for a checkpoint of another
+    architecture, naming the tensors that do not fit and those that the file holds.
     """
     fit_weights(backbone, read_ours(source), source)
 
 
-def fit_weights(backbone: nn.Module, checkpoint: Checkpoint, source: str) -> None:
-    """`load_weights` for a checkpoint that is already read, under our names; `source` is for messages."""
-    check_architecture(backbone, checkpoint, source)
-    backbone.preprocessing = checkpoint.preprocessing()
-    state = checkpoint.state
-    if any(name.startswith("backbone.") for name in state):
-        state = below("backbone.", state)
-    has_fpn = any(name.startswith("body.") for name in state)
-    if has_fpn and not hasattr(backbone, "body"):
-        state = below("body.", state)
-    target = backbone if has_fpn or not hasattr(backbone, "body") else backbone.body
+def fit_weights(backbone: nn.Module, checkpoint: Checkpoint, source: str, used: Collection[str] = ()) -> None:
+    """`load_weights` for a checkpoint that is already read, under our names.
 
-    children = dict(target.named_children())
-    tail = getattr(target, "tail", ())  # the layers that a torchvision network has behind its last stage
-    dropped = [name for name in state if name.split(".")[0] not in children or name.startswith(tail)]
-    kept = {name: tensor for name, tensor in state.items() if name not in dropped}
-    load_state_dict(target, _initial_offsets(target) | kept, source)
-    logger.info(
-        "%s: loaded %d of its %d tensors%s%s",
-        source,
-        len(kept),
-        len(checkpoint.state),
-        f", dropped {', '.join(dropped)}" if dropped else "",
-        "" if target is backbone else "; the FPN keeps its random weights",
-    )
+    `source` is for messages, as is `used`, the names of what is loaded elsewhere.
+    """
+    check_architecture(backbone, checkpoint, source)
+    fit_p6(backbone, checkpoint.state, source)
+    prefix = find_prefix(shapes_of(backbone), checkpoint.state)
+    has_pyramid = any(name.startswith(f"{prefix}fpn.") for name in checkpoint.state)
+    if has_pyramid or not hasattr(backbone, "body"):
+        fit(backbone, checkpoint.state, source, used)
+    else:
+        fit(backbone.body, checkpoint.state, source, used, note="; the FPN keeps its random weights")
+    backbone.preprocessing = checkpoint.preprocessing()
+    if "name" not in checkpoint.metadata.get("architecture", {}):
+        find_zero_padding(backbone, source)
+
+
+def fit(
+    model: nn.Module,
+    state: dict[str, Tensor],
+    source: str,
+    used: Collection[str] = (),
+    kept: Collection[str] = (),
+    note: str = "",
+) -> None:
+    """Load what `state` has of `model` behind some prefix (`matching.find_prefix`); the log says what was taken.
+
+    Args:
+        state: under our names, of a whole file.
+        source, used, note: for messages: the file, names that are loaded elsewhere, and what else to say.
+        kept: names of `model` that keep their own weights.
+
+    Raises `UserError` unless every other tensor of `model` is there, and none besides in its children.
+    """
+    wanted = shapes_of(model)
+    prefix = find_prefix({name: shape for name, shape in wanted.items() if name not in kept}, state)
+    tail = getattr(model, "tail", ())  # the layers that a torchvision network has behind its last stage
+    layers = layers_below(prefix, wanted, state)
+    taken = {name: t for name, t in layers.items() if name not in kept and not name.startswith(tail)}
+    adapted, own = adapted_input(model, taken), model.state_dict()
+    # Offsets of deformable convolutions start at zero where the file has the same network without them.
+    initial = {name: tensor for name, tensor in own.items() if ".offset." in name or name in kept}
+    load_state_dict(model, initial | taken | adapted, source, contents(state))
+    dropped = [name for name in below(prefix, state) if name not in taken and prefix + name not in used]
+    steps = [
+        f"loaded {len(taken)} of its {len(state)} tensors" + (f", those of {prefix}" if prefix else ""),
+        *(f"adapted {name} to {weight.shape[1]} channels" for name, weight in adapted.items()),
+        *([f"dropped {listed(dropped)}"] if dropped else []),
+        *([f"{listed(kept)} keep their random weights"] if kept else []),
+    ]
+    logger.info("%s: %s%s", source, ", ".join(steps), note)
+
+
+def listed(names: Collection[str], longest: int = 4) -> str:
+    rest = f" and {len(names) - longest} more" if len(names) > longest else ""
+    return ", ".join(list(names)[:longest]) + rest
+
+
+def first_convolution(model: nn.Module) -> tuple[str, nn.Conv2d] | None:
+    return next((item for item in model.named_modules() if isinstance(item[1], nn.Conv2d)), None)
+
+
+def adapted_input(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The first convolution of a file for RGB or gray images, where `model` takes another number of channels."""
+    name, conv = first_convolution(model) or ("", None)
+    weight = state.get(f"{name}.weight")
+    if weight is None or weight.ndim != 4 or weight.shape[1] not in (1, 3) or weight.shape[1] == conv.in_channels:
+        return {}
+    return {f"{name}.weight": adapt_input(weight, conv.in_channels)}
+
+
+def fit_p6(backbone: nn.Module, state: dict[str, Tensor], source: str) -> None:
+    """Let a pyramid make p6 from what it is made from in the file, res5 or p5, as far as the number of channels says.
+
+    torchvision's `retinanet_resnet50_fpn` has p5, its second version res5.
+    """
+    pyramid = getattr(backbone, "fpn", None)
+    top = getattr(pyramid, "extra_blocks", None)
+    given = state.get(f"{find_prefix(shapes_of(backbone), state)}fpn.extra_blocks.p6.weight")
+    if not isinstance(top, ConvP6P7) or given is None or given.ndim != 4 or given.shape[1] == top.p6.in_channels:
+        return
+    sources = {pyramid.inner_blocks[-1][0].in_channels: "res5", top.p6.out_channels: "p5"}
+    if given.shape[1] in sources:
+        pyramid.extra_blocks = ConvP6P7(sources[given.shape[1]], given.shape[1], top.p6.out_channels)
+        logger.info("%s: p6 is made from %s, as in the file", source, sources[given.shape[1]])
 
 
 def read_ours(source: str) -> Checkpoint:
-    """Read a checkpoint of any library, renamed to our names and changed to take RGB images; the log lists the steps.
+    """`read_file` of any library's file, renamed to our names and changed to take RGB images; the log lists the steps.
 
-    Raises `UserError` as `read_checkpoint` does.
+    What a file has before the names, such as "model." or "module.", stays. Raises `UserError` as `read_file` does.
     """
-    checkpoint = read_checkpoint(source)
+    checkpoint = read_file(source)
     try:
         checkpoint, steps, skipped = to_ours(checkpoint)
     except UserError as error:
@@ -89,13 +155,13 @@ def check_architecture(backbone: nn.Module, checkpoint: Checkpoint, source: str)
             )
 
 
-def load_state_dict(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
+def load_state_dict(model: nn.Module, state: dict[str, Tensor], source: str, held: str = "") -> None:
     """`model.load_state_dict` with an error that explains: every tensor must match in name and shape.
 
     Either side may lack BN's step counter `num_batches_tracked`, so that BN and FrozenBN share checkpoints. Raises
-    `UserError` naming `source` and the first tensors that do not fit.
+    `UserError` naming `source`, the first tensors that do not fit, and what the file holds, which is `held`.
     """
-    wanted = {n: t.shape for n, t in model.state_dict().items() if not n.endswith("num_batches_tracked")}
+    wanted = shapes_of(model)
     given = {n: t.shape for n, t in state.items() if not n.endswith("num_batches_tracked")}
     missing = [n for n in wanted if n not in given]
     unexpected = [n for n in given if n not in wanted]
@@ -114,15 +180,6 @@ def load_state_dict(model: nn.Module, state: dict[str, Tensor], source: str) -> 
         if names
     ]
     if problems:
-        raise UserError(f"{source} does not fit the model. {'; '.join(problems)}. Is it another architecture?")
+        held = f" The file holds {held}." if held else ""
+        raise UserError(f"{source} does not fit the model. {'; '.join(problems)}. Is it another architecture?{held}")
     model.load_state_dict(state, strict=False)
-
-
-def _initial_offsets(backbone: nn.Module) -> dict[str, Tensor]:
-    """The offsets of deformable convolutions as built, zero, for a checkpoint of the same network without them."""
-    return {name: tensor for name, tensor in backbone.state_dict().items() if ".offset." in name}
-
-
-def below(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors with names that start with `prefix`, without it."""
-    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}

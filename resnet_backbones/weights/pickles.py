@@ -1,9 +1,9 @@
-"""Pickles of numpy arrays, as Caffe2 and detectron2 publish weights, read without running code from the file."""
+"""Pickles read without running code from the file: those of numpy arrays, and what stands for the classes in others."""
 
 import codecs
 import pickle
-from collections import OrderedDict
-from pathlib import Path
+from collections import OrderedDict, defaultdict
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -16,7 +16,7 @@ NUMPY_FUNCTIONS = {
     "numeric._frombuffer": np.ones(1).__reduce_ex__(5)[0],
     "multiarray.scalar": np.float32(1).__reduce__()[0],
 }
-# All that a pickle of arrays in plain containers may name.
+# All that a pickle may call.
 ARRAY_GLOBALS = {
     "numpy.ndarray": np.ndarray,
     "numpy.dtype": np.dtype,
@@ -25,24 +25,46 @@ ARRAY_GLOBALS = {
     "collections.OrderedDict": OrderedDict,
     "_codecs.encode": codecs.encode,  # the bytes of an array in protocol 2 …
     "__builtin__.bytes": bytes,  # … and of an empty one
+    "collections.defaultdict": defaultdict,
+    **{f"pathlib{private}.PosixPath": PurePosixPath for private in ("", "._local")},  # in the options of training
+    **{f"pathlib{private}.WindowsPath": PureWindowsPath for private in ("", "._local")},
 }
 
 
+class Inert(dict):
+    """An object of a class that is not imported, such as `argparse.Namespace`: its attributes, which are data.
+
+    A pickle makes such an object without calling its class. One that calls it, as it calls a function, is refused.
+    """
+
+    asked, path = "", Path()
+
+    def __init__(self, *_: Any) -> None:
+        raise refusal(self.path, self.asked)
+
+    def __setstate__(self, state: Any) -> None:
+        if isinstance(state, dict):
+            self.update(state)
+
+
+def inert(asked: str, path: Path) -> type[Inert]:
+    """What stands for the class or function `asked`, e.g. "argparse.Namespace", of the file at `path`."""
+    return type("Inert", (Inert,), {"asked": asked, "path": path})
+
+
 class ArrayUnpickler(pickle.Unpickler):
-    """An unpickler that imports nothing beyond `ARRAY_GLOBALS`."""
+    """An unpickler that imports nothing beyond `ARRAY_GLOBALS`; anything else is `Inert`."""
 
     def __init__(self, file: BinaryIO, path: Path) -> None:
         super().__init__(file, encoding="latin1")  # the strings of Python 2 hold any byte
         self.path = path
 
     def find_class(self, module: str, name: str) -> Any:
-        if f"{module}.{name}" not in ARRAY_GLOBALS:
-            raise refusal(self.path, f"{module}.{name}")
-        return ARRAY_GLOBALS[f"{module}.{name}"]
+        return ARRAY_GLOBALS.get(f"{module}.{name}") or inert(f"{module}.{name}", self.path)
 
 
 def read_pickle(path: Path) -> Any:
-    """Numpy arrays in plain containers. Raises `UserError` for a damaged file and for one that asks for more."""
+    """Numpy arrays in containers. Raises `UserError` for a damaged file and for one that calls anything else."""
     with open(path, "rb") as file:
         try:
             return ArrayUnpickler(file, path).load()
@@ -53,7 +75,7 @@ def read_pickle(path: Path) -> Any:
 
 
 def refusal(path: Path, asked: str) -> UserError:
-    """The error for a file that names a function or class, which would run code: `asked`, e.g. "posix.system"."""
+    """The error for a file that calls a function or class, which would run code: `asked`, e.g. "posix.system"."""
     return UserError(
         f"The weights file {path} holds more than tensors and is refused: it asks for {asked}. "
         "Save it as a plain state_dict."

@@ -6,12 +6,22 @@ from urllib.error import URLError
 
 import torch
 import torchvision
-from torch import nn
+from torch import Tensor, nn
+from torchvision.models import detection
 
 from ..errors import UserError, reason, unknown
 from ..optional import import_timm
 from ..preprocessing import Preprocessing
 from .checkpoint import Checkpoint
+
+# Trained before torchvision 0.8, whose frozen norms divided by sqrt(variance) without an eps.
+WITHOUT_EPS = (
+    detection.FasterRCNN_ResNet50_FPN_Weights.COCO_V1,
+    detection.MaskRCNN_ResNet50_FPN_Weights.COCO_V1,
+    detection.KeypointRCNN_ResNet50_FPN_Weights.COCO_V1,
+    detection.RetinaNet_ResNet50_FPN_Weights.COCO_V1,
+)
+EPS = 1e-5  # of every norm here
 
 
 def torchvision_checkpoint(source: str) -> Checkpoint:
@@ -30,12 +40,20 @@ def torchvision_checkpoint(source: str) -> Checkpoint:
     if weights.meta.get("categories") and name in torchvision.models.list_models(module=torchvision.models):
         metadata |= {"architecture": {"name": name}, "classes": weights.meta["categories"]}
     try:
-        return Checkpoint(weights.get_state_dict(progress=False, check_hash=True), metadata)
+        state = weights.get_state_dict(progress=False, check_hash=True)
+        return Checkpoint(without_eps(state, weights.url), metadata)
     except (URLError, OSError, RuntimeError) as error:
         folder = Path(torch.hub.get_dir()) / "checkpoints"
         raise UserError(
             f"{source} could not be downloaded from {weights.url} ({error}); download it by hand into {folder}."
         ) from error
+
+
+def without_eps(state: dict[str, Tensor], source: str) -> dict[str, Tensor]:
+    """`state`, changed to compute the same with our eps where `source` is one of `WITHOUT_EPS`, known by its name."""
+    if Path(source).name not in {Path(weights.url).name for weights in WITHOUT_EPS}:
+        return state
+    return {name: t - EPS if name.endswith("running_var") else t for name, t in state.items()}
 
 
 def torchvision_preprocessing(transforms: nn.Module) -> Preprocessing:

@@ -3,6 +3,7 @@
 import json
 import pickle
 import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -16,54 +17,119 @@ from ..errors import UserError, reason
 from ..paths import local_file
 from .checkpoint import Checkpoint
 from .hub import PREFIX, download
-from .pickles import ARRAY_GLOBALS, read_pickle, refusal
-from .published import timm_checkpoint, torchvision_checkpoint
+from .pickles import ARRAY_GLOBALS, Inert, inert, read_pickle, refusal
+from .published import timm_checkpoint, torchvision_checkpoint, without_eps
 
 FORMAT = "resnet_backbones 1"  # marks the metadata of a safetensors file as ours
-NESTED_UNDER = ("model", "state_dict", "blobs")  # where files keep the state_dict, "blobs" those of Caffe2
+WRAPPERS = re.compile(r"^(module\.|_orig_mod\.)+")  # in front of names: DataParallel's and torch.compile's
 
-# Numpy's arrays and scalars, which trainers often save beside the tensors.
-NUMPY_GLOBALS = [
+# Numpy's arrays and scalars, and other plain data that trainers save beside the tensors.
+PLAIN_GLOBALS = [
     *((value, name) for name, value in ARRAY_GLOBALS.items()),
     *{type(np.dtype(code)) for code in "?SU" + np.typecodes["AllInteger"] + np.typecodes["AllFloat"]},
     bytes,
 ]
 
 
-def read_checkpoint(source: str) -> Checkpoint:
-    """Read the weights at `source`, under the names that they have there.
+def read_file(source: str) -> Checkpoint:
+    """Every tensor in the file at `source` under its path, e.g. "model.conv1.weight" of {"model": {"conv1.weight": …}}.
 
     Args:
         source: a path or URL of a `.safetensors` file, a `.pkl` of numpy arrays or a torch file (any other suffix);
             the same on the Hugging Face Hub, `hf://OWNER/REPO[/FILE][@REVISION]`, where FILE is `model.safetensors`
             by default; `torchvision://NAME/WEIGHTS`; or `timm://NAME.TAG`.
 
-    The state_dict may be nested under "model" or "state_dict", with "metadata" beside it. No code in the file is run.
-    Raises `UserError` if there is no such file or it is not a checkpoint.
+    No code in the file is run. Raises `UserError` if there is no such file, and if it holds no tensors.
     """
-    if source.startswith("torchvision://"):
-        return torchvision_checkpoint(source)
-    if source.startswith("timm://"):
-        return timm_checkpoint(source)
+    groups, metadata = _read(source)
+    return Checkpoint({path + name: t for path, group in groups.items() for name, t in group.items()}, metadata)
+
+
+def read_checkpoint(source: str) -> Checkpoint:
+    """The largest dict of tensors in the file at `source`, the first of several, under the names that it has there.
+
+    What DataParallel and torch.compile put in front of every name is left out. Errors and `source` as in `read_file`.
+    """
+    groups, metadata = _read(source)
+    state = max(groups.values(), key=len)
+    if all(WRAPPERS.match(name) for name in state):
+        state = {WRAPPERS.sub("", name): tensor for name, tensor in state.items()}
+    return Checkpoint(state, metadata)
+
+
+def _read(source: str) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+    """The dicts of tensors in a file by their paths, and its metadata."""
+    if source.startswith(("torchvision://", "timm://")):
+        read = torchvision_checkpoint if source.startswith("torchvision://") else timm_checkpoint
+        state, metadata = read(source)
+        return {"": state}, metadata
     path = download(source) if source.startswith(PREFIX) else local_file(source, "weights file")
-    readers = {".safetensors": _read_safetensors, ".pkl": _read_arrays}
-    content, metadata = readers.get(path.suffix, _read_torch)(path)
-    state = _unnested(content)
-    names_to_tensors = isinstance(state, dict) and all(
-        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in state.items()
-    )
-    if not names_to_tensors or not state:
+    is_pickle = path.suffix == ".pkl" and not zipfile.is_zipfile(path)  # a zip is what torch.save wrote
+    if path.suffix == ".safetensors":
+        content, metadata = _read_safetensors(path)
+    else:
+        content = read_pickle(path) if is_pickle else read_torch(path)
+        metadata = _metadata_beside(content)
+    try:
+        groups = _tensor_dicts(content, arrays=is_pickle, seen=set())
+    except RecursionError as error:
+        raise UserError(f"The weights file {source} is nested too deeply.") from error
+    except UserError as error:
+        raise UserError(f"The weights file {source}: {error}") from error
+    if not groups:
         raise UserError(f"The weights file {source} holds no state_dict (a dict of names to tensors).")
     _check_metadata(metadata, source)
-    state = {name.removeprefix("module."): tensor for name, tensor in state.items()}  # DataParallel's prefix
-    return Checkpoint(state, metadata)
+    return {path: without_eps(state, source) for path, state in groups.items()}, metadata
+
+
+def _tensor_dicts(content: Any, arrays: bool, seen: set[int], path: str = "") -> dict[str, dict[str, Tensor]]:
+    """The dicts of tensors nested anywhere in dicts and lists, by their paths such as "model.".
+
+    Args:
+        arrays: take arrays for tensors, except optimizer momenta.
+        seen: ids of the containers that were visited; a file can repeat them, or hold one in itself.
+    """
+    if not isinstance(content, (dict, list, tuple)) or id(content) in seen:
+        return {}
+    seen.add(id(content))
+    items = content.items() if isinstance(content, dict) else enumerate(content)
+    if isinstance(content, Inert) and "_modules" in content:
+        items = _module_state(content).items()
+    found, nested = {}, {}
+    for key, value in items:
+        if isinstance(value, Tensor):
+            found[str(key)] = value
+        elif arrays and isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
+            if not str(key).endswith("_momentum"):
+                found[str(key)] = _tensor_of(value, key)
+        else:
+            nested |= _tensor_dicts(value, arrays, seen, f"{path}{key}.")
+    return ({path: found} if found else {}) | nested
+
+
+def _module_state(module: dict, prefix: str = "") -> dict[str, Tensor]:
+    """The state_dict of an `nn.Module` that was pickled whole, from its attributes."""
+    own = {**module.get("_parameters", {}), **module.get("_buffers", {})}
+    state = {prefix + name: tensor for name, tensor in own.items() if isinstance(tensor, Tensor)}
+    for name, child in module.get("_modules", {}).items():
+        state |= _module_state(child, f"{prefix}{name}.") if isinstance(child, dict) else {}
+    return state
+
+
+def _tensor_of(array: np.ndarray, name: str) -> Tensor:
+    try:
+        return torch.tensor(array)
+    except (TypeError, ValueError) as error:  # such as 128-bit floats
+        raise UserError(f"{name} is not a tensor: {reason(error)}") from error
 
 
 def read_torch(path: Path) -> Any:
     """What `torch.save` wrote to `path`, on the CPU. Raises `UserError` as `read_checkpoint` does."""
     try:
-        with torch.serialization.safe_globals(NUMPY_GLOBALS):
+        with torch.serialization.safe_globals([*PLAIN_GLOBALS, *_inert_globals(path)]):
             return torch.load(path, map_location="cpu", weights_only=True)
+    except UserError:
+        raise
     except pickle.UnpicklingError as error:
         asked = re.search(r"GLOBAL (\S+)", str(error))
         if asked:
@@ -73,25 +139,14 @@ def read_torch(path: Path) -> Any:
         raise UserError(f"The weights file {path} is damaged or not a torch checkpoint: {reason(error)}") from error
 
 
-def _read_torch(path: Path) -> tuple[Any, dict[str, Any]]:
-    content = read_torch(path)
-    return content, _metadata_beside(content)
-
-
-def _read_arrays(path: Path) -> tuple[Any, dict[str, Any]]:
-    """The numeric arrays of a pickle as tensors; optimizer momenta are skipped."""
-    content = read_pickle(path)
-    arrays = _unnested(content)
-    if not isinstance(arrays, dict):
-        return None, {}
-    state = {}
-    for name, array in arrays.items():
-        if isinstance(array, np.ndarray) and array.dtype.kind in "biuf" and not str(name).endswith("_momentum"):
-            try:
-                state[name] = torch.tensor(array)
-            except (TypeError, ValueError) as error:  # such as 128-bit floats
-                raise UserError(f"The weights file {path}: {name} is not a tensor: {reason(error)}") from error
-    return state, _metadata_beside(content)
+def _inert_globals(path: Path) -> list[tuple[type, str]]:
+    """What stands for the classes and functions in a torch file that are not known to be harmless."""
+    with torch.serialization.safe_globals(PLAIN_GLOBALS):
+        try:
+            unknown = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        except ValueError:  # of the format before torch 1.6
+            unknown = ["argparse.Namespace"]
+    return [(inert(name, path), name) for name in unknown]
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -107,13 +162,6 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         return state, {key: json.loads(value) for key, value in metadata.items()}
     except (ValueError, RecursionError) as error:
         raise UserError(f"The metadata of the weights file {path} is not JSON: {reason(error)}.") from error
-
-
-def _unnested(content: Any) -> Any:
-    for key in NESTED_UNDER:
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    return content
 
 
 def _metadata_beside(content: Any) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""Rename timm's pre-activation nets, `resnetv2_*`, to ours, `preact_resnet*`, and back.
+"""Rename timm's pre-activation nets, `resnetv2_*`, to ours, `preact_resnet*`, and back; and transformers' ResNets.
 
-The first norm of a stage in timm is the last norm of the stage before it here (`models/preact.py`). timm counts stages
-and blocks from 0, we count stages from 1.
+The first norm of a stage in timm is the last norm of the stage before it here (`models/preact.py`). timm and
+transformers count stages and blocks from 0, we count stages from 1.
 """
 
 import re
@@ -33,14 +33,39 @@ TO_TIMM = [
     (r"^fc\.", "head.fc."),
 ]
 
+FROM_TRANSFORMERS = [
+    (r"^embedder\.embedder\.convolution\.", "conv1."),
+    (r"^embedder\.embedder\.normalization\.", "bn1."),
+    (r"^encoder\.stages\.(\d)\.layers\.", lambda match: f"layer{int(match[1]) + 1}."),
+    (r"\.layer\.(\d)\.convolution\.", lambda match: f".conv{int(match[1]) + 1}."),
+    (r"\.layer\.(\d)\.normalization\.", lambda match: f".bn{int(match[1]) + 1}."),
+    (r"\.shortcut\.convolution\.", ".downsample.0."),
+    (r"\.shortcut\.normalization\.", ".downsample.1."),
+]
+# A name that every net of the library has, by which it is known.
+TIMM_PREACT, TRANSFORMERS = "stages.0.blocks.0.norm1.weight", "embedder.embedder.convolution.weight"
+
 
 def from_timm_preact(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Rename timm's `resnetv2_*` to our names; any other state_dict is returned unchanged."""
-    if "stages.0.blocks.0.norm1.weight" not in state:
-        return state
-    _check_bottlenecks("stages.0.blocks.0.conv3.weight" in state)
-    renamed = {_apply(FROM_TIMM, name): tensor for name, tensor in state.items()}
-    return {name: tensor.flatten(1) if name == "fc.weight" else tensor for name, tensor in renamed.items()}
+    """Rename timm's `resnetv2_*` in `state`, each after its own prefix, to our names."""
+    for prefix in prefixes_of(TIMM_PREACT, state):
+        _check_bottlenecks(f"{prefix}stages.0.blocks.0.conv3.weight" in state)
+        state = _renamed_below(prefix, FROM_TIMM, state)
+        last = f"{prefix}fc.weight"
+        state |= {last: state[last].flatten(1)} if last in state else {}
+    return state
+
+
+def from_transformers(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Rename transformers' ResNets in `state`, each after its own prefix, to our names."""
+    for prefix in prefixes_of(TRANSFORMERS, state):
+        state = _renamed_below(prefix, FROM_TRANSFORMERS, state)
+    return state
+
+
+def prefixes_of(name: str, state: dict[str, Tensor]) -> list[str]:
+    """What stands before `name` in `state`: "" or such as "module."."""
+    return [key.removesuffix(name) for key in state if key == name or key.endswith(f".{name}")]
 
 
 def to_timm_preact(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -60,6 +85,13 @@ def _check_bottlenecks(bottlenecks: bool) -> None:
             "timm's resnetv2_18 and 34 do not activate the first block's shortcut as preact_resnet18 and 34 do; their "
             "weights cannot be converted."
         )
+
+
+def _renamed_below(prefix: str, rules: list[tuple[str, str | Callable]], state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {
+        prefix + _apply(rules, name.removeprefix(prefix)) if name.startswith(prefix) else name: tensor
+        for name, tensor in state.items()
+    }
 
 
 def _apply(rules: list[tuple[str, str | Callable]], name: str) -> str:

@@ -216,8 +216,13 @@ def test_detectron2s_zoo_is_bgr_and_other_files_are_not_changed():
     assert zoo.checkpoint.metadata["architecture"]["options"] == {"stride_in_1x1": True}
 
 
+class Calls:
+    def __reduce__(self):
+        return print, ("code",)
+
+
 def test_a_refused_file_is_one_line_and_leaves_no_output(tool, tmp_path):
-    (tmp_path / "evil.pkl").write_bytes(pickle.dumps({"model": {"conv1_w": print}}))
+    (tmp_path / "evil.pkl").write_bytes(pickle.dumps({"model": {"conv1_w": Calls()}}))
     status, _, err = tool("convert_weights", tmp_path / "evil.pkl", tmp_path / "out.pth", "--to", "torchvision")
     assert status == 2
     assert re.fullmatch(r"error: The weights file .*evil.pkl .* it asks for builtins.print\. Save .*\n", err)
@@ -285,6 +290,42 @@ def test_bad_commands_are_one_line(tool, resnet18, tmp_path, arguments, message)
     status, _, err = tool("convert_weights", *(a.format(r18=tmp_path / "r18.pth") for a in arguments))
     assert status == 2
     assert f"error: {message}" in err.replace("The ", "")
+
+
+def test_x101_of_caffe2_and_of_detectron2s_zoo_has_a_std(tmp_path):
+    with torch.device("meta"):
+        state = build_backbone("resnext101_32x8d").state_dict()
+    shapes = {name: torch.zeros(()).expand(tensor.shape) for name, tensor in state.items() if tensor.ndim}
+    mean, std = [123.675 / 255, 116.28 / 255, 103.53 / 255], [58.395 / 255, 57.12 / 255, 57.375 / 255]
+    for to, author in (("caffe2", "Caffe2"), ("detectron2", "Detectron2 Model Zoo")):
+        theirs = from_ours(Checkpoint({f"{name}": t for name, t in shapes.items()}, {}), to).checkpoint.state
+        prefix = "backbone.bottom_up." if to == "detectron2" else ""
+        theirs = {prefix + name: tensor for name, tensor in theirs.items()}
+        ours = to_ours(Checkpoint(theirs, {"author": author})).checkpoint
+        np.testing.assert_allclose(ours.preprocessing().as_rgb(), (mean, std), rtol=1e-6)
+        assert "architecture" not in ours.metadata  # its stride is in the 3x3, as ours is
+
+
+def test_mean_and_std_can_be_said(tool, resnet18, tmp_path):
+    torch.save(resnet18.state_dict(), tmp_path / "r18.pth")
+    out = tmp_path / "out.safetensors"
+    arguments = [tmp_path / "r18.pth", out, "--to", "resnet_backbones", "--pixel-std", "60", "50", "40"]
+    assert "need the order of their numbers: --source-order RGB or BGR" in tool("convert_weights", *arguments)[2]
+    assert tool("convert_weights", *arguments, "--source-order", "BGR", "--pixel-mean", "3", "2", "1")[0] == 0
+    backbone = build_backbone("resnet18", weights=str(out))
+    rgb = [[v / 255 for v in values] for values in ((1, 2, 3), (40, 50, 60))]
+    np.testing.assert_allclose(backbone.preprocessing.as_rgb(), rgb)
+    assert torch.equal(backbone.conv1.weight, resnet18.conv1.weight.flip(1))
+    again = tool("convert_weights", out, tmp_path / "b.pth", "--to", "timm", "--pixel-std", "1", "1", "1")
+    assert "states its mean and std; remove --pixel-mean and --pixel-std" in again[2]
+
+
+def test_a_net_behind_a_trainers_prefix_is_converted(tool, resnet18, tmp_path):
+    torch.save({"state_dict": {f"model.net.{k}": v for k, v in resnet18.state_dict().items()}}, tmp_path / "a.pth")
+    status, out, _ = tool("convert_weights", tmp_path / "a.pth", tmp_path / "b.pth", "--to", "torchvision")
+    assert status == 0
+    assert "architecture resnet18" in out
+    assert torch.load(tmp_path / "b.pth", weights_only=True)["model"].keys() == resnet18.state_dict().keys()
 
 
 @pytest.mark.parametrize(

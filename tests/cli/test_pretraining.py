@@ -264,6 +264,19 @@ def test_two_ranks_train_with_the_mean_image_of_one(pretrain, tmp_path):
     np.testing.assert_allclose(*means, rtol=1e-12)
 
 
+def test_training_goes_on_with_other_classes(pretrain, tmp_path):
+    pretrain()
+    file = tmp_path / "out" / "model.safetensors"
+    more = ["data.classes=[ant,bee,cat,dog]", "solver.lr=1e-30", f"output_dir={tmp_path / 'more'}"]
+    status, out, err = pretrain(f"weights={file}", *more)
+    assert status == 0, err
+    assert "its 3 classes are not the 4 of the data; fc keeps its random weights" in out
+    one, other = load_classifier(str(file)), load_classifier(str(tmp_path / "more" / "model.safetensors"))
+    assert torch.equal(one.backbone.conv1.weight, other.backbone.conv1.weight)
+    assert other.classes == ["ant", "bee", "cat", "dog"]
+    assert other.fc.out_features == 4
+
+
 def test_a_detector_takes_backbone_and_preprocessing_from_the_file(pretrain, tmp_path, caplog, monkeypatch):
     pretrain("backbone.name=resnet18", "preprocessing.image_mean=[0.4,0.5,0.6]")
     monkeypatch.setattr(logging.getLogger("resnet_backbones"), "propagate", True)  # a run turns it off
@@ -289,7 +302,7 @@ def test_a_detector_takes_backbone_and_preprocessing_from_the_file(pretrain, tmp
             ["weights={file}", "--eval-only", "backbone.name=cifar_plain20"],
             "holds a cifar_resnet20, but the backbone is",
         ),
-        (["weights={file}", "data.classes=[ant,bee,cat,dog]"], "has 3 classes, but the data has 4"),
+        (["weights={file}", "--eval-only", "data.classes=[ant,bee,cat,dog]"], "has 3 classes, but the data has 4"),
         (["weights={file}", "preprocessing.image_mean=[0,0,0]"], "image_mean is [0.0, 0.0, 0.0], but the backbone's"),
         (["--eval-only"], "--eval-only needs the weights to score: weights=FILE"),
         (["solver.lr=1e30"], "The loss is not finite at step "),

@@ -7,7 +7,8 @@ from helpers import assert_close, outputs_of, randomize_statistics
 from torch import Tensor, nn
 
 from resnet_backbones import build_backbone, fold_norms, fuse
-from resnet_backbones.data import DetectionDataset, load_annotations
+from resnet_backbones.data.dataset import DetectionDataset
+from resnet_backbones.data.datasets import load_annotations
 from resnet_backbones.errors import UserError
 from resnet_backbones.weights import metadata_of, save_safetensors
 

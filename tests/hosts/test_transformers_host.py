@@ -15,7 +15,7 @@ from torch import nn
 
 from resnet_backbones import build_backbone, fold_norms, fuse, list_backbones
 from resnet_backbones.backbones import RandomFrozenWarning
-from resnet_backbones.data import load_annotations
+from resnet_backbones.data.datasets import load_annotations
 from resnet_backbones.errors import UserError
 from resnet_backbones.weights import load_weights, save_safetensors
 

@@ -184,7 +184,7 @@ def test_checkpointed_stages_give_the_same_gradients_and_statistics(norm):
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("resnet50", {"shortcut": "E"}, "Unknown shortcut 'E'. Available: A, B, B3x3, C, D, none"),
+        ("resnet50", {"shortcut": "E"}, "Unknown shortcut 'E'. Available: A, A_centered, B, B3x3, C, D, none"),
         ("resnet50", {"output_stride": 4}, "output_stride is 4; it must be 8, 16 or 32"),
         ("cifar_resnet20", {"output_stride": 16}, "of a net whose stem has stride 4"),
         ("resnet50_fpn", {"output_stride": 16}, "p5 of an FPN has stride 32, but the backbone's res5 has 16"),

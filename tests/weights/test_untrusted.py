@@ -2,7 +2,9 @@
 
 import os
 import pickle
+from argparse import Namespace
 from collections import OrderedDict
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -33,7 +35,13 @@ class MakesFolder:
 
 
 class Settings:
-    """A class that only holds data."""
+    """Unpickled as usual, it runs code."""
+
+    def __getstate__(self):
+        return {"lr": 0.1, "loss": MakesFolder}
+
+    def __setstate__(self, state):
+        raise RuntimeError("code")
 
 
 def write(path, content, **options) -> str:
@@ -92,11 +100,26 @@ def test_code_in_a_legacy_torch_file_is_named_and_not_run(tmp_path):
     assert not (tmp_path / "created").exists()
 
 
+@pytest.mark.parametrize("legacy", [False, True])
+def test_the_options_of_a_training_script_are_data(tmp_path, legacy):
+    content = {"model": STATE, "args": Namespace(lr=0.1, output=Path("output"), nested=Namespace(a=[1]))}
+    path = write(tmp_path / "a.pth", content, _use_new_zipfile_serialization=not legacy)
+    torch.testing.assert_close(read_checkpoint(path).state, STATE, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("suffix", [".pth", ".pkl"])
-def test_a_class_that_only_holds_data_is_named_too(tmp_path, suffix):
-    path = write(tmp_path / f"a{suffix}", {"model": {}, "settings": Settings()})
-    with pytest.raises(UserError, match=r"more than tensors and is refused: it asks for test_untrusted.Settings"):
-        read_checkpoint(path)
+def test_objects_of_any_class_are_data_of_which_no_code_is_run(tmp_path, suffix):
+    state = {name: tensor.numpy() for name, tensor in STATE.items()} if suffix == ".pkl" else STATE
+    path = write(tmp_path / f"a{suffix}", {"model": state, "settings": Settings()})
+    torch.testing.assert_close(read_checkpoint(path).state, STATE, rtol=0, atol=0)
+    with pytest.raises(RuntimeError, match="code"):
+        pickle.loads(pickle.dumps(Settings()))
+
+
+def test_a_file_that_holds_itself(tmp_path):
+    content = {"model": STATE}
+    content["again"] = [content, content]
+    torch.testing.assert_close(read_checkpoint(write(tmp_path / "a.pth", content)).state, STATE, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(
