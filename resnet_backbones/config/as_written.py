@@ -5,7 +5,6 @@ from typing import Any
 
 import yaml
 
-
 INTEGER, TEXT = "tag:yaml.org,2002:int", "tag:yaml.org,2002:str"
 
 
