@@ -3,7 +3,6 @@
 import io
 import os
 import tarfile
-from pathlib import Path
 
 import pytest
 from conftest import coco_dataset, read_coco, read_voc, save_coco, write_coco, write_images, write_voc
