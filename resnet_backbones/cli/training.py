@@ -63,7 +63,7 @@ def train(given: DictConfig, resume: bool) -> None:
         return metrics
 
     set_seed(config.seed + distributed.rank(), solver.deterministic)
-    period, metadata = config.evaluation.period, describe(model, test_sets[0].classes)
+    period, metadata = config.evaluation.period, describe(model, config, test_sets[0].classes)
     begin = partial(open_output, given)
     metrics = fit(model, loader, solver, output_dir, evaluate, period, "bbox/AP", metadata, resume, begin)
     save(output_dir, test_sets, metrics, predictions, config)

@@ -18,13 +18,14 @@ from ..weights import (
     find_prefix,
     fit,
     fit_p6,
+    read_file,
     read_ours,
     shapes_of,
 )
 from .ranks import global_batch
 from .settings import SETTINGS
 
-__all__ = ["LIBRARIES", "SETTINGS", "build_detector", "compile_detector", "describe", "global_batch"]
+__all__ = ["LIBRARIES", "SETTINGS", "build_detector", "compile_detector", "describe", "global_batch", "load_detector"]
 
 logger = logging.getLogger(__name__)
 
@@ -121,10 +122,33 @@ def compile_detector(model: nn.Module, mode: str) -> None:
     model.transform.size_divisible = backbone.size_divisible
 
 
-def describe(model: nn.Module, classes: list[str]) -> dict:
-    """What a checkpoint says of a detector: its backbone, its preprocessing and its classes."""
+def describe(model: nn.Module, config: DictConfig, classes: list[str]) -> dict:
+    """What a checkpoint says of a detector: its backbone, its preprocessing, its classes and how to build it."""
     return {
         "architecture": model.backbone.architecture,
         "preprocessing": asdict(model.transform.preprocessing),
         "classes": classes,
+        "config": {key: OmegaConf.to_container(config[key]) for key in ("backbone", "detector")},
     }
+
+
+def load_detector(source: str, config: DictConfig | None = None, classes: list[str] | None = None) -> nn.Module:
+    """The detector of a checkpoint, in evaluation mode; its `classes` are their names in label order, from 1.
+
+    Args:
+        config: of the detector, needed where the checkpoint does not say how it is built, as those of `train` do.
+        classes: needed where the checkpoint does not name them.
+
+    Raises `UserError` naming what has to be given, and for weights that do not fit.
+    """
+    metadata = read_file(source).metadata
+    classes = classes or metadata.get("classes")
+    if config is None and "config" not in metadata:
+        raise UserError(f"{source} does not say which detector it holds; give the YAML that it was trained with.")
+    if not classes:
+        raise UserError(f"{source} does not name its classes; give their names in label order.")
+    sections = OmegaConf.create(metadata["config"]) if config is None else config
+    parts = {key: sections[key] for key in ("backbone", "detector")}
+    model = build_detector(OmegaConf.create(parts | {"weights": source}), len(classes)).eval()
+    model.classes = list(classes)
+    return model

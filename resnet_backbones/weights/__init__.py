@@ -12,7 +12,7 @@ from .loading import (
     read_ours,
 )
 from .matching import below, find_prefix, last_layer, shapes_of
-from .reading import read_checkpoint
+from .reading import read_checkpoint, read_file
 from .writing import check_output, metadata_of, push_to_hub, save_safetensors, write_checkpoint
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "metadata_of",
     "push_to_hub",
     "read_checkpoint",
+    "read_file",
     "read_ours",
     "save_safetensors",
     "shapes_of",
