@@ -2,9 +2,14 @@
 
 import struct
 import zlib
+from pathlib import Path
 
 import torch
+from conftest import TINY, coco_overrides
 from torch import Tensor, nn
+
+from resnet_backbones.config import load_config
+from resnet_backbones.detectors import build_detector, describe
 
 
 def randomize_statistics(model: nn.Module) -> None:
@@ -15,6 +20,19 @@ def randomize_statistics(model: nn.Module) -> None:
             nn.init.normal_(module.running_mean, std=0.1)
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.normal_(module.bias, std=0.1)
+
+
+def save_detector(folder: Path, name: str = "mask_rcnn", *overrides: str) -> tuple[nn.Module, str]:
+    """A tiny detector of random weights, which finds seven objects in any image, and the checkpoint of it."""
+    config = load_config(
+        "coco_mask_rcnn_R50.yaml", [*TINY, *coco_overrides(folder), f"detector.name={name}", *overrides]
+    )
+    config.detector.box_score_thresh = 0.0
+    config.detector.box_detections_per_img = 7
+    model = build_detector(config, 2).eval()
+    path = folder / f"{name}.pt"
+    torch.save({"model": model.state_dict(), "metadata": describe(model, config, ["dog", "cat"])}, path)
+    return model, str(path)
 
 
 def outputs_of(model: nn.Module, images: Tensor) -> Tensor:

@@ -1,7 +1,6 @@
 """A detection dataset in memory, whatever its file format: COCO's records, cleaned, in a few arrays."""
 
 import logging
-import os
 from collections.abc import Hashable
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,7 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..errors import UserError
+from ..errors import UserError, errors_about
+from .files import FolderTree, missing_files
 from .ragged import Ragged
 from .segmentations import Segmentations
 
@@ -142,24 +142,14 @@ class Annotations:
 
 
 def check_images_exist(data: Annotations) -> None:
-    """Raise `UserError` with the dataset, the folder and the first missing image."""
-    present: dict[str, set[str]] = {}
-    missing = []
-    for k in range(len(data)):
-        name = data.file_name(k)
-        folder, _, file = name.rpartition("/")
-        if folder not in present:  # listing a folder once is much faster than looking at each of its files
-            path = data.image_root / folder
-            try:
-                present[folder] = set(os.listdir(path)) if os.path.isdir(path) else set()
-            except OSError as error:
-                raise UserError(f"Dataset {data.name}: {path} cannot be read: {error.strerror}.") from error
-        if file not in present[folder]:
-            missing.append(name)
+    """Raise `UserError` with the dataset, the folder, the first missing image and what is there."""
+    with errors_about(f"Dataset {data.name}"):
+        missing = missing_files(data.image_root, [data.file_name(k) for k in range(len(data))])
     if missing:
+        there = FolderTree(data.image_root).names()
         raise UserError(
             f"Dataset {data.name}: {len(missing)} of {len(data)} images are missing from {data.image_root}, "
-            f"first {missing[0]}."
+            f"first {missing[0]}; it has {f'{len(there)} files, first {there[0]}' if there else 'no files'}."
         )
 
 
@@ -167,7 +157,8 @@ def report(data: Annotations) -> None:
     """Log once what was mended, and which boxes training skips."""
     for what, count, first in data.repairs:
         logger.warning("%s: %d x %s (first %s)", data.name, count, what, first)
-    for what, skipped in (("without area", data.flat), ("outside the image", ~data.inside & ~data.flat)):
+    outside = ~data.inside & ~data.flat & data.sizes[data.image_index].all(1)  # of images of a known size
+    for what, skipped in (("without area", data.flat), ("outside the image", outside)):
         if skipped.any():
             first = data.file_name(data.image_index[skipped.argmax()])
             logger.warning("%s: %d boxes %s, skipped in training (first in %s)", data.name, skipped.sum(), what, first)

@@ -7,7 +7,7 @@ what one of them accepts, the others do.
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from .segmentations import Segmentations, pack_segmentations
 MAX_SIDE = 10**6  # pixels of an image; no image file has more on a side
 MAX_COORDINATE = 1e8  # pixels; anything beyond is a broken box
 PLAIN_NAME = re.compile(r"\w[\w-]{,200}\.\w{,9}", re.ASCII)
+Describe = Callable[[int], str]  # the text of an entry, from its index
 OPEN_FORMATS = ("voc", "labelme")  # whose classes are the names that occur, not a list
 
 
@@ -56,15 +57,17 @@ def clean(
     image_index = columns.positions(image_ids, [o.get("image_id") for o in objects])
     category = columns.positions(category_ids, [o.get("category_id") for o in objects])
     labels = np.where(category >= 0, np.append(new_label, 0)[category], -1)
+    describe = _describer(objects, image_index, file_names)
     sizes = _sizes(images, file_names, image_root, objects, image_index, repairs)
     segmentations = [o.get("segmentation") for o in objects]
     object_sizes = np.append(sizes, [[0, 0]], axis=0)[image_index]
-    boxes, has_box = _boxes(objects, segmentations, object_sizes, repairs)
+    boxes, has_box = _boxes(objects, segmentations, object_sizes, repairs, describe)
+    areas = _areas(objects, boxes, repairs, describe)
 
-    kept = _usable(objects, image_index, labels, has_box, repairs)
+    kept = _usable(image_index, labels, has_box, repairs, describe)
     packed, mended = pack_segmentations([segmentations[j] for j in kept.tolist()], object_sizes[kept])
     for what, rows in mended.items():
-        _note(repairs, what, rows, [objects[j] for j in kept.tolist()] if rows.any() else [])
+        _note(repairs, what, rows, lambda j: describe(kept[j]))
     return Annotations(
         name,
         format,
@@ -76,7 +79,7 @@ def clean(
         image_index[kept],
         labels[kept],
         boxes[kept],
-        _areas(objects, boxes)[kept],
+        areas[kept],
         columns.flags([o.get("iscrowd") for o in objects])[kept],
         packed,
         records.get("annotations") is not None,
@@ -85,7 +88,7 @@ def clean(
 
 
 def _usable(
-    objects: list[dict], image_index: np.ndarray, labels: np.ndarray, has_box: np.ndarray, repairs: list[Repair]
+    image_index: np.ndarray, labels: np.ndarray, has_box: np.ndarray, repairs: list[Repair], describe: Describe
 ) -> np.ndarray:
     """The indices of the objects that have an image, a chosen class and a box, in the order of their images."""
     left_out = {
@@ -95,7 +98,7 @@ def _usable(
         "annotations without a finite box, left out": (image_index >= 0) & (labels > 0) & ~has_box,
     }
     for what, rows in left_out.items():
-        _note(repairs, what, rows, objects)
+        _note(repairs, what, rows, describe)
     kept = np.flatnonzero((image_index >= 0) & (labels > 0) & has_box)
     return kept[np.argsort(image_index[kept], kind="stable")]
 
@@ -142,7 +145,7 @@ def _distinct(
                 f"{shown(entry.get(name))}; ids must be unique."
             )
         repeated[k] = first[value] != k
-    _note(repairs, f"{kind} entries that are listed twice, taken once", repeated, entries)
+    _note(repairs, f"{kind} entries that are listed twice, taken once", repeated, lambda k: shown(entries[k]))
     kept = np.flatnonzero(~repeated).tolist()
     return [entries[k] for k in kept], [ids[k] for k in kept]
 
@@ -153,14 +156,15 @@ def _named(categories: list[dict], source: str, repairs: list[Repair]) -> list[d
     changed = np.zeros(len(categories), bool)
     for k, category in enumerate(categories):
         given = category.get("name")
-        name = str(category["id"]) if given in (None, "") else str(given)
+        name = ("" if given is None else str(given).strip()) or str(category["id"])
         if not is_printable(name):
             raise UserError(f"{source}: the class name {name[:80]!r} has control characters.")
         if name in names:
             name = f"{name} ({category['id']})"
-        changed[k] = name != given
+        changed[k] = given is None or name != str(given).strip()
         names[name] = None
-    _note(repairs, "categories without a name of their own, called after their ids", changed, categories)
+    what = "categories without a name of their own, called after their ids"
+    _note(repairs, what, changed, lambda k: shown(categories[k]))
     if len(names) < len(categories):
         raise UserError(f"{source}: several categories have the same name, even with their ids; give each its own.")
     return [category | {"name": name} for category, name in zip(categories, names, strict=True)]
@@ -197,10 +201,11 @@ def _file_names(images: list[dict], needed: bool, source: str) -> list[str]:
     """The file of each image, relative to the image folder; "" for one that has none and does not need it."""
     names = []
     for image in images:
-        name = image.get("file_name")
+        name = image.get("file_name") or ""
         if not isinstance(name, str) or not name:
             if needed:
-                raise UserError(f"{source}: the image {shown(image)} has no file_name.")
+                fault = f"the file_name {shown(name)}; it must be text" if name else "no file_name"
+                raise UserError(f"{source}: the image {shown(image)} has {fault}.")
             name = ""
         elif not PLAIN_NAME.fullmatch(name):
             if not is_printable(name):
@@ -234,8 +239,9 @@ def _sizes(
                 sizes[k] = image_size(image_root / file_names[k])
             except UserError:  # the loader says what is wrong with it
                 continue
-        _note(repairs, "images without a size, read from the file", ~given & (sizes > 0).all(1), images)
-        _note(repairs, "images without a size whose file cannot be read", (sizes == 0).any(1), images)
+        read, unread = ~given & (sizes > 0).all(1), (sizes == 0).any(1)
+        _note(repairs, "images without a size, read from the file", read, lambda k: shown(images[k]))
+        _note(repairs, "images without a size whose file cannot be read", unread, lambda k: shown(images[k]))
         return sizes
     for o, k in zip(objects, image_index.tolist(), strict=True):
         size = o["segmentation"].get("size") if isinstance(o.get("segmentation"), dict) else None
@@ -245,7 +251,7 @@ def _sizes(
 
 
 def _boxes(
-    objects: list[dict], segmentations: list[Any], sizes: np.ndarray, repairs: list[Repair]
+    objects: list[dict], segmentations: list[Any], sizes: np.ndarray, repairs: list[Repair], describe: Describe
 ) -> tuple[np.ndarray, np.ndarray]:
     """The boxes (M, 4), and which objects have one (M,). One that is missing is that of the segmentation."""
     boxes = columns.boxes([o.get("bbox") for o in objects])
@@ -256,12 +262,8 @@ def _boxes(
         for row, j in enumerate(missing.tolist()):
             if (bounds := _bounds(packed, row, *sizes[j].tolist())) is not None:
                 boxes[j], finite[j] = bounds, True
-        _note(
-            repairs,
-            "annotations without a box, given that of their segmentation",
-            finite & _among(missing, finite),
-            objects,
-        )
+        what = "annotations without a box, given that of their segmentation"
+        _note(repairs, what, finite & _among(missing, finite), describe)
     return boxes, finite
 
 
@@ -278,10 +280,14 @@ def _bounds(segmentations: Segmentations, j: int, width: int, height: int) -> np
     return np.concatenate([points.min(0), np.ptp(points, axis=0)])
 
 
-def _areas(objects: list[dict], boxes: np.ndarray) -> np.ndarray:
-    """(M,); one that is missing or not finite is that of the box."""
-    areas = columns.numbers([o.get("area") for o in objects])
-    return np.where(np.isfinite(areas), areas, boxes[:, 2:].clip(0).prod(1))
+def _areas(objects: list[dict], boxes: np.ndarray, repairs: list[Repair], describe: Describe) -> np.ndarray:
+    """(M,); one that is missing, not finite or negative is that of the box."""
+    given = [o.get("area") for o in objects]
+    areas = columns.numbers(given)
+    usable = (areas >= 0) & (areas < np.inf)
+    wrong = ~usable & np.isfinite(boxes).all(1) & np.array([area is not None for area in given], bool)
+    _note(repairs, "annotations whose area is negative or not finite, given that of their box", wrong, describe)
+    return np.where(usable, areas, boxes[:, 2:].clip(0).prod(1))
 
 
 def _among(rows: np.ndarray, like: np.ndarray) -> np.ndarray:
@@ -290,10 +296,20 @@ def _among(rows: np.ndarray, like: np.ndarray) -> np.ndarray:
     return chosen
 
 
-def _note(repairs: list[Repair], what: str, rows: np.ndarray, entries: list[dict]) -> None:
-    """Add a repair of the entries that the (N,) bool `rows` marks, if any."""
+def _note(repairs: list[Repair], what: str, rows: np.ndarray, describe: Describe) -> None:
+    """Add a repair of the entries that the (N,) bool `rows` marks, if any; `describe` gives the text of one."""
     if rows.any():
-        repairs.append(Repair(what, int(rows.sum()), shown(entries[int(rows.argmax())])))
+        repairs.append(Repair(what, int(rows.sum()), describe(int(rows.argmax()))))
+
+
+def _describer(objects: list[dict], image_index: np.ndarray, file_names: list[str]) -> Describe:
+    """Describe an object by its beginning and its image."""
+
+    def describe(j: int) -> str:
+        file_name = file_names[image_index[j]] if image_index[j] >= 0 else ""
+        return f"{shown(objects[j])} of {file_name}" if file_name else shown(objects[j])
+
+    return describe
 
 
 def is_printable(text: str) -> bool:

@@ -54,10 +54,11 @@ def as_array(values: Sequence[Hashable]) -> np.ndarray:
 
 
 def flags(values: Sequence[Any]) -> np.ndarray:
-    """(N,), int8: 1 for true and numbers other than 0, 0 for null and the rest."""
+    """(N,), int8: 1 for true, "true" and numbers other than 0, 0 for null and the rest."""
     if set(map(type, values)) <= {int, bool}:
         return np.array(values, bool).astype(np.int8)
-    return (np.nan_to_num(numbers(values)) != 0).astype(np.int8)
+    words = [isinstance(value, str) and value.strip().lower() == "true" for value in values]
+    return (np.array(words, bool) | (np.nan_to_num(numbers(values)) != 0)).astype(np.int8)
 
 
 def _number(value: Any) -> float:

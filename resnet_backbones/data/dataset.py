@@ -159,7 +159,9 @@ def nothing_to_learn(sets: Sequence[Annotations], masks: bool) -> str:
     """The message for datasets without an object to train on."""
     names, count = ", ".join(data.name for data in sets), sum(len(data.labels) for data in sets)
     if not count:
-        return f"Dataset {names} has nothing to train on: its {sum(map(len, sets))} images have no objects."
+        lost = "; ".join(f"{r.count} {r.what}" for data in sets for r in data.repairs if r.what.endswith("left out"))
+        images = f"its {sum(map(len, sets))} images have no objects"
+        return f"Dataset {names} has nothing to train on: {images}{f' ({lost})' if lost else ''}."
     if masks and any(data.trainable.any() for data in sets):
         return (
             f"Dataset {names} has nothing to train masks on: no mask can be drawn for any of its {count} objects; "

@@ -164,7 +164,8 @@ def _part(name: str, own: Mapping[str, Mapping[str, Any]], kind: str) -> tuple[f
 
 
 def _given(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in row.items() if value not in (None, "")}
+    given = {key: value for key, value in row.items() if value not in (None, "")}
+    return given | {key: os.path.expanduser(given[key]) for key in ("root", "annotations") if key in given}
 
 
 def _remedy_for_own(source: str, path: Path) -> str:

@@ -18,7 +18,9 @@ LARGEST = 2**27  # pixels, 400 MB of RGB
 ORIENTATION = 0x0112  # EXIF tag
 
 
-def read_image(path: Path, size: tuple[int, int] | None = None, channels: int = 3) -> np.ndarray:
+def read_image(
+    path: Path, size: tuple[int, int] | None = None, channels: int = 3, largest: int = LARGEST
+) -> np.ndarray:
     """`decode_image` of a file. Raises `UserError` if it is missing or cannot be read, too."""
     try:
         content = with_retries(lambda: read_whole(path))
@@ -26,10 +28,12 @@ def read_image(path: Path, size: tuple[int, int] | None = None, channels: int = 
         raise UserError(f"Image {path} does not exist.") from error
     except OSError as error:
         raise UserError(f"Image {path} cannot be read: {reason(error)}.") from error
-    return decode_image(content, str(path), size, channels)
+    return decode_image(content, str(path), size, channels, largest)
 
 
-def decode_image(content: bytes, name: str, size: tuple[int, int] | None = None, channels: int = 3) -> np.ndarray:
+def decode_image(
+    content: bytes, name: str, size: tuple[int, int] | None = None, channels: int = 3, largest: int = LARGEST
+) -> np.ndarray:
     """The bytes of an image file as (H, W, channels), uint8; most formats plane by plane in memory.
 
     Three channels are RGB; four are RGB and alpha, or those of a TIFF; other numbers, too, are those of a TIFF. Gray
@@ -42,17 +46,18 @@ def decode_image(content: bytes, name: str, size: tuple[int, int] | None = None,
         size: the (width, height) that the annotations were made for. The EXIF orientation is applied, unless only
             the image as stored has that size.
         channels: what the network takes.
+        largest: the most pixels that are read.
 
     Raises `UserError` if it is not an image, or truncated, too large, of another size or of other channels.
     """
     try:
-        pixels, alpha = _decode(content, name, size, channels)
+        pixels, alpha = _decode(content, name, size, channels, largest)
     except UserError:
         raise
     except Exception as error:  # decoders raise many kinds for damaged files
         raise UserError(f"Image {name} cannot be decoded: {reason(error)}.") from error
     if size is not None and pixels.shape[1::-1] != tuple(size):
-        raise _wrong_size(name, pixels.shape[1::-1], size)
+        raise wrong_size(name, pixels.shape[1::-1], size)
     return _with_channels(pixels, alpha, channels, name)
 
 
@@ -72,28 +77,30 @@ def image_size(path: Path) -> tuple[int, int]:
         raise UserError(f"Image {path} cannot be decoded: {reason(error)}.") from error
 
 
-def _open(source: Path | io.BytesIO, name: str) -> Image.Image:
+def _open(source: Path | io.BytesIO, name: str, largest: int = LARGEST) -> Image.Image:
     """The image with its header read. Raises `UserError` calling it `name`."""
     try:
         image = Image.open(source, formats=FORMATS)
     except Exception as error:
         fault = "it is not an image" if isinstance(error, UnidentifiedImageError) else reason(error)
         raise UserError(f"Image {name} cannot be decoded: {fault}.") from error
-    if image.width * image.height > LARGEST:
+    if image.width * image.height > largest:
         image.close()
         raise UserError(
-            f"Image {name} is {image.width} x {image.height} pixels, over the limit of {LARGEST}; cut it into tiles."
+            f"Image {name} is {image.width} x {image.height} pixels, over the limit of {largest}; cut it into tiles."
         )
     return image
 
 
-def _decode(content: bytes, name: str, size: tuple[int, int] | None, channels: int) -> tuple[np.ndarray, bool]:
+def _decode(
+    content: bytes, name: str, size: tuple[int, int] | None, channels: int, largest: int
+) -> tuple[np.ndarray, bool]:
     """The pixels (H, W, C) of the file's own channels, uint8, and whether the last channel is alpha."""
-    samples = read_tiff(content, name, channels, 3 * LARGEST) if is_tiff(content) else None
+    samples = read_tiff(content, name, channels, 3 * largest) if is_tiff(content) else None
     if samples is None:
-        with _open(io.BytesIO(content), name) as image:
+        with _open(io.BytesIO(content), name, largest) as image:
             if size is not None and sorted(size) != sorted(image.size):
-                raise _wrong_size(name, image.size, size)
+                raise wrong_size(name, image.size, size)
             samples = _pillow_samples(image)
             if image.format == "PNG" and content[24] == 16 and samples.values.dtype == np.uint8:
                 # Of 16 bits of color, Pillow gives the upper 8; as 16 bits, their range is told like that of others.
@@ -118,13 +125,15 @@ def _pillow_samples(image: Image.Image) -> Samples:
 
 
 def _upright(pixels: np.ndarray, orientation: int, size: tuple[int, int] | None) -> np.ndarray:
-    """`pixels` turned as the EXIF orientation says, unless only as stored they have that size."""
+    """`pixels` turned as the EXIF orientation says, unless it is none or only as stored they have that size."""
+    if not 2 <= orientation <= 8:
+        return pixels
     turned, flips = (pixels.swapaxes(0, 1), orientation - 4) if orientation > 4 else (pixels, orientation)
     if flips in (2, 3):
         turned = turned[:, ::-1]
     if flips in (3, 4):
         turned = turned[::-1]
-    if orientation == 1 or (size is not None and turned.shape[1::-1] != tuple(size)):
+    if size is not None and turned.shape[1::-1] != tuple(size):
         return pixels
     return np.ascontiguousarray(turned)
 
@@ -147,7 +156,8 @@ def _with_channels(pixels: np.ndarray, alpha: bool, channels: int, name: str) ->
     )
 
 
-def _wrong_size(name: str, found: tuple[int, int], wanted: tuple[int, int]) -> UserError:
+def wrong_size(name: str | Path, found: tuple[int, int], wanted: tuple[int, int]) -> UserError:
+    """The error for an image whose width and height are not those annotated."""
     return UserError(
         f"Image {name} is {found[0]} x {found[1]} pixels, but its annotation says {wanted[0]} x {wanted[1]}."
     )

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from . import columns
 from .ragged import Ragged, pack_numbers, pack_strings
 from .rle import fill_exactly
 
@@ -53,23 +54,45 @@ def pack_segmentations(segmentations: Sequence[Any], sizes: np.ndarray) -> tuple
         segmentations: of M objects; None where there is none.
         sizes: (M, 2), width and height of the image of each, in pixels.
 
-    A flat list of numbers is taken for the polygon that it is. Polygons of less than three corners, or with coordinates
-    that are not finite, are left out; pycocotools would take one of two corners for a box. So is an RLE that is not of
-    its image's size or whose runs do not fill it. Returns what is left, and for each repair the (M,) bool of its
-    objects.
+    A flat list of numbers, or one of [x, y] pairs, is taken for the polygon that it is, a list of one RLE for that.
+    Polygons of less than three corners, or with coordinates that are not finite, are left out; pycocotools would take
+    one of two corners for a box. So is an RLE that is not of its image's size or whose runs do not fill it. Returns
+    what is left, and for each repair the (M,) bool of its objects.
     """
-    flat = [type(s) is list and len(s) > 0 and type(s[0]) in (int, float) for s in segmentations]
-    shapes = [[s] if is_flat else s for s, is_flat in zip(segmentations, flat, strict=True)]
+    shapes = [_usual(s) if type(s) is list and _is_unusual(s) else s for s in segmentations]
+    unusual = [shape is not s and shape != s for shape, s in zip(shapes, segmentations, strict=True)]
     polygons, given, ends = _polygons([s if type(s) is list else [] for s in shapes])
-    counts = _compressed([s if type(s) is dict else None for s in segmentations], sizes)
+    counts = _compressed([s if type(s) is dict else None for s in shapes], sizes)
     packed = Segmentations(polygons, ends, pack_strings(counts))
     lost = np.diff(ends, prepend=0) < given
     written = np.array([s is not None and s != [] for s in segmentations], bool)
     return packed, {
-        "a segmentation that is a flat list, taken for one polygon": np.array(flat, bool),
+        "a segmentation in other lists than COCO's, taken for what it holds": np.array(unusual, bool),
         "polygons without three proper corners, left out": lost & packed.present,
         "a segmentation that no mask can be drawn from, left out": written & ~packed.present,
     }
+
+
+def _is_unusual(shape: list) -> bool:
+    """Whether a list, by its first entry, is none of flat polygons."""
+    first = shape[0] if shape else None
+    if type(first) is list:
+        return len(first) == 2 or (len(first) > 0 and type(first[0]) is list)
+    return type(first) in (int, float, dict)
+
+
+def _usual(shape: list) -> list | dict:
+    return shape[0] if len(shape) == 1 and type(shape[0]) is dict else _outlines(shape)
+
+
+def _outlines(shape: list, depth: int = 3) -> list:
+    """The flat polygons in a list of numbers, in one of [x, y] pairs, or in lists of such lists."""
+    if all(type(v) in (int, float) for v in shape) or depth == 0:
+        return [shape]
+    if len(shape) > 2 and all(type(point) is list and len(point) == 2 for point in shape):
+        return [[v for point in shape for v in point]]
+    parts = (_outlines(part, depth - 1) if type(part) is list else [part] for part in shape)
+    return list(itertools.chain.from_iterable(parts))
 
 
 def _polygons(shapes: list[list]) -> tuple[Ragged, np.ndarray, np.ndarray]:
@@ -111,14 +134,16 @@ def _compressed(rles: list[dict | None], sizes: np.ndarray) -> list[bytes]:
 def _text(s: dict, width: int, height: int) -> bytes:
     """The compressed runs of one RLE; empty if its size is not the image's."""
     size, counts = s.get("size"), s.get("counts")
-    if not isinstance(size, (list, tuple)) or list(size) != [height, width]:
+    if size is not None and not (isinstance(size, (list, tuple)) and columns.numbers(size).tolist() == [height, width]):
         return b""
     if isinstance(counts, list):
-        if not all(type(run) is int and run >= 0 for run in counts) or sum(counts) != height * width:
+        runs = columns.numbers(counts)
+        if not ((runs >= 0) & (runs == np.round(runs))).all() or runs.sum() != height * width:
             return b""
         from pycocotools import mask  # slow to import, and few files have such RLEs
 
-        return mask.frPyObjects({"size": [height, width], "counts": counts}, height, width)["counts"]
+        runs = runs.astype(np.int64).tolist()
+        return mask.frPyObjects({"size": [height, width], "counts": runs}, height, width)["counts"]
     if isinstance(counts, str):
         return counts.encode("ascii", "replace")  # the character for what is not ASCII is none of an RLE's
     return counts if isinstance(counts, bytes) else b""

@@ -117,7 +117,7 @@ def _is_fraction(split: str | None) -> bool:
 
 
 def find_split(root: Path, split: str) -> Path | None:
-    """The list or folder that `split` names: ImageSets/Main/SPLIT.txt, SPLIT or SPLIT.txt below `root`.
+    """The list or folder that `split` names: SPLIT.txt or SPLIT in ImageSets/Main, or in `root` itself.
 
     Raises `UserError` for a name that leaves `root`.
     """
@@ -125,7 +125,7 @@ def find_split(root: Path, split: str) -> Path | None:
         raise UserError(f"split {split[:80]!r} leaves {root}; name a list or a folder in it.")
     if os.path.isdir(root / split) and not os.path.isfile(root / DEVKIT_LISTS / f"{split}.txt"):
         return root / split
-    lists = [root / DEVKIT_LISTS / f"{split}.txt", root / split, root / f"{split}.txt"]
+    lists = [folder / name for folder in (root / DEVKIT_LISTS, root) for name in (f"{split}.txt", split)]
     return next(filter(os.path.isfile, lists), None)
 
 
@@ -143,8 +143,9 @@ def _no_split(root: Path, split: str) -> str:
 def listed(path: Path, names: Sequence[str]) -> list[str]:
     """Those of `names` that the lines of the file `path` mean, in its order.
 
-    A line is the name of an image with or without its suffix, and with more or fewer of its folders. The lists of a VOC
-    devkit may have a -1, 0 or 1 behind it. Raises `UserError` naming a line that means none, several, or one again.
+    A line is the name of an image or of its annotation file, with or without suffix, and with more or fewer of its
+    folders. Its annotation file may follow it, and in the lists of a VOC devkit a -1, 0 or 1. Raises `UserError` naming
+    a line that means none, several, or one again.
     """
     by_base = defaultdict(list)
     for name in names:
@@ -153,9 +154,8 @@ def listed(path: Path, names: Sequence[str]) -> list[str]:
     lines = [line.strip() for line in read_text(path, "list of images").splitlines()]
     found = []
     for line in filter(None, lines):
-        matches = _matches(line, by_base)
-        if not matches and has_flags and line.split()[-1] in ("-1", "0", "1"):
-            matches = _matches(" ".join(line.split()[:-1]), by_base)
+        readings = (_matches(path, by_base) for path in _readings(line, has_flags))
+        matches = next(filter(None, readings), [])
         if len(matches) != 1:
             fault = f"is none of the {len(names)} annotated images" if not matches else f"means {' and '.join(matches)}"
             raise UserError(f"{path}: {line[:200]!r} {fault}; write the names as they are there.")
@@ -166,6 +166,16 @@ def listed(path: Path, names: Sequence[str]) -> list[str]:
     if not found:
         raise UserError(f"{path} lists no image.")
     return found
+
+
+def _readings(line: str, has_flags: bool) -> list[str]:
+    """What of a line may be the path of an image, the most likely first."""
+    paths, words = [line, posixpath.splitext(line)[0]], line.split()
+    if has_flags and words[-1] in ("-1", "0", "1"):
+        paths.append(" ".join(words[:-1]))
+    if len(words) == 2 and len({posixpath.splitext(posixpath.basename(as_posix(word)))[0] for word in words}) == 1:
+        paths.append(words[0])  # of an image and its annotation file
+    return paths
 
 
 def _matches(line: str, by_base: dict[str, list[str]]) -> list[str]:

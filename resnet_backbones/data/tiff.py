@@ -68,7 +68,7 @@ def tiff_size(path: Path) -> tuple[int, int]:
     with TiffFile(path) as file:
         page = file.pages.first
         size = page.imagewidth, page.imagelength
-        return size[::-1] if page.tags.valueof(ORIENTATION, 1) > 4 else size
+        return size[::-1] if page.tags.valueof(ORIENTATION, 1) in (5, 6, 7, 8) else size
 
 
 def _is_plain(page: TiffPage) -> bool:

@@ -2,13 +2,39 @@
 
 import logging
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 from torch.utils.data import DataLoader
 
 from ..errors import UserError
+from .annotations import Annotations
+from .images import image_size, wrong_size
 
 logger = logging.getLogger(__name__)
+
+
+def check_headers(data: Annotations, limit: int) -> None:
+    """Raise `UserError` if more than `limit` images cannot be read, or are of another size than annotated.
+
+    Only headers are read. For test sets, whose images are otherwise first read when training has ended.
+    """
+
+    def fault(k: int) -> str | None:
+        try:
+            found, wanted = image_size(data.path(k)), tuple(data.sizes[k].tolist())
+        except UserError as error:
+            return str(error)
+        return str(wrong_size(data.path(k), found, wanted)) if sorted(found) != sorted(wanted) else None
+
+    with ThreadPoolExecutor() as pool:
+        faults = list(filter(None, pool.map(fault, range(len(data)))))
+    if len(faults) > limit:
+        raise too_many(faults[limit], limit + 1, limit)
+
+
+def too_many(reason: str, count: int, limit: int) -> UserError:
+    return UserError(f"{reason} It is number {count}; data.max_unreadable allows {limit}.")
 
 
 class Unreadable(NamedTuple):
@@ -42,7 +68,7 @@ class ReadableBatches(NamedTuple):
                     continue
                 known.add(reason)
                 if len(known) > self.limit:
-                    raise UserError(f"{reason} It is number {len(known)}; data.max_unreadable allows {self.limit}.")
+                    raise too_many(reason, len(known), self.limit)
                 logger.warning("%s Skipped; %d so far.", reason, len(known))
             if batch is not None:
                 yield batch

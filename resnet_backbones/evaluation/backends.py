@@ -10,7 +10,7 @@ import numpy as np
 from ..data.annotations import Annotations
 from ..data.rle import fill_exactly
 from ..errors import UserError, reason, unknown
-from .detections import Detections
+from .detections import Detections, check_sizes
 
 BACKENDS = ("hotcoco", "pycocotools")
 
@@ -30,34 +30,24 @@ def score_detections(data: Annotations, found: Detections, iou_type: str, backen
     """
     if backend not in BACKENDS:
         raise UserError(unknown("evaluation.backend", backend, BACKENDS))
-    kept = np.arange(len(data.labels)) if iou_type == "bbox" else np.flatnonzero(data.segmentations.present)
-    if iou_type == "segm":
-        unknown_size = (data.sizes[data.image_index[kept]] == 0).any(1)
-        if unknown_size.any():
-            k = data.image_index[kept[unknown_size.argmax()]]
-            raise UserError(
-                f"image {data.image_id(k)} of the ground truth has no width and height, which its masks need; give the "
-                "folder of the images with --images."
-            )
-    ids = _ranks(data.image_ids.tolist())  # of equal scores, the one of the smaller image id comes first
-    images = [
-        {"id": k, "file_name": "", "width": width, "height": height}
-        for k, (width, height) in zip(ids.tolist(), data.sizes.tolist(), strict=True)
-    ]
-    categories = [{"id": label, "name": name} for label, name in enumerate(data.classes, 1)]
-    score = {"hotcoco": _hotcoco, "pycocotools": _pycocotools}[backend]
-    return score(data, found, iou_type, kept, ids, images, categories)
+    return {"hotcoco": _hotcoco, "pycocotools": _pycocotools}[backend](data, found, iou_type)
 
 
-def _hotcoco(
-    data: Annotations,
-    found: Detections,
-    iou_type: str,
-    kept: np.ndarray,
-    ids: np.ndarray,
-    images: list[dict],
-    categories: list[dict],
-) -> Scores:
+def _hotcoco(data: Annotations, found: Detections, iou_type: str) -> Scores:
+    evaluation = hotcoco_evaluation(data, found, iou_type)
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation.summarize()
+    arrays = evaluation.eval
+    return Scores(np.asarray(evaluation.stats), arrays["precision"], arrays["recall"])
+
+
+def hotcoco_evaluation(data: Annotations, found: Detections, iou_type: str) -> hotcoco.COCOeval:
+    """`found` matched and accumulated. Ids of detections are their place in `found`, from 1, those of objects theirs
+    among `scored_objects`, those of classes their labels.
+
+    Raises `UserError` for masks on images of an unknown size.
+    """
+    kept, ids, images, categories = _records(data, iou_type)
     truth = hotcoco.COCO.from_arrays(
         images,
         categories,
@@ -76,24 +66,14 @@ def _hotcoco(
     evaluation = hotcoco.COCOeval(truth, results, iou_type)
     evaluation.evaluate()
     evaluation.accumulate()
-    with contextlib.redirect_stdout(io.StringIO()):
-        evaluation.summarize()
-    arrays = evaluation.eval
-    return Scores(np.asarray(evaluation.stats), arrays["precision"], arrays["recall"])
+    return evaluation
 
 
-def _pycocotools(
-    data: Annotations,
-    found: Detections,
-    iou_type: str,
-    kept: np.ndarray,
-    ids: np.ndarray,
-    images: list[dict],
-    categories: list[dict],
-) -> Scores:
+def _pycocotools(data: Annotations, found: Detections, iou_type: str) -> Scores:
     from pycocotools.coco import COCO  # slow to import
     from pycocotools.cocoeval import COCOeval
 
+    kept, ids, images, categories = _records(data, iou_type)
     truth, results = COCO(), COCO()
     own_ids = [{"image_id": int(ids[data.image_index[j]]), "category_id": int(data.labels[j])} for j in kept]
     objects = [data.object(j) | ids for j, ids in zip(kept, own_ids, strict=True)]
@@ -117,7 +97,26 @@ def _pycocotools(
     return Scores(np.asarray(evaluation.stats), evaluation.eval["precision"], evaluation.eval["recall"])
 
 
-def _ranks(ids: list) -> np.ndarray:
+def scored_objects(data: Annotations, iou_type: str) -> np.ndarray:
+    """The indices of the objects that take part: all, or for masks those that have one."""
+    return np.arange(len(data.labels)) if iou_type == "bbox" else np.flatnonzero(data.segmentations.present)
+
+
+def _records(data: Annotations, iou_type: str) -> tuple[np.ndarray, np.ndarray, list[dict], list[dict]]:
+    """The objects to score, new ids of all images, and images and categories as COCO writes them."""
+    kept = scored_objects(data, iou_type)
+    if iou_type == "segm":
+        check_sizes(data, data.image_index[kept])
+    ids = ranks(data.image_ids.tolist())  # of equal scores, the one of the smaller image id comes first
+    images = [
+        {"id": k, "file_name": "", "width": width, "height": height}
+        for k, (width, height) in zip(ids.tolist(), data.sizes.tolist(), strict=True)
+    ]
+    categories = [{"id": label, "name": name} for label, name in enumerate(data.classes, 1)]
+    return kept, ids, images, categories
+
+
+def ranks(ids: list) -> np.ndarray:
     """(N,), from 1: the place of each id among them, numbers before text."""
     ranks = np.zeros(len(ids), np.int64)
     ranks[sorted(range(len(ids)), key=lambda k: (isinstance(ids[k], str), ids[k]))] = np.arange(1, len(ids) + 1)

@@ -1,5 +1,6 @@
 """Detections in COCO's results format: written from a detector's output, and checked before they are scored."""
 
+import itertools
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -53,6 +54,7 @@ def read_detections(data: Annotations, predictions: object, iou_type: str) -> De
         boxes = columns.boxes(shapes)
         _refuse(predictions, ~(np.abs(boxes) < MAX_COORDINATE).all(1), "has a bbox that is not four finite numbers")
     else:
+        check_sizes(data, image_index)
         masks = _checked_masks(predictions, shapes, data.sizes, image_index)
     labels = columns.positions([category["id"] for category in data.categories], category_ids) + 1
     if not labels.all():
@@ -66,6 +68,16 @@ def read_detections(data: Annotations, predictions: object, iou_type: str) -> De
         boxes = boxes if boxes is None else boxes[kept]
         masks = masks if masks is None else [masks[j] for j in kept.tolist()]
     return Detections(image_index, labels, scores, boxes, masks)
+
+
+def check_sizes(data: Annotations, image_index: np.ndarray) -> None:
+    """Raise `UserError` naming the first of these images whose width and height are not known, which masks need."""
+    unknown = (data.sizes[image_index] == 0).any(1)
+    if unknown.any():
+        raise UserError(
+            f"image {data.image_id(image_index[unknown.argmax()])} of the ground truth has no width and height, which "
+            "masks need; give the folder of the images with --images."
+        )
 
 
 def _without_a_key(predictions: list, shape: str) -> str:
@@ -93,8 +105,9 @@ def _checked_masks(
         counts, given = [s["counts"] for s in shapes], [s["size"] for s in shapes]
         text = "".join(counts).encode()
         plain = not text.translate(None, ALLOWED) and all(c and c[-1] < "P" for c in counts)  # the last group ends it
+        whole = set(map(type, itertools.chain.from_iterable(given))) <= {int}  # 64.0 equals 64, too
         wanted = sizes[:, ::-1].tolist()
-        if plain and given == [wanted[k] for k in image_index.tolist()]:
+        if plain and whole and given == [wanted[k] for k in image_index.tolist()]:
             return shapes
     except (TypeError, KeyError, IndexError):  # counts as lists or bytes, polygons, or something wrong
         pass

@@ -28,12 +28,14 @@ def perfect(data) -> list[dict]:
     ("change", "what"),
     [
         ({"area": None}, None),
-        ({"area": float("nan")}, None),
-        ({"area": float("-inf")}, None),
+        ({"area": float("nan")}, "annotations whose area is negative or not finite, given that of their box"),
+        ({"area": float("-inf")}, "annotations whose area is negative or not finite, given that of their box"),
+        ({"area": -400}, "annotations whose area is negative or not finite, given that of their box"),
         ({"area": "400"}, None),
         ({"iscrowd": None}, None),
         ({"iscrowd": False}, None),
         ({"iscrowd": "0"}, None),
+        ({"iscrowd": "false"}, None),
         ({"id": None}, None),
         ({"id": 2}, None),  # that of another
         ({"id": "a"}, None),
@@ -87,6 +89,7 @@ def test_an_annotation_that_means_nothing_is_left_out_and_counted_once(tmp_path,
     assert repairs(data) == {what: 1}
     (message,) = [record.getMessage() for record in caplog.records]
     assert message.startswith(f"own: 1 x {what} (first ")
+    assert ("of 0.png)" in message) == ("image" not in what)
     assert coco_metrics(content, perfect(data), "bbox")["bbox/AP"] == pytest.approx(100)
 
 
@@ -142,6 +145,8 @@ def test_classes_choose_and_order_those_of_a_coco_file(tmp_path):
     assert set(data.labels) == {1}
     assert repairs(data) == {"annotations of classes that are not chosen, left out": 2}
     assert cleaned(content, classes=["cat", "dog"]).classes == ["cat", "dog"]
+    content["categories"][0]["name"] = "cat\r\n"
+    assert cleaned(content, classes=["cat"]).classes == ["cat"]
     with pytest.raises(UserError, match="Unknown class 'cart'. Did you mean cat"):
         cleaned(content, classes=["cart"])
     with pytest.raises(UserError, match="classes is cat, cat; it must name each class once"):
@@ -161,6 +166,14 @@ def test_a_test_set_has_images_but_no_objects(tmp_path, annotations):
         DetectionDataset([data], train=True)
     with pytest.raises(UserError, match="has no annotations to score predictions with"):
         coco_metrics(content, [], "bbox")
+
+
+def test_what_was_left_out_is_in_the_error_of_an_empty_set(tmp_path):
+    content = write_coco(tmp_path) | {"categories": []}
+    save_coco(tmp_path, content)
+    message = r"its 4 images have no objects \(8 annotations of a category that is not listed, left out\)"
+    with pytest.raises(UserError, match=message):
+        coco_dataset(tmp_path)
 
 
 @pytest.mark.parametrize("keep_empty", [False, True])

@@ -1,6 +1,7 @@
 """COCO files: what reaches training, and errors that name the file and the entry."""
 
 import json
+import unicodedata
 
 import numpy as np
 import pytest
@@ -69,8 +70,9 @@ def edit(key, value, entry="annotations", index=0):
         (edit("id", None, "images"), "the image .*0.png.* has no id; it must be a whole number or text"),
         (edit("id", [1], "images"), r"the image .* has the id \[1\]; it must be a whole number or text"),
         (edit("file_name", None, "images"), "the image .* has no file_name"),
-        (edit("file_name", "../0.png", "images"), r"the file_name of image 100 leaves the image folder: \.\./0\.png"),
-        (edit("file_name", "gone.png", "images"), "1 of 4 images are missing from .*images, first gone.png"),
+        (edit("file_name", 7, "images"), "the image .* has the file_name 7; it must be text"),
+        (edit("file_name", "../x.png", "images"), r"the file_name of image 100 leaves the image folder: \.\./x\.png"),
+        (edit("file_name", "gone.png", "images"), "1 of 4 images .* first gone.png; it has 4 files, first 0.png"),
     ],
 )
 def test_bad_coco_entries_are_named(tmp_path, change, message):
@@ -79,6 +81,43 @@ def test_bad_coco_entries_are_named(tmp_path, change, message):
     save_coco(tmp_path, content)
     with pytest.raises(UserError, match=message):
         read_coco(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("stated", "there"),
+    [
+        ("images/a.png", "a.png"),
+        ("../../upload/1/a.png", "a.png"),
+        ("/home/someone/images/a.png", "a.png"),
+        ("C:\\Users\\me\\a.png", "a.png"),
+        ("data/sub/a.JPG", "sub/a.jpg"),
+        ("a", "a.jpg"),
+        ("a.png ", "a.png"),
+        ("größe.png", unicodedata.normalize("NFD", "größe.png")),
+    ],
+)
+def test_an_image_is_found_where_its_file_name_ends_like_it(tmp_path, caplog, stated, there):
+    content = write_coco(tmp_path)
+    (tmp_path / "images" / there).parent.mkdir(exist_ok=True)
+    (tmp_path / "images/0.png").rename(tmp_path / "images" / there)
+    content["images"][0]["file_name"] = stated
+    save_coco(tmp_path, content)
+    data = read_coco(tmp_path)
+    assert data.path(0) == tmp_path / "images" / there
+    said = stated.replace("\\", "/")
+    assert f"datasets.own: 1 images are not where their file_name says (first {said}, taken" in caplog.text
+    content["images"][1]["file_name"] = there  # it is that of another
+    save_coco(tmp_path, content)
+    with pytest.raises(UserError, match="leaves the image folder|1 of 4 images are missing"):
+        read_coco(tmp_path)
+
+
+def test_the_images_of_lvis_are_named_by_their_url(tmp_path):
+    content = write_coco(tmp_path)
+    for image in content["images"]:
+        image["coco_url"] = f"http://images.cocodataset.org/images/{image.pop('file_name')}"
+    save_coco(tmp_path, content)
+    assert read_coco(tmp_path).path(3) == tmp_path / "images/3.png"
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "", "\x00", '{"images": 3}'])

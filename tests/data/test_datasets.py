@@ -62,6 +62,13 @@ def test_the_error_for_a_missing_dataset_names_its_path(tmp_path, monkeypatch):
         load_annotations("own", own)
 
 
+def test_paths_may_start_at_home(tmp_path, monkeypatch):
+    write_coco(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    own = {"own": {"root": "~/images", "annotations": "~/instances.json", "split": "0.5"}}
+    assert len(load_annotations("own", own)) == 2
+
+
 def test_errors_for_unknown_names_and_keys_list_the_valid_ones():
     with pytest.raises(UserError, match="Unknown dataset 'coco_2017_vall'. Did you mean coco_2017_val"):
         load_annotations("coco_2017_vall")

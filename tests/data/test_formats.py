@@ -73,6 +73,7 @@ def test_yolo(tmp_path, names, caplog):
         assert found(read(tmp_path, split="train")) == {**OBJECTS, "no_label": []}
     assert "own: read as YOLO (found data.yaml)" in caplog.text
     assert found(read(tmp_path)) == {**OBJECTS, "no_label": []}
+    assert "1 of 3 images have no label file, and so no objects" in caplog.text
     assert len(read(tmp_path, split="0.34")) == 1
     chosen = read(tmp_path, split="train", classes=["dog"])
     assert chosen.classes == ["dog"]
@@ -81,7 +82,15 @@ def test_yolo(tmp_path, names, caplog):
 
 @pytest.mark.parametrize(
     "train",
-    ["../train/images", "[train/images]", "train.txt", "{root}/train/images", "{root}/train.txt"],
+    [
+        "../train/images",
+        "[train/images]",
+        "train.txt",
+        "{root}/train/images",
+        "{root}/train.txt",
+        "/content/set/train/images",
+        "C:\\set\\train\\images",
+    ],
 )
 def test_yolo_splits_of_data_yaml(tmp_path, train):
     write_yolo(tmp_path)
@@ -108,7 +117,8 @@ def test_yolo_of_images_outside_the_folder_of_data_yaml(tmp_path):
 def test_darknet_and_label_folders(tmp_path):
     write_yolo(tmp_path)
     (tmp_path / "data.yaml").unlink()
-    for file in ("classes.txt", "obj.names", "labels/classes.txt"):
+    (tmp_path / "notes.json").write_text('{"categories": [{"id": 0, "name": "cat"}], "info": {}}')  # Label Studio's
+    for file in ("classes.txt", "obj.names", "labels/classes.txt", "labels/train/classes.txt"):
         (tmp_path / file).write_text("cat\ndog\n")
         assert found(read(tmp_path)) == {**OBJECTS, "no_label": []}
         apart = read(tmp_path / "images/train", annotations=str(tmp_path / "labels/train"), format="yolo")
@@ -135,7 +145,7 @@ def test_a_confidence_is_ignored_and_key_points_are_no_polygon(tmp_path, caplog)
         ("labels/train/b.txt", "0 0.5 0.5 0.1", r"b\.txt: line 1 has 3 numbers after the class, neither the four"),
         ("labels/train/b.txt", "\ncat 1 1 1 1", r"b\.txt: line 2 is 'cat 1 1 1 1', not a class and coordinates"),
         ("labels/train/b.txt", "2 1 1 1 1", r"b\.txt: line 1 is of class 2, but there are names for 0 to 1 only"),
-        ("data.yaml", "train: x\nnames: 3", r"data\.yaml has no `names`, a list of classes or a mapping of numbers"),
+        ("data.yaml", "train: x\nnames: 3", r"data\.yaml has `names` '3'; give a list of classes or a mapping of"),
         ("data.yaml", "names: {cat: 0}", r"data\.yaml: `names` has a key that is not a number"),
         ("data.yaml", "names: [", r"data\.yaml is not valid YAML"),
         ("data.yaml", "names: [a]\npath: [b]", r"data\.yaml: `path` is not the name of a folder"),
@@ -192,12 +202,19 @@ def test_shapes_of_labelme(tmp_path, caplog):
         shape("mask", "mask", [30, 10, 36, 14], mask=base64.b64encode(png.getvalue()).decode()),
         shape("tip", "point", [3, 3]),
         shape("edge", "linestrip", [3, 3, 9, 9]),
+        shape(" ring ", "rotation", TRIANGLE),  # X-AnyLabeling's
     ]
     write_labelme(tmp_path / "labels", "a", shapes, imagePath="..\\images\\a.jpg")
     data = read(tmp_path)
     assert data.classes == ["mask", "parts", "ring"]
-    assert np.round(data.boxes).tolist() == [[10, 10, 20, 20], [1, 2, 29, 26], [1, 2, 20, 10], [32, 11, 4, 3]]
-    assert data.areas.round(-1).tolist() == [310, 500, 100, 10]
+    assert np.round(data.boxes).tolist() == [
+        [10, 10, 20, 20],
+        [1, 2, 29, 26],
+        [1, 2, 20, 10],
+        [32, 11, 4, 3],
+        [1, 2, 20, 10],
+    ]
+    assert data.areas.round(-1).tolist() == [310, 500, 100, 10, 100]
     assert len(data.segmentation(1)) == 2
     mask = decode_mask(data.segmentation(3), 40, 48)
     assert (mask[11:14, 32:36] == 1).all()
@@ -208,7 +225,7 @@ def test_shapes_of_labelme(tmp_path, caplog):
 @pytest.mark.parametrize(
     ("shapes", "more", "message"),
     [
-        ([{"points": [[1, 1], [2, 2], [3, 1]]}], {}, r"a\.json: a shape is not as labelme writes it: 'label'"),
+        ([{"points": [[1, 1], [2, 2], [3, 1]]}], {}, r"a\.json: a shape is not as labelme writes it: it has no label"),
         ([shape("x", "circle", [1, 1])], {}, r"a\.json: a shape is not as labelme writes it"),
         ([shape("x", "mask", [1, 1, 2, 2], mask="AAAA")], {}, r"a\.json: a shape .* Image of a mask cannot be decoded"),
         (["x"], {}, r"a\.json: a shape is not as labelme writes it"),

@@ -31,6 +31,7 @@ def test_compressed_and_uncompressed_rle_agree_with_the_polygon(tmp_path):
 
 
 SQUARE, LINE, ABSURD = [10, 8, 30, 8, 30, 28, 10, 28], [10, 8, 30, 8], [10, 8, 1e9, 8, 30, 28]
+PAIRS = [[10, 8], [30, 8], [30, 28], [10, 28]]
 RUNS = {"size": [40, 48], "counts": [0, 80, 40 * 48 - 80]}
 TEXT = rle.frPyObjects(RUNS, 40, 48)["counts"].decode()
 
@@ -47,8 +48,17 @@ TEXT = rle.frPyObjects(RUNS, 40, 48)["counts"].decode()
         ([[float("nan")] * 6, SQUARE], [SQUARE]),
         ([[128.0, 128.0], SQUARE], [SQUARE]),
         (["x", None, SQUARE], [SQUARE]),
+        (PAIRS, [SQUARE]),  # [x, y] pairs
+        ([PAIRS], [SQUARE]),
+        ([PAIRS, PAIRS], [SQUARE, SQUARE]),
+        ([[SQUARE]], [SQUARE]),
+        ([[[[SQUARE]]]], None),
+        (PAIRS[:2], None),
         ([list(map(str, SQUARE))], [SQUARE]),
         (RUNS, {"size": [40, 48], "counts": TEXT}),
+        ({"size": [40.0, 48.0], "counts": [0.0, 80.0, 1840.0]}, {"size": [40, 48], "counts": TEXT}),
+        ([RUNS], {"size": [40, 48], "counts": TEXT}),
+        ([RUNS, RUNS], None),
         ({"size": [40, 48], "counts": TEXT}, {"size": [40, 48], "counts": TEXT}),
         (None, None),
         ([], None),
@@ -83,6 +93,11 @@ def test_segmentations_are_cleaned_and_masks_decode(segmentation, expected):
     as_text = segmentation == RUNS or segmentation == [list(map(str, SQUARE))]
     assert is_mended == (found != segmentation and not as_text and segmentation != [])
     assert not any(rows[0] or rows[2] for rows in repairs.values())
+
+
+def test_an_rle_without_a_size_has_that_of_its_image():
+    packed, _ = pack_segmentations([{"counts": TEXT}, {"counts": [7], "size": None}], np.array([[48, 40]] * 2))
+    assert packed.all_as_coco(np.array([[48, 40]] * 2)) == [{"size": [40, 48], "counts": TEXT}, None]
 
 
 def test_compressed_runs_that_fill_an_image_are_told_from_others():

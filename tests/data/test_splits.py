@@ -81,6 +81,7 @@ def test_lists_name_images_in_many_ways(tmp_path):
     assert listed(tmp_path, text, names) == names
     assert listed(tmp_path, "images/val/c.d", names) == names[3:]
     assert listed(tmp_path, "a.png\n", ["a.jpg", "a.png"]) == ["a.png"]
+    assert listed(tmp_path, "val/c.d.xml\n./images/train/a.jpg ./xml/train/a.xml", names) == [names[3], names[0]]
     for text, message in [
         ("a.jpg", r"list\.txt: 'a\.jpg' means images/train/a\.jpg and images/val/a\.jpg; write the names as they are"),
         ("test/c.d", r"list\.txt: 'test/c\.d' is none of the 4 annotated images"),
@@ -97,6 +98,8 @@ def test_class_lists_of_a_devkit(tmp_path):
     (tmp_path / "ImageSets/Main/dog_train.txt").write_text("a  1\nb -1\nc 1\nc  0\n")
     own = {"own": {"root": str(tmp_path), "split": "dog_train"}}
     assert names_of(own, "own") == [f"JPEGImages/{name}.jpg" for name in ("a", "b", "c 1", "c")]
+    own["own"]["split"] = "dog_train.txt"
+    assert len(names_of(own, "own")) == 4
 
 
 def test_a_folder_is_a_split(tmp_path):

@@ -125,7 +125,7 @@ def test_names_from_files_stay_on_one_line(tmp_path):
     assert str(caught.value).isprintable()
 
 
-@pytest.mark.parametrize("name", ["x" * 300 + "/0.png", "a/" * 3000 + "x"])
+@pytest.mark.parametrize("name", ["x" * 300 + "/gone.png", "a/" * 3000 + "x"])
 def test_file_names_that_no_file_can_have(tmp_path, name):
     content = write_coco(tmp_path)
     content["images"][0]["file_name"] = name

@@ -82,10 +82,15 @@ def test_bad_voc_files_are_named(tmp_path):
         read_voc(tmp_path)
 
 
-def test_nan_voc_boxes_are_left_out_and_counted(tmp_path, caplog):
-    write_voc(tmp_path, {"a": [("dog", ("nan", 1, 9, 9), 0), ("dog", BOX, 0)]})
+@pytest.mark.parametrize("box", ["nan", "", None])
+def test_voc_objects_without_a_box_are_left_out_and_counted(tmp_path, caplog, box):
+    write_voc(tmp_path, {"a": [("dog", (box, 1, 9, 9), 0), ("dog", BOX, 0)]})
+    xml = tmp_path / "Annotations/a.xml"
+    if box is None:
+        xml.write_text(xml.read_text().replace("bndbox", "polygon", 2))
     data = read_voc(tmp_path)
     assert "1 x annotations without a finite box, left out" in caplog.text
+    assert "of JPEGImages/a.jpg)" in caplog.text
     assert len(data.objects(0)) == 1
 
 
@@ -130,6 +135,18 @@ def test_lists_and_xml_in_any_encoding(tmp_path, mark):
     data = read_voc(tmp_path)
     assert file_names(data) == ["JPEGImages/a.jpg", "JPEGImages/ä 1.jpg"]
     assert data.classes == ["dög"]
+
+
+@pytest.mark.parametrize(
+    ("declared", "encoding"), [("gb2312", "gb2312"), ("iso-8859-1", "latin-1"), ("utf-16", "utf-8")]
+)
+def test_xml_in_the_encoding_that_it_declares(tmp_path, declared, encoding):
+    name = "猫" if encoding == "gb2312" else "dög"
+    write_voc(tmp_path, {"a": [(name, BOX, 0)]})
+    xml = tmp_path / "Annotations/a.xml"
+    text = f'\n<?xml version="1.0" encoding="{declared}"?>\n{xml.read_text()}'  # .NET writes UTF-16 for UTF-8
+    xml.write_bytes(text.encode(encoding))
+    assert read_voc(tmp_path).classes == [name]
 
 
 def test_a_list_that_is_not_text_is_named(tmp_path):

@@ -97,7 +97,7 @@ def test_a_folder_without_permission_is_named():
         try:
             if root:
                 os.seteuid(65534)
-            with pytest.raises(UserError, match=r"Dataset own: .*images cannot be read: Permission denied"):
+            with pytest.raises(UserError, match=r"datasets\.own: .*images cannot be read: Permission denied"):
                 read_coco(data)
         finally:
             if root:

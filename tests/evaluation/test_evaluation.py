@@ -181,6 +181,32 @@ def test_masks_that_cannot_be_drawn_are_named_in_predictions_and_left_out_of_the
     assert coco_metrics(truth, [found(segmentation=whole)], "segm")["segm/AP-dog"] == 0
 
 
+def test_an_rle_of_floats_is_a_mask(tmp_path):
+    truth = write_coco(tmp_path)
+    square = rle.frPyObjects(truth["annotations"][0]["segmentation"], 40, 48)[0]["counts"].decode()
+    expected = coco_metrics(truth, [found(segmentation={"size": [40, 48], "counts": square})], "segm")
+    column = {"size": [40.0, 48.0], "counts": [0.0, 80.0, 1840.0]}
+    assert coco_metrics(truth, [found(segmentation={"size": [40.0, 48.0], "counts": square})], "segm") == expected
+    assert coco_metrics(truth, [found(segmentation=column)], "segm")["segm/AP-dog"] == 0
+    assert expected["segm/AP-dog"] > 0
+
+
+def test_masks_without_the_size_of_their_image_are_refused_and_boxes_are_not(tmp_path, tool):
+    truth = write_coco(tmp_path, 1)
+    truth["annotations"].pop()  # the RLE of its crowd would tell the size
+    del truth["images"][0]["width"]
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    square = {"segmentation": truth["annotations"][0]["segmentation"], "bbox": [10, 8, 20, 20]}
+    (tmp_path / "found.json").write_text(json.dumps([found(**square)]))
+    arguments = ["--ground-truth", tmp_path / "truth.json", "--predictions", tmp_path / "found.json"]
+    status, out, err = tool("evaluate", *arguments)
+    assert (status, json.loads(out.splitlines()[-1])["bbox/AP-dog"]) == (0, pytest.approx(100))
+    assert "outside the image" not in out + err
+    status, _, err = tool("evaluate", *arguments, "--iou-type", "segm")
+    assert status == 2
+    assert "image 100 of the ground truth has no width and height, which masks need; give the folder" in err
+
+
 def test_a_mask_whose_runs_do_not_fill_its_image_never_reaches_pycocotools(tmp_path):
     truth = write_coco(tmp_path)
     runs = rle.frPyObjects({"size": [40, 49], "counts": [0, 1960]}, 40, 49)["counts"].decode()

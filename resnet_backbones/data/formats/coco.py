@@ -1,14 +1,19 @@
 """COCO's instances files beside or apart from the images: where they are, and parts of one."""
 
+import logging
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from ...errors import UserError
-from ..files import is_stray
+from ...errors import UserError, errors_about
+from ..files import is_stray, missing_files
 from ..json_file import read_json, without_garbage_collection
 from ..splits import Split, find_split
 from .guess import kind_of
+from .listing import ImageFiles, as_posix, stem_of
+
+logger = logging.getLogger(__name__)
 
 
 def read_coco(
@@ -24,7 +29,7 @@ def read_coco(
             root, split = folder, Split(split.source, folder)
     with without_garbage_collection():
         content = read_json(annotations or str(find_coco(root)))
-        return root, take(content, split)
+        return root, take(located(content, root, split.source), split)
 
 
 def find_coco(root: Path) -> Path:
@@ -38,6 +43,37 @@ def find_coco(root: Path) -> Path:
         if found:
             return folder / found[0]
     raise UserError(f"{root} has no COCO file; set `annotations` to one, or `split` to the folder that has one.")
+
+
+def located(content: object, root: Path, source: str) -> object:
+    """The content of an instances file with the names that images have below `root`.
+
+    Of an image that is not where `file_name` says, which may be a path on another computer, the only one is taken that
+    ends like it, with any suffix. LVIS has a `coco_url` instead.
+    """
+    images = content.get("images") if isinstance(content, dict) else None
+    if not isinstance(images, list):
+        return content
+    given = [image.get("file_name") or image.get("coco_url") if isinstance(image, dict) else None for image in images]
+    names = [name.replace("\\", "/") for name in given if isinstance(name, str)]
+    lost = {name for name in names if name.startswith("/") or ".." in name}
+    with errors_about(source):
+        lost |= set(missing_files(root, [name for name in names if name not in lost]))
+    if not lost:
+        return content
+    files = ImageFiles(root)
+    found = {name: files.find(stem_of(as_posix(name)), name) for name in sorted(lost)}
+    uses = Counter([*found.values(), *names])
+    found = {name: place for name, place in found.items() if place and uses[place] == 1}
+    if found:
+        shown = (source, len(found), *next(iter(found.items())))
+        logger.warning("%s: %d images are not where their file_name says (first %s, taken to be %s)", *shown)
+
+    def moved(image: dict, name: object) -> dict:
+        place = found.get(name.replace("\\", "/")) if isinstance(name, str) else None
+        return image if place is None else image | {"file_name": place}
+
+    return {**content, "images": [moved(image, name) for image, name in zip(images, given, strict=True)]}
 
 
 def take(content: object, split: Split) -> object:

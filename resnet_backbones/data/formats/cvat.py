@@ -110,9 +110,11 @@ def _mask(shape: Element, size: dict, where: str) -> dict:
         runs = [int(text) for text in (shape.get("rle") or "").split(",")]
         if min(width, height, *runs) < 0 or not sum(runs) == width * height <= MAX_PIXELS:
             raise ValueError(f"its runs do not fill {width} x {height} pixels")
+        if not size:
+            raise ValueError("the image has no width and height")
         crop = np.repeat(np.arange(len(runs)) % 2, runs).reshape(height, width)
         return masked(crop, left, top, size["height"], size["width"])
-    except (ValueError, OverflowError, KeyError) as error:  # KeyError: the image has no size
+    except (ValueError, OverflowError) as error:
         raise UserError(f"{where} cannot be read: {reason(error)}.") from error
 
 

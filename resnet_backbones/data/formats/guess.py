@@ -34,9 +34,12 @@ def guess_format(root: Path, annotations: str | None) -> tuple[str, str]:
         return BY_SUFFIX.get(os.path.splitext(annotations)[1].lower(), "coco"), annotations
     top = Path(annotations or root)
     found = _evidence(top)
-    if not found:  # a folder for each split, or one for images and one for annotations
-        for folder in FolderTree(top).folders():
-            found = {kind: f"{folder}/{sign}" for kind, sign in _evidence(top / folder).items()} | found
+    folders = FolderTree(top).folders()
+    for _ in range(2):  # a folder for each split, or one for images and one for annotations, or both
+        if not found:
+            for folder in folders:
+                found = {kind: f"{folder}/{sign}" for kind, sign in _evidence(top / folder).items()} | found
+            folders = [f"{folder}/{name}" for folder in folders for name in FolderTree(top / folder).folders()]
     if len(found) == 1:
         return next(iter(found.items()))
     if found:
@@ -72,6 +75,8 @@ def kind_of(path: Path) -> str | None:
         head = file.read(HEAD)
     encoding = next((name for mark, name in ENCODINGS.items() if head.startswith(mark)), "utf-8")
     text = head.decode(encoding, errors="ignore")
+    if path.suffix.lower() == ".json" and len(head) < HEAD and '"images"' not in text and '"shapes"' not in text:
+        return None  # such as the notes.json of Label Studio's YOLO, which lists the categories
     signs = SIGNS[path.suffix.lower()]
     return next((kind for kind, sign in signs.items() if re.search(sign, text, flags=re.M)), None)
 

@@ -1,6 +1,7 @@
 """labelme: a JSON file beside each image, with polygons, rectangles, circles and masks."""
 
 import base64
+import contextlib
 import logging
 import os
 from collections import Counter
@@ -18,7 +19,7 @@ from .records import numbered
 
 logger = logging.getLogger(__name__)
 
-HAVE_AREA = {"polygon", "rectangle", "oriented_rectangle", "circle", "mask"}
+WITHOUT_AREA = {"point", "points", "line", "linestrip"}  # other kinds than labelme's own are polygons
 
 
 def read_labelme(
@@ -78,7 +79,7 @@ def _objects(shapes: list[dict], size: dict, skipped: Counter) -> list[dict]:
         if outline is None:
             skipped[str(shape.get("shape_type"))[:80]] += 1
             continue
-        record = {"category_id": str(shape["label"]), **outline}
+        record = {"category_id": _label(shape), **outline}
         key = (record["category_id"], shape.get("group_id"))
         if key[1] is None or not isinstance(record["segmentation"], list):
             found.append(record)
@@ -90,10 +91,17 @@ def _objects(shapes: list[dict], size: dict, skipped: Counter) -> list[dict]:
     return found
 
 
+def _label(shape: dict) -> str:
+    label = "" if shape.get("label") is None else str(shape["label"]).strip()
+    if not label:
+        raise ValueError("it has no label")
+    return label
+
+
 def _outline(shape: dict, size: dict) -> dict | None:
     """`bbox`, `area` and `segmentation`; None for points and lines."""
     kind = shape.get("shape_type") or "polygon"
-    if kind not in HAVE_AREA:
+    if kind in WITHOUT_AREA:
         return None
     points = np.array(shape["points"], float).reshape(-1, 2)
     if kind == "mask":
@@ -121,6 +129,7 @@ def _labels_in(paths: list[Path]) -> set[str]:
             shapes = (_read(path) or {"shapes": []})["shapes"]
         except UserError:
             continue
-        shapes = [shape for shape in shapes if isinstance(shape, dict)]
-        labels |= {str(o.get("label")) for o in shapes if (o.get("shape_type") or "polygon") in HAVE_AREA}
+        shapes = [o for o in shapes if isinstance(o, dict) and o.get("shape_type") not in WITHOUT_AREA]
+        with contextlib.suppress(ValueError):
+            labels |= set(map(_label, shapes))
     return labels

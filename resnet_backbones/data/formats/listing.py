@@ -2,6 +2,7 @@
 
 import logging
 import posixpath
+import unicodedata
 from collections import defaultdict
 from functools import cache
 from pathlib import Path
@@ -27,8 +28,11 @@ def is_image(name: str) -> bool:
 
 
 def stem_of(name: str) -> str:
-    """A path without its suffix, if that is one of an image: "a.b/c.d.JPG" gives "a.b/c.d"."""
-    return posixpath.splitext(name)[0] if is_image(name) else name
+    """A path without its suffix, if that is one of an image: "a.b/c.d.JPG" gives "a.b/c.d".
+
+    Composed as Unicode's form C: macOS writes an umlaut as two characters in names of files, others as one.
+    """
+    return unicodedata.normalize("NFC", posixpath.splitext(name)[0] if is_image(name) else name)
 
 
 def as_posix(path: str) -> str:
@@ -42,12 +46,18 @@ def as_posix(path: str) -> str:
     return "/".join(kept)
 
 
+def ends_of(path: str) -> list[str]:
+    """A path with fewer and fewer of its folders: "a/b/c" gives "a/b/c", "b/c" and "c"."""
+    parts = path.split("/")
+    return ["/".join(parts[k:]) for k in range(len(parts))]
+
+
 class ImageFiles:
     """The images below `folder` but strays, by their names relative to it, with "/"."""
 
     def __init__(self, folder: Path) -> None:
         self.names = [name for name in FolderTree(folder).names() if is_image(name)]
-        self.folders = {posixpath.dirname(name) for name in self.names}
+        self.folders = {posixpath.dirname(stem_of(name)) for name in self.names}
         self.by_stem, self.by_base = defaultdict(list), defaultdict(list)
         for name in self.names:
             self.by_stem[stem_of(name)].append(name)
@@ -57,10 +67,11 @@ class ImageFiles:
         """The image of the annotation file `stem`, a path without suffix, which calls its image `stated`.
 
         Looked for are, with any suffix: the stem, `stated` relative to the folder of the annotation file and to that
-        of the images, and, if there are no images where the annotation file is, the only one of that stem elsewhere.
-        Of several, the one with the suffix of `stated` is taken, or the first one.
+        of the images, and, if there are no images where the annotation file is, the only one elsewhere that ends like
+        it, or like `stated`, in fewer folders. Of several, the one with the suffix of `stated` is taken, or the first.
         """
-        folder, base = posixpath.split(stem)
+        stem = unicodedata.normalize("NFC", stem)
+        folder = posixpath.dirname(stem)
         file = posixpath.basename(stated.replace("\\", "/").strip())
         paths = [stem, stem_of(stem)]  # some tools write a.jpg.json
         if file:
@@ -69,7 +80,7 @@ class ImageFiles:
             return next((name for name in found if posixpath.basename(name) == file), found[0])
         if folder in self.folders:  # then those of other folders have annotations of their own
             return None
-        for path in (stem, stem_of(as_posix(stated)), base, stem_of(file)):
+        for path in (*ends_of(stem), *ends_of(stem_of(as_posix(stated)))):
             found = self.by_base.get(posixpath.basename(path), [])
             found = [name for name in found if f"/{stem_of(name)}".endswith(f"/{path}")]
             named = [name for name in found if posixpath.basename(name) == file] or found
@@ -94,7 +105,7 @@ def annotated(images: ImageFiles, folder: Path, suffix: str) -> dict[str, str]:
             found[image] = name
     if not found:
         raise UserError(f"{folder} has no {suffix} files, the annotations; set `annotations` to their folder.")
-    unlabeled = len(set(images.names) - set(found))
-    if unlabeled:
+    unlabeled = len(images.names) - len(found)
+    if unlabeled > 0:
         logger.info("%s: %d images without a %s file are left out", folder, unlabeled, suffix)
     return found

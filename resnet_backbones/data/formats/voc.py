@@ -31,7 +31,7 @@ def read_voc(
 
     VOC counts pixels from 1 and includes the last one: xmin … xmax becomes the edges xmin - 1 … xmax. Objects marked
     `difficult` become `iscrowd`: not trained on, ignored in evaluation, as in the devkit. A box with xmax <= xmin or
-    ymax <= ymin has no area.
+    ymax <= ymin has no area; one that is missing is not finite.
 
     Raises `UserError` naming the file if a list is missing or wrong, or XML in the split is corrupt.
     """
@@ -68,7 +68,7 @@ def _image_of(images: ImageFiles, file: str, tree: Element) -> str:
 
 def _object(element: Element, path: Path) -> dict:
     x0, y0, x1, y1 = (
-        number(element.findtext(f"bndbox/{key}"), f"{path}: an object's {key}")
+        number((element.findtext(f"bndbox/{key}") or "").strip() or "nan", f"{path}: an object's {key}")
         for key in ("xmin", "ymin", "xmax", "ymax")
     )
     no_area = x1 <= x0 or y1 <= y0

@@ -1,5 +1,6 @@
 """XML of annotation tools, read without entities."""
 
+import re
 from pathlib import Path
 from xml.etree.ElementTree import Element, ParseError
 
@@ -10,6 +11,8 @@ from ...errors import UserError
 from ...paths import read_whole
 from ..text import ENCODINGS, decode_text
 
+DECLARATION = re.compile(rb"""\s*<\?xml[^>]*?encoding\s*=\s*["']([\w.:-]+)""")
+
 
 def read_xml(path: Path) -> Element:
     """The root of an XML file, of any encoding that it declares or has the byte order mark of.
@@ -17,15 +20,22 @@ def read_xml(path: Path) -> Element:
     Raises `UserError` naming the file if it cannot be read, is not valid or has a DOCTYPE.
     """
     try:
-        content = read_whole(path)
-        marked = content.startswith(tuple(ENCODINGS))  # which may contradict the declaration
-        return fromstring(decode_text(content) if marked else content, forbid_dtd=True)
+        return fromstring(_decode(read_whole(path)).lstrip(), forbid_dtd=True)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}.") from error
     except DTDForbidden as error:
         raise UserError(f"{path} has a DOCTYPE, which can declare entities; remove it.") from error
     except (ParseError, ValueError, LookupError) as error:  # the latter two for encodings
         raise UserError(f"{path} is not valid XML: {error}.") from error
+
+
+def _decode(content: bytes) -> str:
+    """`content` in the encoding of its byte order mark, or else the one that it declares."""
+    declared = DECLARATION.match(content)
+    if declared is None or content.startswith(tuple(ENCODINGS)):
+        return decode_text(content)
+    encoding = declared[1].decode()  # found in single bytes, so it is not UTF-16, whatever it says
+    return content.decode("utf-8" if encoding.lower().startswith("utf-16") else encoding)
 
 
 def number(text: str | None, what: str) -> float:

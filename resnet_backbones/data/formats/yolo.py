@@ -2,6 +2,7 @@
 
 import logging
 import os
+import posixpath
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from ...errors import UserError
 from ..splits import Split
 from ..text import read_text
 from .geometry import outlined
-from .listing import ImageFiles, stem_of
+from .listing import ImageFiles
 from .yolo_settings import find_settings, images_of, listed_names, names_of, read_settings, sources_of
 
 logger = logging.getLogger(__name__)
@@ -43,7 +44,7 @@ def read_yolo(
     sources = sources_of(settings, file, root, split.name) if file else []
     root, chosen = images_of(sources, root) if sources else (root, split.choose(ImageFiles(root).names))
 
-    images, objects, confidences = [], [], []
+    images, objects, confidences, unlabeled = [], [], [], 0
     for k, image in enumerate(chosen, 1):
         images.append({"id": k, "file_name": image})
         try:
@@ -52,10 +53,13 @@ def read_yolo(
             continue
         images[-1] |= {"width": width, "height": height}
         label_file = next(filter(os.path.isfile, label_files(root, image, labels)), None)
+        unlabeled += label_file is None
         for category, outline, has_confidence in read_labels(label_file, names, "kpt_shape" in settings):
             o = {"id": len(objects) + 1, "image_id": k, "category_id": category + 1}
             objects.append(o | in_pixels(outline, width, height))
             confidences += [label_file] if has_confidence else []
+    if unlabeled:
+        logger.info("%s: %d of %d images have no label file, and so no objects", split.source, unlabeled, len(images))
     if confidences:
         shown = (*(split.source, len(confidences), confidences[0]),)
         logger.warning("%s: %d boxes have a confidence, as predictions do; it is ignored (first in %s)", *shown)
@@ -65,7 +69,7 @@ def read_yolo(
 
 def label_files(root: Path, image: str, labels: Path | None) -> list[Path]:
     """Where the labels of an image may be."""
-    stem = stem_of(image)
+    stem = posixpath.splitext(image)[0]
     if labels:
         return [labels / f"{stem}.txt", labels / f"{stem.rpartition('/')[2]}.txt"]
     beside = root.absolute() / f"{stem}.txt"

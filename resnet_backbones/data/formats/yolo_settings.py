@@ -10,7 +10,7 @@ from ..files import FolderTree
 from ..splits import listed
 from ..text import read_text
 from .guess import kind_of
-from .listing import ImageFiles, as_posix
+from .listing import ImageFiles, as_posix, ends_of
 
 SAME_SPLIT = {"val": "valid", "valid": "val"}  # Roboflow's folder and Ultralytics' key, and the reverse
 
@@ -33,8 +33,10 @@ def read_settings(file: Path) -> dict:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict) or not isinstance(content.get("names"), (list, dict)):
-        raise UserError(f"{file} has no `names`, a list of classes or a mapping of numbers to classes.")
+    names = content.get("names") if isinstance(content, dict) else None
+    if not isinstance(names, (list, dict)):
+        fault = f"`names` {names[:80]!r}" if isinstance(names, str) else "no `names`"
+        raise UserError(f"{file} has {fault}; give a list of classes or a mapping of numbers to classes.")
     if not isinstance(content.get("path", ""), str):
         raise UserError(f"{file}: `path` is not the name of a folder.")
     return content
@@ -56,7 +58,9 @@ def listed_names(root: Path, labels: Path | None) -> dict[int, str]:
     Raises `UserError` if there is no such file.
     """
     near = [folder for start in (labels, root) if start for folder in (start, *start.absolute().parents[:2])]
-    near += [*(folder / "labels" for folder in near), *(root / name for name in FolderTree(root).folders())]
+    below = [root / name for name in FolderTree(root).folders()]
+    below += [folder / name for folder in below for name in FolderTree(folder).folders()]
+    near += [*(folder / "labels" for folder in near), *below]
     for folder in near:
         for pattern in ("classes.txt", "*.names", "_darknet.labels"):
             for path in sorted(folder.glob(pattern)):
@@ -78,8 +82,9 @@ def sources_of(settings: dict, file: Path, root: Path, split: str | None) -> lis
         return []
     found = []
     for value in [given] if isinstance(given, str) else given:
-        # Roboflow writes ../train/images and means train/images.
-        places = [root / str(value), file.parent / str(value), root / as_posix(str(value))]
+        # Roboflow writes ../train/images and means train/images; paths of another computer end like those here.
+        ends = [end for end in ends_of(as_posix(str(value))) if "/" in end] or [as_posix(str(value))]
+        places = [root / str(value), file.parent / str(value), *(root / end for end in ends)]
         existing = [place for place in places if os.path.exists(place)]
         if not existing:
             raise UserError(f"{file}: {key}: {value} does not exist (looked for {places[0].absolute()}).")
