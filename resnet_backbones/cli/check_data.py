@@ -1,6 +1,6 @@
 """Check the data of a detector's config before training on it.
 
-    resnet-backbones check-data bccd_faster_rcnn_R18.yaml [--output report.json] [key=value …]
+    resnet-backbones check-data bccd_faster_rcnn_R18.yaml [--output report.json] [--report report.html] [key=value …]
 
 Reads every annotation and decodes every image of data.train and data.test. Prints, and with --output writes as JSON,
 the counts of images, objects and classes, sizes, what was mended in the files, boxes without area or outside their
@@ -32,6 +32,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = command_parser("check-data", __doc__)
     parser.add_argument("config", help="a YAML file, or the name of a shipped one")
     parser.add_argument("--output", type=Path, help="also write the report to this JSON file")
+    parser.add_argument("--report", type=Path, help="also write a page of images with their objects to this file")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="as in data.train=[own]")
     args = parser.parse_intermixed_args(argv)
     with one_line_errors():
@@ -51,7 +52,12 @@ def main(argv: list[str] | None = None) -> None:
         )
         if args.output:
             write_json(args.output, report)
-        print("\n".join(lines(report)))
+        text = "\n".join(lines(report))
+        if args.report:
+            from ..report.writing import write_data_report
+
+            write_data_report(args.report, list(sets.values()), text, config.backbone.in_channels or 3)
+        print(text)
     sys.exit(1 if report["faults"] else 0)
 
 

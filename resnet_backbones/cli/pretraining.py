@@ -18,7 +18,7 @@ from ..data.imagenet import FileImages, check_images, load_images
 from ..data.shards import ShardImages
 from ..data.views import build_views
 from ..errors import errors_about
-from ..evaluation.classification import score_classifiers
+from ..evaluation.classification import evaluate_classifiers
 from ..evaluation.report import metrics_table, write_json
 from ..models.classifier import Classifier
 from ..models.compile import compile_backbone
@@ -38,6 +38,7 @@ from .classifiers import (
     resolve_preprocessing,
     set_preprocessing,
 )
+from .reporting import classification_report
 from .run import check_weights, for_inference, open_output, start, trial
 
 logger = logging.getLogger(__name__)
@@ -56,7 +57,7 @@ def check(config: DictConfig, eval_only: bool) -> None:
 
 
 def train(given: DictConfig, resume: bool) -> None:
-    """Train and evaluate; leaves `model.safetensors`, `metrics.json` and `curves.png` in `output_dir`."""
+    """Train and evaluate; leaves weights, metrics, `curves.png` and `report.html` in `output_dir`."""
     device, config = start(given)
     output_dir = Path(config.output_dir).expanduser()
     images = load_images(config.data.root, config.data.train, config.data.classes)
@@ -77,10 +78,13 @@ def train(given: DictConfig, resume: bool) -> None:
     loader = train_loader(config, images, preprocessing)
     val_loader = view_loader(config, val_images, preprocessing, config.evaluation.views)
 
+    answers: list[dict] = []
+
     def evaluate() -> dict[str, float]:
         if config.evaluation.precise_bn:
             update_precise_bn(model, loader(), config.evaluation.precise_bn)
-        return score_classifiers([for_inference(model, solver)], val_loader)
+        metrics, answers[:] = evaluate_classifiers([for_inference(model, solver)], val_loader)
+        return metrics
 
     metadata = describe(model, images.classes, config)
     set_seed(config.seed + distributed.rank(), solver.deterministic)
@@ -92,20 +96,22 @@ def train(given: DictConfig, resume: bool) -> None:
         save_safetensors(output_dir / "model.safetensors", model.state_dict(), metadata | {"metrics": metrics})
         draw_curves(output_dir, output_dir / "curves.png")
         save_metrics(metrics, output_dir)
-        logger.info("model.safetensors, metrics and curves.png are in %s", output_dir.absolute())
+        classification_report(output_dir, val_images, answers, config)
+        logger.info("report.html, model.safetensors, metrics and curves.png are in %s", output_dir.absolute())
 
 
 def evaluate(given: DictConfig) -> None:
-    """Evaluate `weights`, together with `ensemble`; leaves `metrics.json` in `output_dir`."""
+    """Evaluate `weights`, together with `ensemble`; leaves `metrics.json` and `report.html` in `output_dir`."""
     device, config = start(given)
     models = load_ensemble(config)
     images = load_test_images(config, models[0])
     loader = view_loader(config, images, models[0].preprocessing, config.evaluation.views)
     models = [for_inference(model.to(device), config.solver) for model in models]
     output_dir = open_output(given)
-    metrics = score_classifiers(models, loader)
+    metrics, answers = evaluate_classifiers(models, loader)
     if distributed.is_main():
         save_metrics(metrics, output_dir)
+        classification_report(output_dir, images, answers, config)
 
 
 def compare(config: DictConfig, resume: bool) -> None:
@@ -155,7 +161,7 @@ def train_loader(config: DictConfig, images: FileImages | ShardImages, preproces
 def view_loader(
     config: DictConfig, images: FileImages | ShardImages, preprocessing: Preprocessing, views: str
 ) -> Iterable:
-    """The loader of `score_classifiers` with these `views`."""
+    """The loader of `evaluate_classifiers` with these `views`."""
     return build_test_loader(
         ClassificationDataset(
             images, build_views(views, config.evaluation.scales, preprocessing), len(preprocessing.std)

@@ -14,12 +14,14 @@ from ..data.annotations import Annotations
 from ..data.dataset import DetectionDataset, check_same_classes
 from ..data.datasets import find_dataset, load_annotations
 from ..data.loader import build_test_loader, build_train_loader
+from ..data.unreadable import check_headers
 from ..detectors import backbone_options, build_detector, compile_detector, describe, global_batch
 from ..errors import UserError, errors_about
 from ..evaluation.detection import evaluate_sets, save_results
 from ..evaluation.report import metrics_table, write_json
 from ..models.fuse import fold_norms
 from ..training.loop import fit, memory_format, set_seed
+from .reporting import detection_reports
 from .run import check_weights, for_inference, open_output, start, trial
 
 logger = logging.getLogger(__name__)
@@ -40,7 +42,7 @@ def check(config: DictConfig, eval_only: bool) -> None:
 
 
 def train(given: DictConfig, resume: bool) -> None:
-    """Train and evaluate a detector; leaves checkpoints, metrics, predictions and samples in `output_dir`."""
+    """Train and evaluate a detector; leaves checkpoints, metrics, predictions, samples and a report in `output_dir`."""
     device, config = start(given)
     solver, output_dir = config.solver, Path(config.output_dir).expanduser()
     test_sets, train_sets = load_sets(config, config.data.test), load_sets(config, config.data.train)
@@ -48,6 +50,8 @@ def train(given: DictConfig, resume: bool) -> None:
     if not test_sets[0].is_labeled:
         raise UserError(f"data.test: {test_sets[0].name} has no annotations, and so no metrics to choose the best by.")
     loader = train_loader(train_sets, config)
+    for data in test_sets:
+        check_headers(data, config.data.max_unreadable)
     model = build_detector(config, len(test_sets[0].classes), new_predictors=True).to(device)
     fold_norms(model)
     global_batch(model)
@@ -70,7 +74,7 @@ def train(given: DictConfig, resume: bool) -> None:
 
 
 def evaluate(given: DictConfig) -> None:
-    """Evaluate the detector `weights`; leaves metrics, predictions and samples in `output_dir`."""
+    """Evaluate the detector `weights`; leaves metrics, predictions, samples and a report in `output_dir`."""
     device, config = start(given)
     test_sets = load_sets(config, config.data.test)
     model = for_inference(build_detector(config, len(test_sets[0].classes)).to(device), config.solver)
@@ -123,5 +127,6 @@ def save(
         write_json(output_dir / "metrics.json", metrics)
         samples, channels = config.evaluation, config.backbone.in_channels or 3
         save_results(output_dir, sets, predictions, samples.samples, samples.sample_score, channels)
+        detection_reports(output_dir, sets, predictions, config)
         logger.info("metrics in percent:\n%s", metrics_table(metrics))
-        logger.info("metrics, predictions.json and samples/*.png are in %s", output_dir.absolute())
+        logger.info("report.html, metrics, predictions.json and samples/*.png are in %s", output_dir.absolute())

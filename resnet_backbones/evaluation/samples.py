@@ -52,8 +52,9 @@ def draw_comparison(data: Annotations, k: int, found: list[dict], channels: int 
     pixels = read_image(data.path(k), tuple(data.sizes[k].tolist()), channels)
     pixels = pixels[..., :3] if channels >= 3 else pixels[..., :1].repeat(3, axis=2)
     true = data.objects(k)
-    left = draw_objects(pixels, data, found, f"predicted: {len(found)}")
-    right = draw_objects(pixels, data, true, f"true: {len(true)}")
+    names = {category["id"]: category["name"] for category in data.categories}
+    left = draw_objects(pixels, names, found, f"predicted: {len(found)}")
+    right = draw_objects(pixels, names, true, f"true: {len(true)}")
     gap = 8
     both = Image.new("RGB", (left.width + gap + right.width, left.height), "white")
     both.paste(left, (0, 0))
@@ -61,26 +62,32 @@ def draw_comparison(data: Annotations, k: int, found: list[dict], channels: int 
     return both
 
 
-def draw_objects(pixels: np.ndarray, data: Annotations, objects: list[dict], title: str) -> Image.Image:
-    """An image (H, W, 3), uint8, with boxes, classes, scores and masks if there are any drawn over it."""
+def draw_objects(pixels: np.ndarray, names: dict[int | str, str], objects: list[dict], title: str = "") -> Image.Image:
+    """An image (H, W, 3), uint8, with boxes, classes, scores and masks if there are any drawn over it.
+
+    Args:
+        names: of the categories by their ids.
+        objects: annotations or results as COCO writes them.
+    """
     height, width = pixels.shape[:2]
-    labels = {category["id"]: k for k, category in enumerate(data.categories)}
-    colors = [PALETTE[labels[o["category_id"]] % len(PALETTE)] for o in objects]
-    blended = pixels.astype(float)
+    order = {category: k for k, category in enumerate(names)}
+    colors = [PALETTE[order[o["category_id"]] % len(PALETTE)] for o in objects]
+    blended = pixels.copy()
     for o, color in zip(objects, colors, strict=True):
         mask = decode_mask(o.get("segmentation"), height, width)
         if mask is not None:
-            blended[mask > 0] = 0.6 * blended[mask > 0] + 0.4 * np.array(ImageColor.getrgb(color))
+            blended[mask > 0] = (0.6 * blended[mask > 0] + 0.4 * np.array(ImageColor.getrgb(color))).astype(np.uint8)
 
     scale = max(min(SHORT_SIDE / min(height, width), 4 * SHORT_SIDE / max(height, width)), 1)
-    panel = Image.fromarray(blended.astype(np.uint8))
-    panel = panel.resize((round(width * scale), round(height * scale)), Image.BICUBIC)
+    panel = Image.fromarray(blended)
+    if scale > 1:
+        panel = panel.resize((round(width * scale), round(height * scale)), Image.BICUBIC)
     draw, font = ImageDraw.Draw(panel), ImageFont.load_default(12)
     for o, color in zip(objects, colors, strict=True):
         x, y, w, h = (v * scale for v in o["bbox"])
         corners = np.array([x, y, x + max(w, 0), y + max(h, 0)]).clip(-FAR, FAR)
         draw.rectangle(corners.tolist(), outline=color, width=2)
-        name = data.classes[labels[o["category_id"]]][:MAX_NAME]
+        name = names[o["category_id"]][:MAX_NAME]
         _text(
             draw,
             font,
@@ -88,7 +95,8 @@ def draw_objects(pixels: np.ndarray, data: Annotations, objects: list[dict], tit
             f"{name} {o['score']:.2f}" if "score" in o else name,
             color,
         )
-    _text(draw, font, (4, panel.height - 18), title, "black")
+    if title:
+        _text(draw, font, (4, panel.height - 18), title, "black")
     return panel
 
 

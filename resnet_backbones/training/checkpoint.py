@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 # What would pass for a result of the next run in the folder; its log is continued.
 CHECKPOINTS = ("last.pt", "last-[0-9]*.pt")
 RESULTS = (*CHECKPOINTS, "best.pt", "metrics.json", "metrics.jsonl", "predictions.json", "model.safetensors")
+RESULTS += ("report.html", "report.json")
 
 
 @dataclass

@@ -63,7 +63,10 @@ def test_the_wheel_has_the_package_the_configs_and_the_command(wheel):
         entry_points = archive.read(f"resnet_backbones-{__version__}.dist-info/entry_points.txt").decode()
     modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "resnet_backbones").rglob("*.py")}
     configs = {f"resnet_backbones/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "configs").rglob("*.yaml")}
-    assert files == modules | configs | {"resnet_backbones/py.typed", "resnet_backbones/analysis/truths.json"}
+    report = ROOT / "resnet_backbones/report"
+    pages = {path.relative_to(ROOT).as_posix() for path in report.iterdir() if path.suffix in (".css", ".html", ".js")}
+    others = {"resnet_backbones/py.typed", "resnet_backbones/analysis/truths.json"}
+    assert files == modules | configs | pages | others
     assert "resnet-backbones = resnet_backbones.__main__:main" in entry_points
 
 

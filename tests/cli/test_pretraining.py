@@ -92,6 +92,12 @@ def test_the_files_of_a_run(pretrain, tmp_path):
     assert all(0 <= row["error"] <= 100 and 0 <= row["data_wait"] <= 1 for row in rows if "loss" in row)
     assert rows[0]["loss"] == rows[0]["loss_classifier"]
     assert Image.open(folder / "curves.png").size == (1320, 540)
+    report = json.loads((folder / "report.json").read_text())
+    assert report["overall"] == pytest.approx(metrics)
+    assert {row["class"]: row["images"] for row in report["classes"]} == COUNTS
+    page = (folder / "report.html").read_text()
+    assert page.count('"picture":"data:image/jpeg;base64,') == sum(COUNTS.values())
+    assert '"name":"loss_classifier"' in page
 
     metadata = metadata_of(folder / "model.safetensors")
     assert metadata["architecture"] == {"name": "cifar_resnet20", "options": {"norm": "BN"}}

@@ -1,6 +1,7 @@
 """Training from the command line: what a run leaves, how it is resumed, and how it fails."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -55,6 +56,11 @@ def test_what_a_run_leaves(train, tmp_path):
     metrics = json.loads((folder / "metrics.json").read_text())
     assert {f"{kind}/{metric}" for kind in ("bbox", "segm") for metric in METRICS} < set(metrics)
     assert {"bbox/AP-cat", "segm/AP-dog"} < set(metrics)
+    report = json.loads((folder / "report.json").read_text())
+    assert report["overall"]["AP"] == pytest.approx(metrics["segm/AP"])
+    page = (folder / "report.html").read_text()
+    assert page.count('"picture":"data:image/jpeg;base64,') == 5
+    assert '"name":"loss_mask","steps":[1,2,3,4]' in page
     predictions = json.loads((folder / "predictions.json").read_text())
     truth = json.loads((tmp_path / "data/instances.json").read_text())
     assert {p["image_id"] for p in predictions} <= {100, 101, 102, 103, 104}
@@ -186,6 +192,19 @@ def test_a_missing_image_is_named_before_any_work(train, tmp_path):
     (tmp_path / "data/images/3.png").unlink()
     assert "1 of 5 images are missing from" in one_line_error(train())
     assert not (tmp_path / "out/last.pt").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"<html>", r"3\.png cannot be decoded"), (None, r"3\.png is 30 x 20 pixels, but its annotation says 48 x 40")],
+)
+def test_a_test_image_that_cannot_be_read_is_named_before_any_work(train, tmp_path, content, message):
+    broken = tmp_path / "data/images/3.png"
+    draw(30, 20).save(broken)
+    if content:
+        broken.write_bytes(content)
+    assert re.search(message, one_line_error(train()))
+    assert not (tmp_path / "out").exists()
 
 
 def test_odd_images_train(train, tmp_path):

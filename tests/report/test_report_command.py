@@ -1,0 +1,194 @@
+"""`resnet-backbones report` and `check-data --report` on files as users have them, and reports of runs that fail."""
+
+import json
+import logging
+import re
+
+import pytest
+from conftest import coco_overrides, read_coco, save_coco, write_coco
+
+from resnet_backbones.__main__ import main
+from resnet_backbones.cli.reporting import detection_reports
+from resnet_backbones.config import load_config
+
+SQUARE = [10, 8, 20, 20]
+
+
+def prediction(image_id: int = 100, category_id: int = 3, score: float = 0.9, **more) -> dict:
+    return {"image_id": image_id, "category_id": category_id, "bbox": SQUARE, "score": score, **more}
+
+
+@pytest.fixture
+def report(tmp_path, capfd):
+    """`report(predictions, *arguments)` on four images gives the status, the page's content and stdout or the error."""
+    write_coco(tmp_path, 4)
+
+    def run(predictions: object, *arguments: str) -> tuple[int, dict, str]:
+        path, page = tmp_path / "found.json", tmp_path / "report.html"
+        path.write_text(json.dumps(predictions))
+        status = 0
+        try:
+            main(["report", str(tmp_path / "instances.json"), str(path), "--output", str(page), *map(str, arguments)])
+        except SystemExit as stop:
+            status = stop.code
+        out, err = capfd.readouterr()
+        return status, content_of(page) if page.is_file() else {}, out or err
+
+    return run
+
+
+def content_of(page) -> dict:
+    return json.loads(re.search(r'id="content">\n(.*?)\n</script>', page.read_text(), re.DOTALL)[1])
+
+
+def test_a_results_file(report, tmp_path):
+    status, content, out = report(
+        [prediction(100 + k, 7 if k % 2 else 3) for k in range(4)], "--images", tmp_path / "images"
+    )
+    assert status == 0
+    assert out.splitlines()[0].startswith("AP 100.00  AP50 100.00")
+    assert f"the report is in {tmp_path}/report.html" in out
+    assert content["notes"] == []
+    assert content["curves"] == []
+    assert [image["name"] for image in content["gallery"]["images"]] == ["0.png", "1.png", "2.png", "3.png"]
+    assert all(image["picture"].startswith("data:image/jpeg;base64,") for image in content["gallery"]["images"])
+    numbers = json.loads((tmp_path / "report.json").read_text())
+    assert numbers == content["numbers"]
+    assert numbers["thresholds"] == {"dog": 0.9, "cat": 0.9}
+
+
+def test_a_comparison_with_another_results_file(report, tmp_path):
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps([prediction(100)]))
+    status, content, _ = report([prediction(100), prediction(102)], "--against", other, "--json", tmp_path / "n.json")
+    assert status == 0
+    assert content["numbers"]["comparison"]["names"] == [str(other), str(tmp_path / "found.json")]
+    rows = {row["name"]: row for row in content["numbers"]["comparison"]["rows"]}
+    assert rows["dog"]["difference"] == pytest.approx(100 * (101 - 51) / 101)
+    low, high = rows["dog"]["interval"]
+    assert low <= rows["dog"]["difference"] <= high
+    assert json.loads((tmp_path / "n.json").read_text())["comparison"] == content["numbers"]["comparison"]
+
+
+def test_images_that_are_not_there(report, tmp_path):
+    (tmp_path / "images/2.png").unlink()
+    (tmp_path / "images/3.png").write_bytes(b"no image")
+    status, content, _ = report([prediction()], "--images", tmp_path / "images")
+    assert status == 0
+    assert "picture" in next(image for image in content["gallery"]["images"] if image["name"] == "1.png")
+    assert content["notes"][0].startswith("2 of the images cannot be shown. Image ")
+    assert len(content["gallery"]["images"]) == 4
+
+    status, content, _ = report([prediction()])
+    assert status == 0
+    assert content["notes"] == [
+        "The images are not shown, because their folder was not given: boxes are drawn on gray."
+    ]
+    assert all("picture" not in image for image in content["gallery"]["images"])
+
+
+def test_no_predictions(report, tmp_path):
+    status, content, out = report([])
+    assert status == 0
+    assert out.startswith("AP 0.00")
+    assert f"{tmp_path}/found.json has no predictions." in content["notes"]
+    assert content["numbers"]["calibration"]["ece"] is None
+    assert {row["kind"]: row["count"] for row in content["numbers"]["errors"]}["missed"] == 4
+    assert report([], "--iou-type", "segm")[0] == 0
+
+
+def test_no_images_and_no_objects(report, tmp_path):
+    save_coco(tmp_path, {"images": [], "annotations": [], "categories": [{"id": 1, "name": "cat"}]})
+    status, content, out = report([])
+    assert status == 0
+    assert out.startswith("AP -")
+    assert content["gallery"] == {"images": [], "total": 0}
+    assert content["numbers"]["precision_recall"][0]["classes"] == [None]
+
+
+def test_classes_that_differ(report, tmp_path):
+    status, content, _ = report([prediction(), prediction(category_id=99)])
+    assert status == 0
+    text = "1 of 2 predictions are of classes that the ground truth does not have."
+    assert f"{tmp_path}/found.json: {text}" in content["notes"]
+    status, _, err = report([prediction(category_id=1), prediction(category_id=2)])
+    assert status == 2
+    assert err.splitlines()[-1] == (
+        f"error: {tmp_path}/found.json: none of the 2 predictions is of a class of the ground truth, whose category "
+        "ids are 3, 7; the first is of 1. Are they of another data set?"
+    )
+
+
+@pytest.mark.parametrize("where", ["predictions", "against"])
+def test_results_of_other_images_are_refused(report, tmp_path, where):
+    other = tmp_path / "other.json"
+    rows = [[prediction()], [prediction(5)]]
+    other.write_text(json.dumps(rows[where == "against"]))
+    status, _, err = report(rows[where == "predictions"], "--against", other)
+    assert status == 2
+    wrong = "other.json" if where == "against" else "found.json"
+    assert f"error: {tmp_path}/{wrong}: prediction 0 is of an image that is not in the ground truth" in err
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_a_test_set_without_annotations_is_refused(report, tmp_path):
+    content = write_coco(tmp_path, 2)
+    del content["annotations"]
+    save_coco(tmp_path, content)
+    status, _, err = report([prediction()])
+    assert status == 2
+    assert "has no annotations to compare predictions with" in err
+
+
+def test_inputs_are_not_overwritten(report, tmp_path):
+    status, _, err = report([prediction()], "--output", tmp_path / "found.html")  # whose numbers would be found.json
+    assert status == 2
+    assert err == f"error: {tmp_path}/found.json would be overwritten; choose another name with --output or --json.\n"
+    assert json.loads((tmp_path / "found.json").read_text()) == [prediction()]
+
+
+def test_a_folder_that_does_not_exist_is_named(report, tmp_path):
+    status, _, err = report([prediction()], "--output", tmp_path / "no/report.html")
+    assert status == 2
+    assert f"{tmp_path}/no" in err
+
+
+def test_check_data_shows_the_ground_truth(tmp_path, capfd):
+    write_coco(tmp_path, 4)
+    (tmp_path / "images/3.png").unlink()
+    arguments = ["--report", str(tmp_path / "data.html"), "data.num_workers=1", *coco_overrides(tmp_path)]
+    with pytest.raises(SystemExit) as stop:
+        main(["check-data", "quickstart_mask_rcnn.yaml", *arguments])
+    assert stop.value.code == 1  # for the missing image
+    content = content_of(tmp_path / "data.html")
+    assert content["text"] == capfd.readouterr().out.strip()
+    assert content["numbers"]["classes"][0] == {"class": "dog", "objects": 2, "images": 2}
+    images = content["gallery"]["images"]
+    assert [image["name"] for image in images] == ["0.png", "1.png", "2.png", "3.png"]
+    assert ["picture" in image for image in images] == [True, True, True, False]
+    assert [o.get("crowd") for o in images[0]["true"]] == [None, 1]
+    assert content["notes"][0].startswith("1 of the images cannot be shown. Image ")
+
+
+def test_a_report_that_fails_is_a_warning(tmp_path, caplog, monkeypatch):
+    write_coco(tmp_path, 2)
+    config = load_config("quickstart_mask_rcnn.yaml", ["detector.name=faster_rcnn"])
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "lo')
+    monkeypatch.setattr(logging.getLogger("resnet_backbones"), "propagate", True)
+    detection_reports(tmp_path, [read_coco(tmp_path)], [[prediction()]], config)
+    assert f"{tmp_path}/report.html is not written: JSONDecodeError: Unterminated string" in caplog.text
+    (tmp_path / "metrics.jsonl").unlink()
+    (tmp_path / "report.html").mkdir()
+    detection_reports(tmp_path, [read_coco(tmp_path)], [[prediction()]], config)
+    assert "report.html is not written: IsADirectoryError" in caplog.text
+
+
+def test_each_further_test_set_has_a_report_of_its_own(tmp_path):
+    write_coco(tmp_path, 2)
+    config = load_config("quickstart_mask_rcnn.yaml", ["detector.name=faster_rcnn"])
+    first, second = read_coco(tmp_path), read_coco(tmp_path)
+    second.name = "night"
+    detection_reports(tmp_path, [first, second], [[prediction()], []], config)
+    assert content_of(tmp_path / "report.html")["title"] == "own"
+    assert content_of(tmp_path / "report_night.html")["numbers"]["predictions"] == 0
+    assert json.loads((tmp_path / "report_night.json").read_text())["thresholds"] == {"dog": 0.5, "cat": 0.5}

@@ -1,0 +1,173 @@
+"""The page in a real Chromium: what the slider and the switches draw, that nothing is fetched, and no error."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from browser import browse, needs_browser
+from conftest import draw, read_coco, save_coco, write_coco
+
+from resnet_backbones.report.gallery import LARGEST
+from resnet_backbones.report.page import write_page
+from resnet_backbones.report.writing import (
+    write_classification_report,
+    write_data_report,
+    write_detection_report,
+)
+
+NASTY = "</script><script>document.title='run'</script><img src=x onerror=\"document.title='run'\">"
+FETCHED = "performance.getEntriesByType('resource').map((e) => e.name).filter((name) => !name.startsWith('data:'))"
+
+
+@pytest.fixture
+def written(tmp_path):
+    """A page of four images: in the first the square is found with a score of 0.9, in the second with 0.4, in the third
+    a wrong box has 0.7, in the last there is nothing."""
+    content = write_coco(tmp_path, 4)
+    content["categories"][0]["name"] = NASTY
+    save_coco(tmp_path, content)
+    square, wrong = [10, 8, 20, 20], [30, 25, 10, 10]
+    rows = [(100, 3, square, 0.9), (101, 7, square, 0.4), (102, 3, wrong, 0.7)]
+    keys = ("image_id", "category_id", "bbox", "score")
+    found = [dict(zip(keys, row, strict=True)) for row in rows]
+    path = tmp_path / "report.html"
+    log = [{"step": k, "loss": 2 / k, "lr": 0.1, "bbox/AP": 10 * k} for k in range(1, 6)]
+    write_detection_report(path, read_coco(tmp_path), found, "bbox", "mine", ("other", found[:2]), log)
+    return path
+
+
+SHOWN = """
+const visible = (e) => getComputedStyle(e).display !== "none";
+const shown = () => {
+  const count = {};
+  for (const layer of ["right", "wrong", "true", "missed"])
+    count[layer] = [...document.querySelectorAll(`.item .shape.${layer}`)].filter(visible).length;
+  return count;
+};
+const slide = (value) => {
+  const input = document.getElementById("score");
+  input.value = value;
+  input.dispatchEvent(new Event("input"));
+  return shown();
+};
+const toggle = (layer) => { document.getElementById(`show-${layer}`).click(); return shown(); };
+"""
+
+
+@needs_browser
+def test_slider_and_switches_change_what_is_drawn(written, tmp_path):
+    script = (
+        SHOWN
+        + f"""
+    const result = {{ high: slide(0.8), low: slide(0.1), middle: slide(0.5) }};
+    for (const layer of ["right", "wrong", "true", "missed"]) {{ result[layer] = toggle(layer)[layer]; toggle(layer); }}
+    result.again = shown();
+    result.title = document.title;
+    result.charts = document.querySelectorAll("figure svg").length;
+    result.pictures = [...document.querySelectorAll(".item image")].length;
+    result.fetched = {FETCHED};
+    result.option = [...document.querySelectorAll("select option")].map((o) => o.textContent);
+    document.querySelector(".item").click();
+    result.dialog = document.querySelector("dialog").open && document.querySelectorAll("dialog .shape").length;
+    return result;"""
+    )
+    found, console = browse(written, script, tmp_path)
+    # Crowds are drawn, too, dashed in gray; they are in none of the four layers.
+    assert found["high"] == {"right": 1, "wrong": 0, "true": 1, "missed": 3}
+    assert found["middle"] == {"right": 1, "wrong": 1, "true": 1, "missed": 3}
+    assert found["low"] == {"right": 2, "wrong": 1, "true": 2, "missed": 2}
+    assert [found[layer] for layer in ("right", "wrong", "true", "missed")] == [0, 0, 0, 0]
+    assert found["again"] == found["middle"]
+    assert found["title"] == "own"  # no name was run
+    assert found["option"] == ["all classes", "dog", NASTY]
+    assert found["charts"] == 3 + 3 + 1  # a run's, those of precision and recall, calibration
+    assert found["pictures"] == 4
+    assert found["dialog"] == 3  # the square, the crowd and the wrong box of the worst image
+    assert found["fetched"] == []
+    assert console == []
+
+
+@needs_browser
+def test_nothing_is_fetched_even_where_it_may(written, tmp_path):
+    policy = re.search(r"<meta http-equiv=\"Content-Security-Policy\".*?>", written.read_text(), re.DOTALL)[0]
+    assert "default-src 'none'" in policy
+    assert "://" not in written.read_text()
+    open_page = tmp_path / "open.html"
+    open_page.write_text(written.read_text().replace(policy, ""))
+    script = "document.querySelectorAll('.item').forEach((item) => item.click());"
+    assert browse(open_page, f"{script} return {FETCHED};", tmp_path) == ([], [])
+
+
+@needs_browser
+def test_pages_of_classifiers_and_of_data(tmp_path):
+    write_coco(tmp_path, 4)
+    write_data_report(tmp_path / "data.html", [read_coco(tmp_path)], "own:\n  4 images")
+    count = "return [document.querySelectorAll('.item image').length, document.querySelectorAll('.item path').length,"
+    script = f"{count} document.querySelector('pre').textContent, document.querySelectorAll('.controls label').length];"
+    assert browse(tmp_path / "data.html", script, tmp_path) == ([4, 8, "own:\n  4 images", 2], [])
+
+    rows = [(1, [1, 0], [0.9, 0.1], 0.9), (0, [1, 0], [0.8, 0.2], 0.2), (1, [0, 1], [0.55, 0.45], 0.45)]
+    keys = ("label", "labels", "scores", "true_score")
+    answers = [dict(zip(keys, row, strict=True)) | {"file_name": f"{k}.png"} for k, row in enumerate(rows)]
+    path = tmp_path / "classes.html"
+    write_classification_report(path, "val", ["cat", NASTY], answers, lambda name: pixels(name), [{"step": 1, "lr": 1}])
+    script = (
+        SHOWN
+        + """
+    const left = () => [...document.querySelectorAll(".item")].filter(visible);
+    const names = () => left().map((e) => e.querySelector(".name").textContent);
+    const result = [names()];
+    slide(0.7); result.push(names());
+    toggle("right"); result.push(names());
+    return result;"""
+    )
+    found, console = browse(path, script, tmp_path)
+    assert found == [["1.png", "2.png", "0.png"], ["1.png", "0.png"], ["1.png"]]  # the worst first
+    assert console == []
+
+
+def pixels(name: str):
+    return np.asarray(draw(seed=int(name[0])))
+
+
+def test_a_hundred_large_images_stay_below_8_mb(tmp_path):
+    content = write_coco(tmp_path, 1)
+    draw(480, 300).save(tmp_path / "images" / "0.png")  # noise, which no JPEG makes small
+    content["images"] = [{"id": k, "file_name": "0.png", "width": 480, "height": 300} for k in range(120)]
+    content["annotations"] = [
+        {"id": j + 1, "image_id": j % 120, "category_id": 7, "bbox": [j % 430, j % 240, 50, 60], "area": 3000}
+        for j in range(120 * 20)
+    ]
+    save_coco(tmp_path, content)
+    path = tmp_path / "report.html"
+    write_detection_report(path, read_coco(tmp_path), [], "bbox")
+    assert path.stat().st_size < 8_000_000
+    gallery = content_of(path)["gallery"]
+    assert len(gallery["images"]) == 100
+    assert sum(len(image["picture"]) for image in gallery["images"]) < LARGEST
+
+
+def content_of(path) -> dict:
+    return json.loads(re.search(r'id="content">\n(.*?)\n</script>', path.read_text(), re.DOTALL)[1])
+
+
+def test_masks_are_outlines_of_their_pixels(tmp_path):
+    write_coco(tmp_path, 1)
+    rle = {"size": [40, 48], "counts": [10 * 40 + 8, *[20, 20] * 19, 20, 40 * 48 - 29 * 40 - 28]}
+    found = [{"image_id": 100, "category_id": 3, "segmentation": rle, "score": 0.9}]
+    path = tmp_path / "report.html"
+    numbers = write_detection_report(path, read_coco(tmp_path), found, "segm")
+    assert numbers["classes"][0]["AP"] == pytest.approx(100)
+    image = content_of(path)["gallery"]["images"][0]
+    assert image["predicted"][0]["box"] == [10, 8, 20, 20]
+    corners = [tuple(map(float, pair.split(","))) for pair in image["predicted"][0]["path"].strip("MZ").split()]
+    assert all(9.5 <= x <= 30.5 and 7.5 <= y <= 28.5 for x, y in corners)
+    assert {round(x) for x, _ in corners} >= {10, 30}
+    assert image["true"][0] == {"box": [10, 8, 20, 20], "path": "M10,8 30,8 30,28 10,28Z", "label": 0, "by": 0.9}
+
+
+def test_a_page_refuses_what_json_cannot_hold(tmp_path):
+    with pytest.raises(ValueError, match="JSON"):
+        write_page(tmp_path / "page.html", {"loss": float("nan")})
+    assert list(tmp_path.iterdir()) == []
