@@ -5,17 +5,28 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .backbones import build_backbone, list_backbones
+    from .inference.predictor import Predictor
     from .models.backbone import ShapeSpec
     from .models.fpn import FPN
     from .models.fuse import fold_norms, fuse
     from .models.layers import FrozenBatchNorm2d
 
 __version__ = "0.2.0"
-__all__ = ["FPN", "FrozenBatchNorm2d", "ShapeSpec", "build_backbone", "fold_norms", "fuse", "list_backbones"]
+__all__ = [
+    "FPN",
+    "FrozenBatchNorm2d",
+    "Predictor",
+    "ShapeSpec",
+    "build_backbone",
+    "fold_norms",
+    "fuse",
+    "list_backbones",
+]
 
 _MODULES = {
     "FPN": "models.fpn",
     "FrozenBatchNorm2d": "models.layers",
+    "Predictor": "inference.predictor",
     "ShapeSpec": "models.backbone",
     "build_backbone": "backbones",
     "fold_norms": "models.fuse",

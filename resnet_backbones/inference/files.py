@@ -1,0 +1,146 @@
+"""Prediction on any number of files: results and pictures, image by image, and on again where a run was killed."""
+
+import logging
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from ..data.images import LARGEST, read_image
+from ..errors import UserError, reason
+from ..paths import local_file
+from .images import LARGEST_IN_TILES
+from .journal import Journal
+from .outputs import entry_of
+from .pictures import Draw, save_picture
+from .predictor import Predictor
+from .sources import Source
+from .video import VideoReader, VideoWriter
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+def predict_files(
+    predictor: Predictor,
+    sources: list[Source],
+    folder: Path,
+    journal: Journal,
+    category_ids: list[int | str],
+    draw: Draw,
+) -> list[str]:
+    """Add the results of all `sources` to `journal`, but for the images that are in it, and draw them below `folder`.
+
+    Returns why images and videos could not be read, or not to their end; each is logged. Raises `UserError` where
+    results or pictures cannot be written; the journal keeps those that were.
+
+    Args:
+        category_ids: in the order of the predictor's classes.
+    """
+    images = [source for source in sources if not source.is_video and source.name not in journal]
+    videos = [source for source in sources if source.is_video]
+    together = 1 if predictor.tile else predictor.batch_size
+    faults: list[str] = []
+
+    def skip(error: UserError) -> None:
+        faults.append(str(error))
+        logger.warning("%s", error)
+
+    with (
+        keeping_results(folder),
+        logging_redirect_tqdm([logging.getLogger("resnet_backbones")]),
+        tqdm(total=len(images), desc="predict", unit="image", disable=None) as progress,
+        ThreadPoolExecutor(together) as readers,
+    ):
+        for batch in in_batches(images, together):
+            readable = []
+            for source, content in zip(batch, readers.map(partial(read, predictor), batch), strict=True):
+                if isinstance(content, UserError):
+                    skip(content)
+                else:
+                    readable.append((source, content))
+            found = predictor([pixels for _, pixels in readable])
+            for (source, pixels), result in zip(readable, found, strict=True):
+                entry = entry_of(result, source.name, source.image_id, category_ids)
+                save_picture(draw(pixels, entry), folder / "images" / source.name)
+                journal.add(entry)
+            progress.update(len(batch))
+        for source in videos:
+            try:
+                predict_video(predictor, source, folder, journal, category_ids, draw, progress)
+            except UserError as error:
+                skip(error)
+    return faults
+
+
+def read(predictor: Predictor, source: Source) -> np.ndarray | UserError:
+    """The image (H, W, C), or why it cannot be read."""
+    largest = LARGEST_IN_TILES if predictor.tile else LARGEST
+    try:
+        return read_image(local_file(source.path, "image"), source.size, predictor.channels, largest)
+    except UserError as error:
+        return error
+
+
+def predict_video(
+    predictor: Predictor,
+    source: Source,
+    folder: Path,
+    journal: Journal,
+    category_ids: list[int | str],
+    draw: Draw,
+    progress: tqdm,
+) -> None:
+    """`predict_files` of a video, whose frames are called NAME/000000 …; what is in the journal is only drawn again.
+
+    Raises `UserError` where it breaks off; what was read until then is kept.
+    """
+    frames = VideoReader(local_file(source.path, "video"))
+    progress.total += frames.count
+    suffix = "" if source.name.lower().endswith(".mp4") else ".mp4"
+    path = folder / "videos" / f"{source.name}{suffix}"
+    with VideoWriter(path, frames.rate) as writer:
+        named = ((f"{source.name}/{k:06}", pixels) for k, pixels in enumerate(frames))
+        for batch in in_batches(named, predictor.batch_size):
+            new = [(name, pixels) for name, pixels in batch if name not in journal]
+            for (name, _), result in zip(new, predictor([pixels for _, pixels in new]), strict=True):
+                journal.add(entry_of(result, name, None, category_ids))
+            for name, pixels in batch:
+                writer.add(np.asarray(draw(pixels, journal[name])))
+            progress.update(len(batch))
+
+
+def in_batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Lists of `size` items, the last one shorter; also what came before a `UserError`, which is raised after it."""
+    batch, end = [], None
+    try:
+        for item in items:
+            batch.append(item)
+            if len(batch) == size:
+                yield batch
+                batch = []
+    except UserError as error:
+        end = error
+    if batch:
+        yield batch
+    if end is not None:
+        raise end
+
+
+@contextmanager
+def keeping_results(folder: Path) -> Iterator[None]:
+    """Raise `UserError` with the way on where something cannot be written, such as on a full disk."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be written: {reason(error)}. What was predicted so far is kept; the same command goes on "
+            "from there."
+        ) from error

@@ -1,0 +1,325 @@
+"""`resnet-backbones predict`: what it reads, what it leaves, and how it goes on."""
+
+import csv
+import io
+import json
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, draw, write_coco
+from helpers import png_of, save_detector
+from PIL import Image
+
+from resnet_backbones import Predictor
+from resnet_backbones.__main__ import main
+from resnet_backbones.classifiers import build_classifier
+from resnet_backbones.preprocessing import Preprocessing
+from resnet_backbones.weights import metadata_of, save_safetensors
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    torch.manual_seed(0)
+    return save_detector(tmp_path_factory.mktemp("weights"))[1]
+
+
+@pytest.fixture
+def predict(tmp_path, weights, capfd, monkeypatch):
+    """Runs the command into tmp_path/out; gives its exit status, stdout and stderr."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)  # which the command lifts
+
+    def run(*arguments, weights=weights):
+        status = 0
+        try:
+            main(["predict", weights, "--output", str(tmp_path / "out"), *map(str, arguments)])
+        except SystemExit as stop:
+            status = stop.code
+        out, err = capfd.readouterr()
+        return status, out, err
+
+    return run
+
+
+def read(folder, name):
+    return json.loads((folder / "out" / name).read_text())
+
+
+def names(folder):
+    return [image["file_name"] for image in read(folder, "images.json")["images"]]
+
+
+def test_a_folder_gives_results_pictures_and_a_table(tmp_path, predict, weights):
+    write_coco(tmp_path, 3)
+    (tmp_path / "images/deep").mkdir()
+    draw(200, 300).save(tmp_path / "images/deep/Photo.JPG")
+    (tmp_path / "images/._1.png").write_bytes(b"a stray of macOS")
+    (tmp_path / "images/notes.txt").write_text("no image")
+    status, out, _ = predict(tmp_path / "images", "--csv", "--score-threshold", "0")
+    assert status == 0
+    assert "4 images, 28 results" in out
+    assert names(tmp_path) == ["0.png", "1.png", "2.png", "deep/Photo.JPG"]
+    results, index = read(tmp_path, "predictions.json"), read(tmp_path, "images.json")
+    assert [c["name"] for c in index["categories"]] == ["dog", "cat"]
+    expected = Predictor(weights, score_threshold=0.0)(tmp_path / "images/2.png")
+    found = [result for result in results if result["image_id"] == index["images"][2]["id"]]
+    np.testing.assert_allclose([r["score"] for r in found], expected.scores, atol=1e-5)
+    corners = [[x, y, x + w, y + h] for x, y, w, h in (r["bbox"] for r in found)]
+    np.testing.assert_allclose(corners, expected.boxes, atol=1e-3)
+    assert [r["category_id"] for r in found] == expected.labels.tolist()
+    assert [r["segmentation"] for r in found] == expected.rles
+    assert Image.open(tmp_path / "out/images/deep/Photo.JPG").size == (480, 720)
+    changed = np.array(Image.open(tmp_path / "out/images/2.png").resize((48, 40))) != np.array(draw(seed=2))
+    assert changed.any()
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "out/predictions.csv").read_text())))
+    assert len(rows) == 28
+    assert (rows[-1]["file_name"], rows[-1]["class"] in ("dog", "cat")) == ("deep/Photo.JPG", True)
+    assert sorted(os.listdir(tmp_path / "out")) == ["images", "images.json", "predictions.csv", "predictions.json"]
+
+
+def test_results_are_scored_with_the_ids_of_the_ground_truth(tmp_path, predict, capfd):
+    write_coco(tmp_path, 3)
+    draw().save(tmp_path / "images/another.png")
+    truth = tmp_path / "instances.json"
+    status, _, err = predict(tmp_path / "images", "--ground-truth", truth)
+    assert (status, err.splitlines()[-1]) == (0, f"1 inputs are no images of {truth} and are left out")
+    assert [image["id"] for image in read(tmp_path, "images.json")["images"]] == [100, 101, 102]
+    assert {r["category_id"] for r in read(tmp_path, "predictions.json")} <= {7, 3}
+    main(["evaluate", "--ground-truth", str(truth), "--predictions", str(tmp_path / "out/predictions.json")])
+    assert "bbox/AP" in capfd.readouterr().out
+
+    content = json.loads(truth.read_text())
+    content["categories"][1]["name"] = "wolf"
+    truth.write_text(json.dumps(content))
+    status, _, err = predict(tmp_path / "images", "--ground-truth", truth)
+    assert (status, "has no category 'dog', which the checkpoint predicts; its categories: wolf, cat" in err) == (
+        2,
+        True,
+    )
+
+
+def test_globs_lists_urls_and_equal_names(tmp_path, predict, monkeypatch):
+    for folder in "ab":
+        (tmp_path / folder).mkdir()
+        draw().save(tmp_path / folder / "1.png")
+    draw().save(tmp_path / "a/2.png")
+    monkeypatch.chdir(tmp_path)
+    listed = f"{tmp_path}/b/1.png\n\nnot there.png\n"
+    monkeypatch.setattr(sys, "stdin", io.StringIO(listed))
+    status, out, err = predict("a/*.png", "-", "a/1.png")
+    assert status == 0
+    below = str(tmp_path.resolve())[1:]
+    assert names(tmp_path) == [f"{below}/a/1.png", "2.png", f"{below}/b/1.png"]
+    assert "3 images" in out
+    assert "1 could not be read" in out
+    assert "not there.png does not exist" in out + err
+
+
+def test_urls_are_fetched(tmp_path, predict, monkeypatch):
+    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "cache"))  # iopath's
+    draw().save(tmp_path / "1 a.png")
+    handler = partial(SimpleHTTPRequestHandler, directory=tmp_path)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        status, out, _ = predict(f"{address}/1%20a.png", f"{address}/2.png")
+        server.shutdown()
+    assert status == 0
+    assert "1 images" in out
+    assert "1 could not be read" in out
+    assert names(tmp_path) == ["1 a.png"]
+
+
+def test_pictures_of_an_earlier_run_are_no_inputs(tmp_path, predict):
+    draw().save(tmp_path / "1.png")
+    for _ in range(2):
+        assert predict(tmp_path)[0] == 0
+        assert names(tmp_path) == ["1.png"]
+
+
+def test_thresholds_of_classes_come_from_a_file(tmp_path, predict):
+    write_coco(tmp_path, 1)
+    (tmp_path / "report.json").write_text(json.dumps({"thresholds": {"dog": 1.0, "cat": 1.0}}))
+    assert predict(tmp_path / "images", "--score-threshold", tmp_path / "report.json")[0] == 0
+    assert read(tmp_path, "predictions.json") == []
+    (tmp_path / "report.json").write_text(json.dumps({"classes": {}}))
+    status, _, err = predict(tmp_path / "images", "--score-threshold", tmp_path / "report.json")
+    assert (status, 'report.json has no "thresholds", a mapping' in err) == (2, True)
+
+
+def test_a_classifier_gives_classes(tmp_path, predict):
+    model = build_classifier("resnet18", 3, preprocessing=Preprocessing(resize=40, size=32)).eval()
+    metadata = metadata_of(model) | {"classes": ["a", "b", "c"]}
+    save_safetensors(tmp_path / "model.safetensors", model.state_dict(), metadata)
+    write_coco(tmp_path, 2)
+    status, _, _ = predict(tmp_path / "images", "--csv", weights=str(tmp_path / "model.safetensors"))
+    assert status == 0
+    results = read(tmp_path, "predictions.json")
+    assert [r["image_id"] for r in results] == [1, 1, 1, 2, 2, 2]
+    assert sum(r["score"] for r in results[:3]) == pytest.approx(1, abs=1e-5)
+    assert {r["category_id"] for r in results[:3]} == {1, 2, 3}
+    assert Image.open(tmp_path / "out/images/0.png").size == (576, 480)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere.png"], "Input nowhere.png does not exist (looked for "),
+        (["empty"], "The folder empty has no images (.apng, "),
+        (["*.nothing"], "No image or video matches *.nothing."),
+        (["text.png"], "None of the inputs can be read: Image text.png cannot be decoded: it is not an image."),
+        (["huge.png"], "Image huge.png is 20000 x 20000 pixels, over the limit of 134217728; cut it into tiles."),
+        (["one.png", "--tile", "-3"], "tile is -3; it must be at least 1 pixel."),
+        (["one.png", "--ground-truth", "none.json"], "The annotation file none.json does not exist"),
+        (["one.png", "--output", "other"], "other/images is not of an earlier prediction; choose another --output."),
+        (["text.mp4"], "Video text.mp4 cannot be read: Invalid data found"),
+    ],
+)
+def test_bad_inputs_are_one_line(tmp_path, predict, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "other/images").mkdir(parents=True)
+    (tmp_path / "text.png").write_text("text")
+    (tmp_path / "text.mp4").write_text("text")
+    (tmp_path / "huge.png").write_bytes(png_of(20_000, 20_000))
+    draw(1, 1).save(tmp_path / "one.png")
+    status, _, err = predict(*arguments)
+    assert status == 2
+    assert message in err.splitlines()[-1]
+    assert err.splitlines()[-1].startswith("error: ")
+
+
+def test_bare_weights_need_a_config_and_classes(tmp_path, predict, weights):
+    write_coco(tmp_path, 1)
+    content = torch.load(weights, weights_only=True)
+    torch.save({"model": content["model"]}, tmp_path / "bare.pt")
+    status, _, err = predict(tmp_path / "images", weights=str(tmp_path / "bare.pt"))
+    assert (status, "give the YAML that it was trained with (config) and the names" in err) == (2, True)
+    from omegaconf import OmegaConf
+
+    (tmp_path / "own.yaml").write_text(OmegaConf.to_yaml(content["metadata"]["config"]))
+    known = ["--config", tmp_path / "own.yaml", "--classes", "dog,cat"]
+    assert predict(tmp_path / "images", *known, weights=str(tmp_path / "bare.pt"))[0] == 0
+    assert len(read(tmp_path, "predictions.json")) == 7
+
+
+def test_unreadable_images_among_others_are_counted(tmp_path, predict):
+    write_coco(tmp_path, 4)
+    (tmp_path / "images/1.png").write_bytes((tmp_path / "images/1.png").read_bytes()[:99])
+    status, out, err = predict(tmp_path / "images")
+    assert status == 0
+    assert "3 images" in out
+    assert "1 could not be read" in out
+    assert "1.png cannot be decoded" in out + err
+    assert names(tmp_path) == ["0.png", "2.png", "3.png"]
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_where_it_was(tmp_path, predict, weights):
+    write_coco(tmp_path, 60)
+    journal = tmp_path / "out/predictions.jsonl"
+    command = [sys.executable, "-m", "resnet_backbones", "predict", weights, str(tmp_path / "images")]
+    command += ["--output", str(tmp_path / "out"), "--batch-size", "1"]
+    process = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    end = time.monotonic() + 60
+    while process.poll() is None and time.monotonic() < end:
+        if journal.exists() and journal.read_bytes().count(b"\n") > 10:
+            break
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    with open(journal, "a") as file:
+        file.write('{"file_name": "59.png", "resu')  # what was being written
+    done = journal.read_bytes().count(b"\n") - 1
+    assert 10 <= done < 60
+    pictures = {path: path.stat().st_mtime_ns for path in (tmp_path / "out/images").iterdir()}
+
+    status, _, err = predict(tmp_path / "images", "--tile", "30")
+    assert status == 2
+    assert "has the unfinished results of a command with tile None, which is now 30; choose another folder" in err
+    status, out, _ = predict(tmp_path / "images", "--batch-size", "1")
+    assert (status, f"{done} images are in {journal} already" in out) == (0, True)
+    assert sum(path.stat().st_mtime_ns == time for path, time in pictures.items()) >= done
+    killed = [(tmp_path / "out" / name).read_text() for name in ("predictions.json", "images.json")]
+    assert predict(tmp_path / "images", "--batch-size", "1")[0] == 0
+    assert killed == [(tmp_path / "out" / name).read_text() for name in ("predictions.json", "images.json")]
+    assert not journal.exists()
+
+
+@pytest.fixture
+def small_files():
+    """No file can become larger than 20 kB, like on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_keeps_what_was_done(tmp_path, predict, small_files):
+    write_coco(tmp_path, 30)
+    for path in (tmp_path / "images").iterdir():  # so that the pictures are small
+        Image.new("RGB", (48, 40)).save(path)
+    status, _, err = predict(tmp_path / "images")
+    assert status == 2
+    assert err.splitlines()[-1] == (
+        f"error: {tmp_path}/out cannot be written: File too large. What was predicted so far is kept; the same command "
+        "goes on from there."
+    )
+    small_files()
+    status, out, _ = predict(tmp_path / "images")
+    assert status == 0
+    assert 0 < int(re.search(r"^(\d+) images are in .* already", out, flags=re.M)[1]) < 30
+    assert len(names(tmp_path)) == 30
+
+
+def write_video(path, count=12, size=(60, 44)):
+    """An MP4 whose index is in front; frame k is gray, 20 k to 20 k + 9."""
+    import av
+
+    with av.open(str(path), "w", options={"movflags": "faststart"}) as container:
+        stream = container.add_stream("h264", rate=10, width=size[0], height=size[1], pix_fmt="yuv420p")
+        for k in range(count):
+            pixels = 20 * (k % 12) + np.random.default_rng(k).integers(0, 10, (size[1], size[0], 3), dtype=np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode(None))
+
+
+def frames_of(path):
+    import av
+
+    with av.open(str(path)) as video:
+        return [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
+
+
+def test_a_video_gives_results_of_frames_and_a_video(tmp_path, predict):
+    write_video(tmp_path / "clip.mkv.mp4")
+    status, out, _ = predict(tmp_path / "clip.mkv.mp4", "--score-threshold", "0")
+    assert status == 0
+    assert "12 images, 84 results" in out
+    assert names(tmp_path) == [f"clip.mkv.mp4/{k:06}" for k in range(12)]
+    frames = frames_of(tmp_path / "out/videos/clip.mkv.mp4")
+    assert len(frames) == 12
+    assert frames[0].shape[0] == 480
+    assert [int(np.median(frame)) // 20 for frame in frames] == list(range(12))
+
+
+def test_a_video_that_breaks_off_keeps_what_was_done(tmp_path, predict):
+    write_video(tmp_path / "clip.mp4", 40)
+    content = (tmp_path / "clip.mp4").read_bytes()
+    (tmp_path / "clip.mp4").write_bytes(content[: len(content) * 2 // 3])
+    status, out, err = predict(tmp_path / "clip.mp4")
+    done = len(names(tmp_path))
+    assert status == 0
+    assert 5 < done < 40
+    assert f"clip.mp4 breaks off after {done} of 40 frames" in out + err
+    assert len(frames_of(tmp_path / "out/videos/clip.mp4")) == done
