@@ -18,6 +18,7 @@ setup(
     package_data={
         "resnet_backbones": ["py.typed"],
         "resnet_backbones.analysis": ["truths.json"],
+        "resnet_backbones.report": ["*.css", "*.html", "*.js"],
         "resnet_backbones.configs": ["*.yaml", "detectron2/*.yaml"],
     },
     entry_points={"console_scripts": ["resnet-backbones = resnet_backbones.__main__:main"]},
@@ -29,6 +30,7 @@ setup(
         "pillow>=10.1",
         "pycocotools",
         "braceexpand",
+        "contourpy",
         "defusedxml",
         "fvcore",
         "hotcoco>=1.3",
@@ -43,11 +45,15 @@ setup(
     ],
     extras_require={
         "dev": [
-            *("huggingface_hub", "hypothesis", "pytest", "pytest-xdist", "ruff", "setuptools>=70.1"),
+            *("av", "huggingface_hub", "hypothesis", "pytest", "pytest-xdist", "ruff", "setuptools>=70.1"),
+            *("onnx", "onnxruntime", "onnxscript", "openvino"),
             *("scipy", "segmentation-models-pytorch", "timm", "transformers>=5"),
         ],
         "hub": ["huggingface_hub"],
+        "onnx": ["onnx", "onnxruntime", "onnxscript"],
+        "openvino": ["nncf", "onnx", "onnxruntime", "onnxscript", "openvino"],
         "timm": ["timm"],
         "transformers": ["scipy", "transformers>=5"],
+        "video": ["av"],
     },
 )

@@ -5,6 +5,7 @@ import torch
 from resnet_backbones.errors import UserError
 
 from .ablation import ablations
+from .deployment import deployments
 from .detector import detectors, memory_of_training
 from .loading import loaders
 from .networks import backbones, fpns
@@ -14,7 +15,11 @@ from .settings import PARTS, Settings
 from .timing import Row
 
 MEASURES = dict(
-    zip(PARTS, (backbones, fpns, detectors, memory_of_training, loaders, evaluators, profiles, ablations), strict=True)
+    zip(
+        PARTS,
+        (backbones, fpns, detectors, memory_of_training, loaders, evaluators, profiles, ablations, deployments),
+        strict=True,
+    )
 )
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, fields
 
 from resnet_backbones.errors import UserError, unknown
 
-PARTS = ("backbone", "fpn", "detector", "memory", "loader", "evaluator", "profile", "ablation")
+PARTS = ("backbone", "fpn", "detector", "memory", "loader", "evaluator", "profile", "ablation", "deployment")
 AMP = ("none", "bf16")
 
 

@@ -13,6 +13,7 @@ loader     images/s of the detection loader over drawn JPEGs
 evaluator  COCO's box metrics, CPU time, beside pycocotools
 profile    which operators our training step spends its time in
 ablation   our training step without one mechanism at a time
+deployment CPU time of inference: eager, fused, compiled, ONNX Runtime and OpenVINO in fp32, bf16 and int8
 
 All nets have the same weights, and the remarks say how far their results differ. The contenders of a part take
 turns within one process; a ratio is the median over rounds of our seconds / theirs, with its quartiles.

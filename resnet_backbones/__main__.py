@@ -11,7 +11,10 @@ from .errors import UserError, one_line_errors, unknown
 COMMANDS = {
     "train": "train a detector from a config, or evaluate one",
     "pretrain": "train a classifier, whose backbone detectors load, or evaluate some",
+    "predict": "predict on images, folders, URLs and videos with a checkpoint",
+    "export": "export a detector, classifier or backbone to ONNX, OpenVINO or torch.export",
     "evaluate": "score detections in COCO's results format",
+    "report": "show where detections err: a page of curves, tables and images",
     "check-data": "check the data of a config before training: counts, sizes, faults, near-identical images",
     "convert": "convert weights between torchvision, timm, detectron2, Caffe2 and this package",
     "analyze": "show parameters, FLOPs and activations of a backbone, stage by stage",

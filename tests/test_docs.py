@@ -1,5 +1,6 @@
 """The documentation: its links, paths, commands, names and blocks of code are right."""
 
+import os
 import pkgutil
 import re
 import runpy
@@ -9,7 +10,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, draw
+from helpers import save_detector
 from omegaconf import OmegaConf
 from torch.distributed.run import get_args_parser as torchrun_parser
 
@@ -21,7 +23,7 @@ DOCS = sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))
 GUIDES = ["README.md", "CONTRIBUTING.md", "configs/README.md", "datasets/README.md", *DOCS]
 PAGES = [*GUIDES, "CHANGELOG.md"]  # which may speak of what was removed
 SCHEMAS = {"train": Config, "pretrain": PretrainConfig}
-SOURCES = ("resnet_backbones", "benchmarks", "datasets", "tests", "tools", "configs", "docs")
+SOURCES = ("resnet_backbones", "benchmarks", "datasets", "tests", "tools", "configs", "docs", "examples")
 FILES = [path for folder in SOURCES for path in (ROOT / folder).rglob("*.*") if "__pycache__" not in path.parts]
 CODE = "".join(path.read_text() for path in FILES if path.suffix == ".py" and "tests" not in path.parts)
 NOT_THERE = {"resnet_backbones/models/eca.py", "rezero.py", "config.yaml", "data.yaml"}  # written by a reader or a run
@@ -107,6 +109,8 @@ def test_commands_are_accepted(page, command, accepts, monkeypatch):
         options = torchrun_parser().parse_args(arguments)
         assert (options.module, options.training_script) == (True, "resnet_backbones")
         check_command(options.training_script_args, accepts)
+    elif program == "python" and arguments[0].startswith("examples/"):
+        accepts(runpy.run_path(str(ROOT / arguments[0]))["main"], arguments[1:])
     elif program == "python":
         assert arguments[0] == "-m"
         monkeypatch.setattr(sys, "argv", [*arguments[1:], UNKNOWN])
@@ -215,6 +219,9 @@ def test_python_blocks_run(page, block, tmp_path, monkeypatch):
     for library in OPTIONAL:
         if re.search(rf"^(import|from) .*\b{library}\b", block, flags=re.M):
             pytest.importorskip(library, reason=f"{library} is not installed")
+    if "best.pt" in block:  # what a reader has trained
+        os.replace(save_detector(tmp_path)[1], "best.pt")
+        draw().save("photo.jpg")
     exec(compile(block, page, "exec"), {})
 
 

@@ -28,12 +28,18 @@ MAY_IMPORT = {
     "config": {"errors"},
     "data": GROUND,
     "evaluation": GROUND | {"data"},
+    "report": GROUND | {"data", "evaluation"},
     "training": GROUND | {"weights"},
-    "cli": NETWORKS | {"classifiers", "detectors", "hosts", "analysis", "config", "data", "evaluation", "training"},
+    "inference": NETWORKS | {"classifiers", "detectors", "data", "evaluation"},
+    "export": NETWORKS | {"classifiers", "detectors", "data", "evaluation"},
+    "cli": NETWORKS
+    | {"classifiers", "detectors", "hosts", "analysis", "config", "data", "evaluation"}
+    | {"inference", "export", "report", "training"},
     "__main__": {"__init__", "errors", "cli"},
-    "__init__": NETWORKS,
+    "__init__": NETWORKS | {"inference"},
 }
-OPTIONAL = {"detectron2", "huggingface_hub", "timm", "transformers", "submitit"}
+OPTIONAL = {"av", "detectron2", "huggingface_hub", "timm", "transformers", "submitit"}
+OPTIONAL |= {"nncf", "onnx", "onnxruntime", "onnxscript", "openvino"}
 HEAVY = OPTIONAL | {"torch", "torchvision", "fvcore", "tensorboard", "matplotlib", "pandas", "pycocotools"}
 
 
@@ -75,6 +81,11 @@ def test_imports_go_one_way(path):
         ("detectron2", {"hosts/detectron2.py", "detectors/detectron2.py"}),
         ("transformers", {"hosts/transformers.py"}),
         ("huggingface_hub", {"weights/hub.py"}),
+        ("av", {"inference/video.py"}),
+        ("onnx", {"export/onnx.py"}),
+        ("onnxruntime", {"export/onnx.py"}),
+        ("openvino", {"export/openvino.py"}),
+        ("nncf", {"export/openvino.py"}),
     ],
 )
 def test_an_optional_library_is_imported_in_its_own_files_only(library, files):
@@ -103,7 +114,7 @@ def test_the_package_itself_imports_nothing_heavy():
     assert not loaded_by("from resnet_backbones import build_backbone") & late
 
 
-@pytest.mark.parametrize("arguments", [[], ["train", "--help"], ["pretrain", "--help"], ["list", "--help"]], ids=str)
+@pytest.mark.parametrize("arguments", [[], ["train", "--help"], ["pretrain", "--help"], ["predict", "--help"]], ids=str)
 def test_help_imports_nothing_heavy(arguments):
     code = f"from resnet_backbones.__main__ import main\n with contextlib.suppress(SystemExit): main({arguments})"
     modules = loaded_by(code)

@@ -20,6 +20,7 @@ class ImageTransform(GeneralizedRCNNTransform):
     """torchvision's resizing, never below one pixel, of images (C, H, W), uint8 or float in [0, 1]."""
 
     over_ranks = False  # pad training images to the largest size over all ranks; see `ranks.global_batch`
+    paste_masks = True  # else the mask head's crops (M, 1, S, S) are given as `mask_crops`, without `masks`
 
     def __init__(self, min_size: Sequence[int], max_size: int, preprocessing: Preprocessing) -> None:
         super().__init__(list(min_size), max_size, *preprocessing.as_rgb())
@@ -35,15 +36,24 @@ class ImageTransform(GeneralizedRCNNTransform):
 
     def resize(self, image: Tensor, target: dict | None = None) -> tuple[Tensor, dict | None]:
         height, width = image.shape[-2:]
-        min_size = self.drawn_size(target) if self.training else self.min_size[-1]
-        scale = min(min_size / min(height, width), self.max_size / max(height, width))
-        size = (max(1, int(height * scale)), max(1, int(width * scale)))
+        size = self.resized(height, width, self.drawn_size(target) if self.training else None)
         image = F.interpolate(image[None], size=size, mode="bilinear", align_corners=False)[0]
         if target is not None:
             target["boxes"] = resize_boxes(target["boxes"], [height, width], list(size))
             if "masks" in target:
                 target["masks"] = F.interpolate(target["masks"][:, None], size=size, mode="nearest")[:, 0]
         return image, target
+
+    def resized(self, height: int, width: int, min_size: int | None = None) -> tuple[int, int]:
+        """The size that an image is resized to, by default that of evaluation.
+
+        In whole numbers, also symbolic ones: torchvision's product of floats makes 799 of some images' 800.
+        """
+        shorter, longer = torch.sym_min(height, width), torch.sym_max(height, width)
+        shorter_to = min_size or self.min_size[-1]
+        sides = (torch.sym_min(s * shorter_to // shorter, s * self.max_size // longer) for s in (height, width))
+        height, width = (torch.sym_max(1, side) for side in sides)
+        return height, width
 
     def drawn_size(self, target: dict | None) -> int:
         """One of `min_size`, drawn from the image's seed where it has one."""
@@ -64,8 +74,10 @@ class ImageTransform(GeneralizedRCNNTransform):
         crops = [detections.pop("masks", None) for detections in result]
         result = super().postprocess(result, image_shapes, original_image_sizes)
         for detections, masks, size in zip(result, crops, original_image_sizes, strict=True):
-            if masks is not None:
+            if masks is not None and self.paste_masks:
                 detections["masks"] = paste(masks, detections["boxes"], size)
+            elif masks is not None:
+                detections["mask_crops"] = masks
         return result
 
 

@@ -138,6 +138,18 @@ def test_the_ablation_compares_with_the_whole_step(speed, tmp_path):
     assert all(len(row["seconds"]) == 2 for row in rows.values())
 
 
+@pytest.mark.slow
+def test_what_is_deployed_finds_the_same(speed, tmp_path):
+    status, _, _ = speed("--only", "deployment", *SMALL, "--rounds", "2", "--json", tmp_path / "b.json")
+    assert status == 0
+    (rows,) = rows_by_measured(tmp_path / "b.json").values()
+    assert list(rows)[:3] == ["ours", "ours plain", "ours compiled"]
+    for contender in ("ours plain", "ours compiled", "torch.export fp32", "onnxruntime fp32", "OpenVINO fp32"):
+        if rows[contender]["seconds"]:  # else it is not installed
+            assert rows[contender]["differences"]["unpaired"] == 0
+            assert len(rows[contender]["seconds"]) == 2
+
+
 def test_peers_train_what_ours_trains():
     net = build_backbone("resnet18_fpn")
     ours = {name: frozen_backbone(name) for name in ("resnet18", "resnet18_fpn")}

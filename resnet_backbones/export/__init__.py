@@ -1,0 +1,112 @@
+"""Whole detectors, classifiers and backbones as files that ONNX Runtime, OpenVINO or torch alone run."""
+
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from ..errors import UserError, reason
+from .network import Network, network_of
+from .onnx import load_onnx, save_onnx
+from .openvino import load_openvino, save_openvino
+from .program import load_program, save_program
+from .verification import Difference, compare, drawn_inputs
+
+__all__ = ["FORMATS", "PRECISIONS", "VerificationError", "check_request", "export", "load", "network_of"]
+
+FORMATS = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}  # and the suffix of their files
+PRECISIONS = {"onnx": ("fp32",), "openvino": ("fp32", "bf16", "int8"), "torch": ("fp32",)}
+
+
+class VerificationError(Exception):
+    """An exported network does not compute what the one that it was made from does."""
+
+
+def export(
+    model: nn.Module | Network,
+    path: str | Path,
+    format: str,
+    precision: str = "fp32",
+    inputs: Sequence[Tensor] | None = None,
+    calibration: Sequence[Tensor] = (),
+) -> Difference | None:
+    """Write a detector, classifier or backbone of this package to a file, and verify that it computes the same.
+
+    Args:
+        model: as `network_of` takes it, which says what inputs and outputs the file has.
+        format: a key of `FORMATS`, which has the suffix of `path`.
+        precision: "fp32", or for OpenVINO "bf16" or "int8".
+        inputs: what the file and `model` are compared on; None for drawn images of several sizes, one of them blank.
+        calibration: inputs that int8 takes the ranges of activations from.
+
+    Returns how far the outputs are apart. They may be by 1e-2 pixels of boxes, 1e-4 of scores and of the largest value
+    of features, and 0.1 % of the pixels of masks; of bf16 and int8, which are only run, None. Raises
+    `VerificationError` above that, and `UserError` for what cannot be exported or written. What was at `path` stays
+    there until the new file is verified.
+    """
+    path = Path(path)
+    check_request(path, format, precision)
+    network = model if isinstance(model, Network) else network_of(model)
+    try:
+        with tempfile.TemporaryDirectory(prefix=".part-", dir=path.parent) as folder:
+            written = Path(folder) / path.name
+            save(network, written, format, precision, calibration)
+            difference = verify(network, written, precision, drawn_inputs(network) if inputs is None else inputs)
+            for file in sorted(Path(folder).iterdir()):  # OpenVINO's .bin before its .xml
+                os.replace(file, path.with_name(file.name))
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"{path} cannot be written: {reason(error)}.") from error
+    return difference
+
+
+def verify(network: Network, path: Path, precision: str, inputs: Sequence[Tensor]) -> Difference | None:
+    """How far a file's outputs are from the eager ones; of bf16 and int8, which are only run, None."""
+    try:
+        run, _ = load(path)
+        if precision != "fp32":
+            for image in inputs:
+                run(image)
+            return None
+        difference = compare(network, run, inputs)
+    except UserError:
+        raise
+    except Exception as error:  # each runtime has classes of its own
+        raise VerificationError(f"{path.name} is not written, because it cannot be run: {reason(error)}") from error
+    if difference.wrong:
+        raise VerificationError(f"{path.name} is not written, because it differs from the model: {difference.wrong}")
+    return difference
+
+
+def check_request(path: Path, format: str, precision: str) -> None:
+    """Raise `UserError` where `export` cannot write to `path` in this format and precision."""
+    if path.suffix != FORMATS[format]:
+        raise UserError(f"{path} has no suffix of --format {format}; call it {path.with_suffix(FORMATS[format]).name}.")
+    if not path.parent.is_dir():
+        raise UserError(f"{path} cannot be written: the folder {path.parent} does not exist; create it.")
+    if precision not in PRECISIONS[format]:
+        raise UserError(
+            f"--precision {precision} is not for --format {format}, whose CPU kernels lack it; use --format openvino."
+        )
+
+
+def save(network: Network, path: Path, format: str, precision: str, calibration: Sequence[Tensor]) -> None:
+    if format == "openvino":
+        if precision == "int8" and not calibration:
+            raise UserError("--precision int8 needs images to measure the ranges of activations on: --data YAML.")
+        save_openvino(network, path, precision, calibration)
+    else:
+        {"onnx": save_onnx, "torch": save_program}[format](network, path)
+
+
+def load(path: str | Path) -> tuple[Callable[[Tensor], dict[str, Tensor]], dict]:
+    """An exported network as a function from its input to a dict of its outputs, and the metadata of its file.
+
+    Raises `UserError` for an unknown suffix and where the library that runs it is not installed.
+    """
+    loaders = {".onnx": load_onnx, ".xml": load_openvino, ".pt2": load_program}
+    path = Path(path)
+    if path.suffix not in loaders:
+        raise UserError(f"{path} has no known suffix; exported networks have {', '.join(loaders)}.")
+    return loaders[path.suffix](path)

@@ -1,0 +1,79 @@
+"""Networks in OpenVINO's format, an `.xml` file with a `.bin` beside it: made from ONNX, quantized by NNCF."""
+
+import json
+import logging
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import UserError, reason
+from .network import Network
+from .onnx import save_onnx
+
+INSTALL = "pip install 'resnet_backbones[openvino]'"
+HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}  # of what is not quantized
+OURS = "resnet_backbones"  # the section of a file's rt_info
+
+
+def import_openvino() -> ModuleType:
+    """openvino. Raises `UserError` if it is not installed."""
+    try:
+        import openvino
+    except ImportError:
+        raise UserError(f"--format openvino needs openvino, which is not installed: {INSTALL}") from None
+    return openvino
+
+
+def save_openvino(network: Network, path: Path, precision: str, calibration: Sequence[Tensor] = ()) -> None:
+    """Write the two files; for `int8` with ranges of activations measured on the inputs `calibration`.
+
+    Of `bf16` the file only says so; the weights are converted when it is compiled, for a CPU or GPU that has it.
+    Raises `UserError` without the libraries and for an operator that OpenVINO lacks.
+    """
+    openvino = import_openvino()
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "network.onnx"
+        save_onnx(network, source)
+        try:
+            model = openvino.convert_model(source)
+        except Exception as error:  # of classes of its own
+            raise UserError(f"OpenVINO has no form of a part of this network: {reason(error)}") from error
+    if precision == "int8":
+        model = quantize(model, calibration)
+    for key, value in (network.metadata | {"precision": precision}).items():
+        model.set_rt_info(json.dumps(value), [OURS, key])
+    openvino.save_model(model, path, compress_to_fp16=False)
+
+
+def quantize(model: object, calibration: Sequence[Tensor]) -> object:
+    """`model` with convolutions and linear layers in int8 (NNCF's post-training quantization)."""
+    logging.getLogger("nncf").setLevel(logging.ERROR)
+    try:
+        import nncf
+    except ImportError:
+        raise UserError(f"--precision int8 needs nncf, which is not installed: {INSTALL}") from None
+    images = nncf.Dataset([image.numpy() for image in calibration])
+    return nncf.quantize(model, images, preset=nncf.QuantizationPreset.MIXED, subset_size=len(calibration))
+
+
+def load_openvino(path: Path) -> tuple[Callable[[Tensor], dict[str, Tensor]], dict]:
+    """The network of a file as a function, run on the CPU in the file's precision, and the file's metadata."""
+    openvino = import_openvino()
+    model = openvino.Core().read_model(path)
+    section = model.get_rt_info([OURS]).astype(dict) if model.has_rt_info([OURS]) else {}
+    metadata = {key: json.loads(value.astype(str)) for key, value in section.items()}
+    hints = {"INFERENCE_PRECISION_HINT": HINTS[metadata.get("precision", "fp32")]}
+    hints |= {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "PERFORMANCE_HINT": "LATENCY"}
+    compiled = openvino.compile_model(model, "CPU", hints)
+    names = [output.any_name for output in compiled.outputs]
+
+    def run(images: Tensor) -> dict[str, Tensor]:
+        outputs = compiled([images.numpy()])
+        return {name: torch.from_numpy(np.array(outputs[name])) for name in names}
+
+    return run, metadata
