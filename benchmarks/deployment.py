@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from resnet_backbones import fuse
 from resnet_backbones.errors import UserError
-from resnet_backbones.export import load, network_of
+from resnet_backbones.export import FORMATS, load, network_of
 from resnet_backbones.export import save as save_network
+from resnet_backbones.export.verification import drawn_inputs
 
 from .agreement import detection_differences
 from .detection import build_detector, make_batch, shared_state
@@ -33,14 +34,12 @@ def deployments(settings: Settings) -> list[Row]:
     """CPU time of inference on one image; "ours" is the fused eager model, which the ratios are to."""
     settings = dataclasses.replace(settings, device="cpu", amp="none")
     model = build_detector("ours", settings, shared_state(settings)).eval()
-    image, *others = make_batch(settings)[0]
-    image = (image * 255).round().to(torch.uint8)
+    image = (make_batch(settings)[0][0] * 255).round().to(torch.uint8)
     runs = {"ours": eager(fuse(model).to(memory_format=torch.channels_last), image)}
     runs |= {"ours plain": eager(model, image), "ours compiled": eager(with_compiled_backbone(model), image)}
     with tempfile.TemporaryDirectory() as folder:
-        calibration = [(other * 255).round().to(torch.uint8)[None] for other in others]
         for name, (format, precision) in EXPORTS.items():
-            runs[name] = exported(model, Path(folder), format, precision, image, calibration)
+            runs[name] = exported(model, Path(folder), format, precision, image)
         shape = f"{settings.name}_fpn, {settings.short_side}x{settings.short_side * 3 // 2}"
         what = f"detector inference, CPU time (1 image, {shape})"
         options = {"rounds": settings.rounds, "warmup": 2, "device": torch.device("cpu"), "clock": time.process_time}
@@ -68,13 +67,12 @@ def with_compiled_backbone(model: nn.Module) -> nn.Module:
 
 
 def exported(
-    model: nn.Module, folder: Path, format: str, precision: str, image: Tensor, calibration: list[Tensor]
+    model: nn.Module, folder: Path, format: str, precision: str, image: Tensor
 ) -> Callable[[], dict[str, Tensor]] | str:
-    """The exported network of an image, or why there is none."""
-    suffix = {"torch": ".pt2", "onnx": ".onnx", "openvino": ".xml"}[format]
-    path = folder / f"{precision}{suffix}"
+    """The exported network of an image, calibrated on drawn pictures, or why there is none."""
+    path, network = folder / f"{precision}{FORMATS[format]}", network_of(model)
     try:
-        save_network(network_of(model), path, format, precision, calibration)
+        save_network(network, path, format, precision, drawn_inputs(network))
         run, _ = load(path)
     except UserError as error:
         return str(error)

@@ -37,6 +37,8 @@ def export_weights(args: argparse.Namespace) -> None:
     inputs = None if args.images is None else [*images_of(args.images, network), blank(network)]
     difference = export(network, args.output, args.format, args.precision, inputs, calibration)
     print(f"compared on {difference}" if difference else f"{args.precision}: not compared, only run")
+    if network.kind == "detection" and difference and not difference.found:
+        print("  nothing is found in them, so no boxes were compared; give images with objects: --images DIR")
     if config is not None:
         print_metrics(network, args.output, config, model.classes)
     shape = ", ".join(network.dynamic.get(k, str(size)) for k, size in enumerate(network.example.shape))
