@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +68,7 @@ def _few_threads_and_fixed_seed():
     torch.manual_seed(0)
     yield
     torch.use_deterministic_algorithms(False)
+    logging.getLogger("resnet_backbones").handlers.clear()  # of a run in this process, whose stdout is closed by now
 
 
 @pytest.fixture
