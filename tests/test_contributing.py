@@ -61,6 +61,7 @@ def test_a_script_outside_the_package_trains_its_own_block_in_faster_rcnn(tmp_pa
     assert float(alpha.removeprefix("alpha is now ")) != 0
 
 
+@pytest.mark.slow
 def test_the_command_line_knows_the_names_of_a_script(tmp_path):
     definitions, _ = SCRIPT.split('if __name__ == "__main__":')
     script = f"{definitions}from resnet_backbones.__main__ import main\nmain()\n"

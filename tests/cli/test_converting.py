@@ -195,6 +195,7 @@ def test_the_folded_mean_is_exact_inside(resnet18):
     )
 
 
+@pytest.mark.slow
 def test_a_backbone_is_recognized_by_its_tensors():
     for name in ("resnet18", "resnext50_32x4d", "preact_resnet50", "seresnet50", "plain34", "cifar_resnext29_8x64d"):
         with torch.device("meta"):

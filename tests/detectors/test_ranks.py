@@ -233,6 +233,7 @@ def test_a_signal_to_torchrun_reaches_its_ranks(data, number):
     assert f"interrupted: saved after step {saved}; continue with --resume" in output
 
 
+@pytest.mark.slow
 def test_a_second_signal_ends_at_once(data):
     # A step too long to wait for: the loader's only worker is stopped.
     process = start(command(data, 1, f"output_dir={data}/out", "solver.max_iter=1000", "data.num_workers=1"))

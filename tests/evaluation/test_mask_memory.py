@@ -55,6 +55,7 @@ print((peak() - before) / (100 * 700 * 1000 * 4 / 1024))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
 def test_pasting_and_encoding_take_little_more_memory_than_the_masks():
     result = subprocess.run([sys.executable, "-c", MEASURE], capture_output=True, text=True, check=True)

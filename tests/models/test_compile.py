@@ -63,6 +63,7 @@ def test_each_size_is_compiled_once_for_training_and_once_for_evaluation(backend
     assert graphs() == 4
 
 
+@pytest.mark.slow
 def test_passes_on_the_cpu_are_those_of_the_net_in_float32():
     net = build()
     compiled = compile_backbone(copy.deepcopy(net), backend=TRACED)
