@@ -13,7 +13,7 @@ those of training.
 import sys
 from pathlib import Path
 
-from ..config import load_config
+from ..config import image_channels, load_config
 from ..errors import one_line_errors
 from . import command_parser
 
@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> None:
             [sets[name] for name in config.data.train],
             [sets[name] for name in config.data.test],
             masks=config.detector.name == "mask_rcnn",
-            channels=config.backbone.in_channels or 3,
+            channels=image_channels(config),
             max_unreadable=config.data.max_unreadable,
             threads=config.data.num_workers,
         )
@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> None:
         if args.report:
             from ..report.writing import write_data_report
 
-            write_data_report(args.report, list(sets.values()), text, config.backbone.in_channels or 3)
+            write_data_report(args.report, list(sets.values()), text, image_channels(config))
         print(text)
     sys.exit(1 if report["faults"] else 0)
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from ..backbones import allow_random_frozen
 from ..classifiers import build_classifier, load_classifier
+from ..config import image_channels
 from ..data.augmentation import BatchAugmentation
 from ..errors import UserError
 from ..models.classifier import Classifier, soft_binary_cross_entropy
@@ -93,7 +94,7 @@ def resolve_preprocessing(config: DictConfig, known: Preprocessing | None) -> Pr
     Raises `UserError` if the config contradicts the weights.
     """
     given = config.preprocessing
-    channels = config.backbone.in_channels or 3
+    channels = image_channels(config)
     merged = merged_preprocessing(known, given.image_mean, given.image_std, "preprocessing", channels)
     size = given.size or merged.size or 224
     resize = given.resize or (merged.resize if given.size is None else None) or max(256, size)

@@ -25,14 +25,14 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, help="also write that JSON to this file")
     args = parser.parse_args(argv)
     from ..data.annotations import report
-    from ..data.cleaning import clean
+    from ..data.cleaning import read_instances
     from ..data.json_file import read_json, without_garbage_collection
     from ..evaluation.coco import evaluate_coco
     from ..evaluation.report import metrics_table, write_json
 
     with one_line_errors(), without_garbage_collection():
-        content, predictions = read_json(args.ground_truth), read_json(args.predictions, "predictions file")
-        data = clean(args.ground_truth, "coco", args.images, content, source=args.ground_truth)
+        data = read_instances(args.ground_truth, args.images)
+        predictions = read_json(args.predictions, "predictions file")
         report(data)
         with errors_about(args.predictions):
             metrics, summary = evaluate_coco(data, predictions, args.iou_type, args.backend)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..backbones import build_backbone
 from ..classifiers import load_classifier
-from ..config import load_config
+from ..config import image_channels, load_config
 from ..data.dataset import DetectionDataset
 from ..data.images import read_image
 from ..detectors import load_detector
@@ -78,7 +78,7 @@ def calibration_images(config: DictConfig) -> list[Tensor]:
 
 
 def test_images(config: DictConfig, names: list[str]) -> DetectionDataset:
-    return DetectionDataset(load_sets(config, names), train=False, channels=config.backbone.in_channels or 3)
+    return DetectionDataset(load_sets(config, names), train=False, channels=image_channels(config))
 
 
 def images_of(folder: Path, network: Network) -> list[Tensor]:

@@ -25,7 +25,6 @@ from ..errors import UserError, errors_about, one_line_errors
 from . import command_parser
 
 if TYPE_CHECKING:
-    from ..data.annotations import Annotations
     from ..inference.sources import Source
 
 JOURNAL = "predictions.jsonl"
@@ -130,9 +129,10 @@ def identify(
     """
     if ground_truth is None:
         return sources, [{"id": k, "name": name} for k, name in enumerate(classes, start=1)]
+    from ..data.cleaning import read_instances
     from ..inference.sources import with_ground_truth
 
-    data = read_ground_truth(ground_truth)
+    data = read_instances(ground_truth)
     with errors_about(ground_truth):
         ids = {category["name"]: category["id"] for category in data.categories}
         lacking = [name for name in classes if name not in ids]
@@ -144,13 +144,6 @@ def identify(
     if others:
         print(f"{others} inputs are no images of {ground_truth} and are left out", file=sys.stderr)
     return found, [{"id": ids[name], "name": name} for name in classes]
-
-
-def read_ground_truth(path: str) -> "Annotations":
-    from ..data.cleaning import clean
-    from ..data.json_file import read_json
-
-    return clean(path, "coco", None, read_json(path), source=path)
 
 
 def check_earlier(folder: Path) -> None:

@@ -26,17 +26,16 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, help="the numbers, by default beside the page, such as report.json")
     args = parser.parse_args(argv)
     from ..data.annotations import report
-    from ..data.cleaning import clean
+    from ..data.cleaning import read_instances
     from ..data.json_file import read_json, without_garbage_collection
     from ..report.writing import write_detection_report
 
     numbers_path = args.json or args.output.with_suffix(".json")
     with one_line_errors(), without_garbage_collection():
         check_inputs_stay([args.ground_truth, args.predictions, args.against], [args.output, numbers_path])
-        content, predictions = read_json(args.ground_truth), read_json(args.predictions, "predictions file")
+        data = read_instances(args.ground_truth, args.images, Path(args.ground_truth).stem)
+        predictions = read_json(args.predictions, "predictions file")
         other = read_json(args.against, "predictions file") if args.against else None
-        name = Path(args.ground_truth).stem
-        data = clean(name, "coco", args.images, content, source=args.ground_truth)
         report(data)
         numbers = write_detection_report(
             args.output,

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from omegaconf import DictConfig
 
+from ..config import image_channels
 from ..data.annotations import Annotations
 from ..data.imagenet import FileImages
 from ..data.images import decode_image
@@ -27,7 +28,7 @@ def detection_reports(
         path = output_dir / f"report{f'_{data.name}' if k else ''}.html"
         if data.is_labeled:
             with not_fatal(path):
-                channels, rows = config.backbone.in_channels or 3, rows_of(output_dir)
+                channels, rows = image_channels(config), rows_of(output_dir)
                 write_detection_report(path, data, found, iou_type, rows=rows, channels=channels)
 
 
@@ -44,7 +45,7 @@ def classification_report(
                 content, _, _ = images.read(index_of[path])
             except OSError as error:
                 raise UserError(f"Image {path} cannot be read: {reason(error)}.") from error
-            return decode_image(content, path, channels=config.backbone.in_channels or 3)
+            return decode_image(content, path, channels=image_channels(config))
 
         rows = rows_of(output_dir)
         write_classification_report(path, Path(config.data.val).name, images.classes, answers, read, rows)

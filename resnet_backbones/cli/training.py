@@ -10,6 +10,7 @@ from torch import nn
 
 from .. import distributed
 from ..backbones import build_backbone
+from ..config import image_channels
 from ..data.annotations import Annotations
 from ..data.dataset import DetectionDataset, check_same_classes
 from ..data.datasets import find_dataset, load_annotations
@@ -95,7 +96,7 @@ def load_sets(config: DictConfig, names: list[str]) -> list[Annotations]:
 def train_loader(sets: list[Annotations], config: DictConfig) -> Callable:
     """`build_train_loader(start=…)` of `sets`, for `fit`."""
     data, masks = config.data, config.detector.name == "mask_rcnn"
-    options = {"flip": data.flip, "keep_empty": data.keep_empty, "channels": config.backbone.in_channels or 3}
+    options = {"flip": data.flip, "keep_empty": data.keep_empty, "channels": image_channels(config)}
     dataset = DetectionDataset(sets, train=True, masks=masks, **options)
     logger.info("images: %d, classes: %d", len(dataset), len(dataset.classes))
     return partial(
@@ -113,7 +114,7 @@ def train_loader(sets: list[Annotations], config: DictConfig) -> Callable:
 def scorer(sets: list[Annotations], config: DictConfig) -> Callable[[nn.Module], tuple[dict, list]]:
     """From a detector to its metrics on `sets`, in percent, and its predictions."""
     options = {"num_workers": config.data.num_workers, "max_unreadable": config.data.max_unreadable}
-    channels = config.backbone.in_channels or 3
+    channels = image_channels(config)
     loaders = [build_test_loader(DetectionDataset([data], train=False, channels=channels), **options) for data in sets]
     masks, backend = config.detector.name == "mask_rcnn", config.evaluation.backend
     return partial(evaluate_sets, sets=sets, loaders=loaders, masks=masks, backend=backend)
@@ -125,7 +126,7 @@ def save(
     """Write and log the results, on the main rank."""
     if distributed.is_main():
         write_json(output_dir / "metrics.json", metrics)
-        samples, channels = config.evaluation, config.backbone.in_channels or 3
+        samples, channels = config.evaluation, image_channels(config)
         save_results(output_dir, sets, predictions, samples.samples, samples.sample_score, channels)
         detection_reports(output_dir, sets, predictions, config)
         logger.info("metrics in percent:\n%s", metrics_table(metrics))

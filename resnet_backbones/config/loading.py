@@ -67,6 +67,11 @@ def find_config(name: str) -> Path:
     raise UserError(f"Config {name} does not exist, neither as a file nor in {CONFIG_FOLDER}. {hint}")
 
 
+def image_channels(config: DictConfig) -> int:
+    """Of the images that the backbone takes."""
+    return config.backbone.in_channels or 3
+
+
 def save_config(config: DictConfig, path: Path) -> None:
     """Write the complete config, every default included."""
     path.write_text(OmegaConf.to_yaml(config, resolve=True))

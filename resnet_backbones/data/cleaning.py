@@ -17,6 +17,7 @@ from ..errors import UserError, unknown
 from ..paths import stays_below
 from . import columns
 from .annotations import Annotations, Repair
+from .json_file import read_json
 from .ragged import pack_strings
 from .segmentations import Segmentations, pack_segmentations
 
@@ -85,6 +86,14 @@ def clean(
         records.get("annotations") is not None,
         tuple(repairs),
     )
+
+
+def read_instances(path: str, image_root: Path | None = None, name: str | None = None) -> Annotations:
+    """The COCO instances file at `path`, cleaned, as what detections are scored against.
+
+    `name` is for messages, by default the path. Raises `UserError` as `read_json` and `clean` do.
+    """
+    return clean(name or path, "coco", image_root, read_json(path), source=path)
 
 
 def _usable(

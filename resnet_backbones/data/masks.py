@@ -12,8 +12,16 @@ def decode_mask(segmentation: list | dict | None, height: int, width: int) -> np
     """
     if segmentation is None:
         return None
-    encoded = segmentation
-    if isinstance(segmentation, list):
-        encoded = rle.merge(rle.frPyObjects(segmentation, height, width))
+    encoded = segmentation if isinstance(segmentation, dict) else of_polygons(segmentation, height, width)
     mask = rle.decode(encoded)
     return mask if mask.any() else None
+
+
+def of_polygons(polygons: list[list[float]], height: int, width: int) -> dict:
+    """The RLE, as pycocotools has it, of all pixels in any of the polygons."""
+    return rle.merge(rle.frPyObjects(polygons, height, width))
+
+
+def as_text(encoded: dict) -> dict:
+    """An RLE of pycocotools, whose counts are bytes, as JSON can hold it."""
+    return {"size": list(map(int, encoded["size"])), "counts": encoded["counts"].decode()}

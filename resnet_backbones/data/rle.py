@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+CHARACTERS = bytes(range(48, 112))  # of a compressed RLE
 CHUNK = 4096  # strings that are decoded at a time
 MAX_GROUPS = 6  # of a run; 30 bits are more than any image has pixels
 
@@ -52,6 +53,6 @@ def _fill_exactly(counts: Sequence[bytes], pixels: np.ndarray) -> np.ndarray:
     return filled
 
 
-def are_whole_numbers(counts: bytes, allowed: bytes = bytes(range(48, 112))) -> bool:
+def are_whole_numbers(counts: bytes) -> bool:
     """Whether a compressed RLE consists of complete numbers."""
-    return len(counts) > 0 and counts[-1] < 48 + 32 and not counts.translate(None, allowed)
+    return len(counts) > 0 and counts[-1] < 48 + 32 and not counts.translate(None, CHARACTERS)

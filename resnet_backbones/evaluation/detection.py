@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from .. import distributed
 from ..data.annotations import Annotations
+from ..data.masks import as_text
 from .backends import BACKENDS
 from .coco import coco_metrics
 from .detections import coco_results
@@ -119,5 +120,5 @@ def encode_masks(probabilities: Tensor) -> list[dict]:
     for probability in probabilities[:, 0]:  # one at a time: all masks of a large image take gigabytes
         mask = (probability >= 0.5).cpu().numpy().view(np.uint8)
         encoded = rle.encode(np.asfortranarray(mask))
-        results.append({"size": encoded["size"], "counts": encoded["counts"].decode()})
+        results.append(as_text(encoded))
     return results

@@ -11,12 +11,11 @@ import numpy as np
 from ..data import columns
 from ..data.annotations import Annotations
 from ..data.cleaning import MAX_COORDINATE, shown
+from ..data.rle import CHARACTERS
 from ..data.segmentations import pack_segmentations
 from ..errors import UserError
 
 logger = logging.getLogger(__name__)
-
-ALLOWED = bytes(range(48, 112))  # the characters of a compressed RLE
 
 
 @dataclass
@@ -104,7 +103,8 @@ def _checked_masks(
     try:
         counts, given = [s["counts"] for s in shapes], [s["size"] for s in shapes]
         text = "".join(counts).encode()
-        plain = not text.translate(None, ALLOWED) and all(c and c[-1] < "P" for c in counts)  # the last group ends it
+        ended = all(c and c[-1] < "P" for c in counts)  # with the last group of a number
+        plain = ended and not text.translate(None, CHARACTERS)
         whole = set(map(type, itertools.chain.from_iterable(given))) <= {int}  # 64.0 equals 64, too
         wanted = sizes[:, ::-1].tolist()
         if plain and whole and given == [wanted[k] for k in image_index.tolist()]:
@@ -121,10 +121,9 @@ def _rle(segmentation: list | dict, width: int, height: int) -> dict:
     """A segmentation as RLE."""
     if isinstance(segmentation, dict):
         return segmentation
-    from pycocotools import mask  # slow to import, and results files have RLEs
+    from ..data.masks import as_text, of_polygons  # slow to import, and results files have RLEs
 
-    merged = mask.merge(mask.frPyObjects(segmentation, height, width))
-    return {"size": [height, width], "counts": merged["counts"].decode()}
+    return as_text(of_polygons(segmentation, height, width))
 
 
 def coco_results(

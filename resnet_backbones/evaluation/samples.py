@@ -50,7 +50,6 @@ def save_samples(
 def draw_comparison(data: Annotations, k: int, found: list[dict], channels: int = 3) -> Image.Image:
     """Image k twice, side by side: with the predictions `found` and with the ground truth."""
     pixels = read_image(data.path(k), tuple(data.sizes[k].tolist()), channels)
-    pixels = pixels[..., :3] if channels >= 3 else pixels[..., :1].repeat(3, axis=2)
     true = data.objects(k)
     names = {category["id"]: category["name"] for category in data.categories}
     left = draw_objects(pixels, names, found, f"predicted: {len(found)}")
@@ -63,13 +62,16 @@ def draw_comparison(data: Annotations, k: int, found: list[dict], channels: int 
 
 
 def draw_objects(pixels: np.ndarray, names: dict[int | str, str], objects: list[dict], title: str = "") -> Image.Image:
-    """An image (H, W, 3), uint8, with boxes, classes, scores and masks if there are any drawn over it.
+    """An image (H, W, C), uint8, with boxes, classes, scores and masks if there are any drawn over it.
+
+    Of other channels than RGB, the first three are drawn, or the first as gray.
 
     Args:
         names: of the categories by their ids.
         objects: annotations or results as COCO writes them.
     """
-    height, width = pixels.shape[:2]
+    height, width, channels = pixels.shape
+    pixels = pixels[..., :3] if channels >= 3 else pixels[..., :1].repeat(3, axis=2)
     order = {category: k for k, category in enumerate(names)}
     colors = [PALETTE[order[o["category_id"]] % len(PALETTE)] for o in objects]
     blended = pixels.copy()

@@ -5,6 +5,8 @@ from pycocotools import mask as rle
 from torch import Tensor
 from torchvision.models.detection.roi_heads import expand_boxes, expand_masks, paste_mask_in_image
 
+from ..data.masks import as_text
+
 
 def paste(crops: Tensor, boxes: Tensor, corner: tuple[int, int], size: tuple[int, int]) -> list[dict]:
     """The masks of a mask head as M RLEs, the same as those of torchvision's pasting, cut at 0.5.
@@ -37,13 +39,9 @@ def encode(region: np.ndarray, corner: tuple[int, int], size: tuple[int, int]) -
     counts = np.diff(borders, prepend=0, append=size[0] * size[1]).tolist()
     if len(counts) > 1 and counts[-1] == 0:  # COCO leaves it out
         del counts[-1]
-    return _as_text(rle.frPyObjects({"size": list(size), "counts": counts}, *size))
+    return as_text(rle.frPyObjects({"size": list(size), "counts": counts}, *size))
 
 
 def union(rles: list[dict]) -> dict:
     """The RLE of all pixels that any of `rles` has."""
-    return _as_text(rle.merge(rles))
-
-
-def _as_text(encoded: dict) -> dict:
-    return {"size": list(map(int, encoded["size"])), "counts": encoded["counts"].decode()}
+    return as_text(rle.merge(rles))

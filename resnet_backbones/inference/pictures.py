@@ -15,15 +15,11 @@ Draw = Callable[[np.ndarray, dict], Image.Image]  # of an image and its entry in
 
 
 def drawing(categories: list[dict], thresholds: np.ndarray) -> Draw:
-    """The function that draws the results of an image whose scores reach `thresholds` (K,), one of each category.
-
-    Of an image of other channels than RGB, the first three are drawn, or the first as gray.
-    """
+    """The function that draws the results of an image whose scores reach `thresholds` (K,), one of each category."""
     names = {category["id"]: category["name"] for category in categories}
     least = dict(zip(names, thresholds.tolist(), strict=True))
 
     def draw(pixels: np.ndarray, entry: dict) -> Image.Image:
-        pixels = pixels[..., :3] if pixels.shape[2] >= 3 else pixels[..., :1].repeat(3, axis=2)
         results = [result for result in entry["results"] if result["score"] >= least[result["category_id"]]]
         boxes = sorted((result for result in results if "bbox" in result), key=lambda result: result["score"])
         title = "" if "bbox" in (entry["results"] or [{"bbox": None}])[0] else _title(entry["results"], names)

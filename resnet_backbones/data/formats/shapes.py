@@ -14,6 +14,7 @@ from pycocotools import mask as rle
 
 from ...errors import UserError, reason
 from ..json_file import read_json
+from ..masks import as_text
 from ..splits import Split
 
 CLASSES = ("disc", "rectangle", "triangle")
@@ -73,7 +74,7 @@ def write_shapes(folder: Path, num_images: int, seed: int) -> None:
                     "bbox": rle.toBbox(encoded).tolist(),
                     "area": int(mask.sum()),
                     "iscrowd": 0,
-                    "segmentation": {"size": encoded["size"], "counts": encoded["counts"].decode()},
+                    "segmentation": as_text(encoded),
                 }
             )
     categories = [{"id": k, "name": name} for k, name in enumerate(CLASSES, 1)]
