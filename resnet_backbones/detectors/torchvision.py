@@ -117,6 +117,8 @@ def add_mask_branch(heads: RoIHeads, s: MaskRCNN, shapes: dict[str, ShapeSpec], 
         widths = [s.mask_head_width] * s.mask_head_depth
         heads.mask_head, channels = MaskRCNNHeads(shapes[levels[0]].channels, widths, dilation=1), s.mask_head_width
     heads.mask_predictor = MaskRCNNPredictor(channels, s.mask_head_width, num_classes + 1)
+    # detectron2's; torchvision's has a std of sqrt(2 / classes), so that masks of few classes start saturated.
+    nn.init.normal_(heads.mask_predictor.mask_fcn_logits.weight, std=0.001)
 
 
 def init_heads(roi_heads: RoIHeads) -> None:

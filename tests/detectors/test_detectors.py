@@ -1,6 +1,7 @@
 """The detectors with torchvision's heads against torchvision's own, and what their settings change."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -234,6 +235,14 @@ def test_an_image_without_objects_trains(pair):
     }
     losses = pair[0].train()([torch.rand(3, 90, 140)], [target])
     assert all(torch.isfinite(loss) for loss in losses.values())
+
+
+def test_masks_of_one_class_start_undecided():
+    torch.manual_seed(0)
+    model = mask_rcnn(build_backbone("resnet18_fpn"), 1, min_size=[64], max_size=96)
+    target = {"boxes": torch.tensor([[8.0, 8, 56, 50]]), "labels": torch.tensor([1]), "masks": torch.ones(1, 64, 64)}
+    loss = model([torch.rand(3, 64, 64)], [target])["loss_mask"]
+    assert loss.item() == pytest.approx(math.log(2), abs=0.1)  # that of a constant 0.5
 
 
 def test_settings_reach_their_places():
