@@ -19,7 +19,6 @@ import torch
 from omegaconf import DictConfig
 from PIL import Image
 from torch.utils.data import DataLoader
-from torchvision import models
 
 from resnet_backbones import fold_norms
 from resnet_backbones.config import load_config
@@ -29,6 +28,8 @@ from resnet_backbones.data.loader import build_train_loader
 from resnet_backbones.detectors import build_detector
 from resnet_backbones.errors import one_line_errors
 from resnet_backbones.training.loop import fit, memory_format
+
+from .accuracy.torchvision import build_model
 
 
 def ours(config: DictConfig, dataset: DetectionDataset) -> list[float]:
@@ -63,21 +64,7 @@ def read_bare(dataset: DetectionDataset, indices: list[int]) -> tuple[list[torch
 
 def bare(config: DictConfig, dataset: DetectionDataset) -> list[float]:
     """Seconds of each iteration of the shortest loop over torchvision's Faster R-CNN."""
-    d, solver = config.detector, config.solver
-    resnet = getattr(models, config.backbone.name.removesuffix("_fpn"))()
-    sizes, ratios = [tuple(level) for level in d.anchor_sizes], tuple(d.aspect_ratios)
-    anchors = models.detection.anchor_utils.AnchorGenerator(sizes, [ratios] * len(sizes))
-    channels = [resnet.inplanes // 8 * 2**k for k in range(4)]
-    model = models.detection.FasterRCNN(
-        models.detection.backbone_utils.BackboneWithFPN(
-            resnet, {f"layer{k + 1}": str(k) for k in range(4)}, channels, config.backbone.fpn_channels
-        ),
-        len(dataset.classes) + 1,
-        min_size=list(d.min_size),
-        max_size=d.max_size,
-        rpn_anchor_generator=anchors,
-        **{k: v for k, v in d.items() if k.startswith(("rpn_", "box_")) and not k.endswith(("_size", "_width"))},
-    )
+    solver, model = config.solver, build_model(config, len(dataset.classes))
     sgd = torch.optim.SGD(model.parameters(), solver.lr, solver.momentum, weight_decay=solver.weight_decay)
     options = {"num_workers": config.data.num_workers, "shuffle": True, "drop_last": True}
     loader = DataLoader(range(len(dataset)), solver.batch_size, collate_fn=partial(read_bare, dataset), **options)

@@ -90,8 +90,8 @@ def train(given: DictConfig, resume: bool) -> None:
     set_seed(config.seed + distributed.rank(), solver.deterministic)
     epoch = math.ceil(len(images) / solver.batch_size)
     period = epoch if config.evaluation.period is None else config.evaluation.period
-    begin = partial(open_output, given)
-    metrics = fit(model, loader, solver, output_dir, evaluate, period, "top1", metadata, resume, begin)
+    options = {"resume": resume, "on_start": partial(open_output, given), "patience": config.evaluation.patience}
+    metrics = fit(model, loader, solver, output_dir, evaluate, period, "top1", metadata, **options)
     if distributed.is_main():
         save_safetensors(output_dir / "model.safetensors", model.state_dict(), metadata | {"metrics": metrics})
         draw_curves(output_dir, output_dir / "curves.png")

@@ -69,8 +69,8 @@ def train(given: DictConfig, resume: bool) -> None:
 
     set_seed(config.seed + distributed.rank(), solver.deterministic)
     period, metadata = config.evaluation.period, describe(model, config, test_sets[0].classes)
-    begin = partial(open_output, given)
-    metrics = fit(model, loader, solver, output_dir, evaluate, period, "bbox/AP", metadata, resume, begin)
+    options = {"resume": resume, "on_start": partial(open_output, given), "patience": config.evaluation.patience}
+    metrics = fit(model, loader, solver, output_dir, evaluate, period, "bbox/AP", metadata, **options)
     save(output_dir, test_sets, metrics, predictions, config)
 
 
@@ -96,8 +96,9 @@ def load_sets(config: DictConfig, names: list[str]) -> list[Annotations]:
 def train_loader(sets: list[Annotations], config: DictConfig) -> Callable:
     """`build_train_loader(start=…)` of `sets`, for `fit`."""
     data, masks = config.data, config.detector.name == "mask_rcnn"
-    options = {"flip": data.flip, "keep_empty": data.keep_empty, "channels": image_channels(config)}
-    dataset = DetectionDataset(sets, train=True, masks=masks, **options)
+    same = ("flip", "photometric", "scale_jitter", "iou_crop", "copy_paste", "repeat_threshold", "keep_empty")
+    options = {key: data[key] for key in same}
+    dataset = DetectionDataset(sets, train=True, masks=masks, channels=image_channels(config), **options)
     logger.info("images: %d, classes: %d", len(dataset), len(dataset.classes))
     return partial(
         build_train_loader,

@@ -44,6 +44,9 @@ class DetectorConfig:
     box_bg_iou_thresh: float = 0.5
     box_batch_size_per_image: int = 512
     box_positive_fraction: float = 0.25
+    box_loss: str = "smooth_l1"  # or giou or diou: of the box head of faster_rcnn and mask_rcnn
+    class_loss: str = "cross_entropy"  # or focal: of the same head
+    class_weights: list[float] | None = None  # of each class in class_loss, the background having 1; null: 1
 
     topk_candidates: int = 1000  # retinanet and fcos: per level before NMS
     center_sampling_radius: float = 1.5  # fcos: in strides
@@ -73,6 +76,11 @@ class DataConfig:
     test: list[str] = field(default_factory=lambda: ["shapes_val"])
     num_workers: int = 4  # loader processes per rank
     flip: float = 0.5  # probability of a horizontal flip in training
+    photometric: bool = False  # SSD's distortion of brightness, contrast, saturation, hue and the order of R, G and B
+    scale_jitter: list[float] | None = None  # large-scale jitter: the range of the factor, such as [0.1, 2.0]
+    iou_crop: bool = False  # SSD's crop, of a random IoU with an object
+    copy_paste: float = 0.0  # probability that objects of another image are pasted; mask_rcnn only
+    repeat_threshold: float | None = None  # repeat images of classes that a smaller fraction of the images has
     keep_empty: bool = False  # also train on images without objects
     max_unreadable: int = 0  # unreadable images that are logged and skipped; one more is an error
     aspect_ratio_grouping: bool = True  # batches of only wide or only tall images: less padding
@@ -81,6 +89,7 @@ class DataConfig:
 @dataclass
 class EvaluationConfig:
     period: int = 0  # iterations between evaluations; 0: only at the end
+    patience: int | None = None  # stop after so many evaluations in a row without a new best; null: never
     backend: str = "hotcoco"  # or pycocotools, which is slower and gives the same metrics
     samples: int = 8  # images drawn to samples/
     sample_score: float = 0.5  # minimum score of the detections drawn

@@ -70,6 +70,7 @@ class PretrainSolverConfig(SolverConfig):
 @dataclass
 class ScoreConfig:
     period: int | None = None  # iterations between evaluations; null: an epoch; 0: only at the end
+    patience: int | None = None  # stop after so many evaluations in a row without a new best; null: never
     views: str = "center"  # center, ten_crop, or multi_scale: whole images and their flips at every scale
     scales: list[int] = field(default_factory=lambda: [224, 256, 384, 480, 640])  # shorter sides of multi_scale, px
     batch_size: int = 64  # images per rank; multi_scale always takes one

@@ -19,12 +19,13 @@ RANGES = [
     (0, 1 - 1e-6, "backbone.drop_path"),
     (0, 5, "backbone.freeze_at"),
     (1e-6, 1, "detector.*_fg_iou_thresh"),
-    (0, 1, "detector.*_thresh detector.*_fraction *.image_mean *.flip evaluation.sample_score"),
+    (0, 1, "detector.*_thresh detector.*_fraction *.image_mean *.flip data.copy_paste evaluation.sample_score"),
     (1e-6, 1e6, "*.image_std detector.aspect_ratios"),
     (1, 2**17, "*.batch_size solver.reference_batch_size solver.accumulate"),
     (1, LARGEST, "solver.max_iter solver.log_period solver.steps solver.ema_period"),
     (1, 100, "solver.keep_checkpoints"),
     (0, LARGEST, "solver.warmup_iters solver.checkpoint_period evaluation.period evaluation.samples"),
+    (1, LARGEST, "evaluation.patience"),
     (1e-9, 1e6, "solver.epochs solver.step_epochs"),
     (0, 1e6, "solver.warmup_epochs"),
     (1e-30, 1e30, "solver.lr solver.gamma solver.clip_norm"),
@@ -32,6 +33,9 @@ RANGES = [
     (0, 1 - 1e-12, "solver.ema_decay loss.label_smoothing"),
     (0, 1024, "data.num_workers"),
     (1, 1024, "data.repeats"),
+    (0.01, 100, "data.scale_jitter"),
+    (0, 1e6, "detector.class_weights"),
+    (1e-9, 1, "data.repeat_threshold"),
     (0, LARGEST, "data.max_unreadable evaluation.precise_bn solver.max_nonfinite"),
     (1, 4096, "augmentation.size augmentation.shorter_side preprocessing.size preprocessing.resize evaluation.scales"),
     (1e-6, 1, "augmentation.scale"),
@@ -44,7 +48,9 @@ RANGES = [
 CHOICES = {
     "backbone.fpn_p6_input": ("res5", "p5"),
     "solver.optimizer": ("sgd", "adamw", "lamb"),
-    "solver.schedule": ("steps", "cosine"),
+    "detector.box_loss": ("smooth_l1", "giou", "diou"),
+    "detector.class_loss": ("cross_entropy", "focal"),
+    "solver.schedule": ("steps", "cosine", "one_cycle"),
     "solver.warmup_method": ("linear", "constant"),
     "solver.amp": ("none", "bf16", "fp16"),
     "solver.compile": ("none", "default", "reduce-overhead"),
@@ -79,6 +85,8 @@ def check_values(config: dict, source: str) -> None:
         require(_is_list_of(str, backbone[key] or []), f"backbone.{key}", backbone[key], "a list of names")
     require(_is_list_of(int, solver["steps"]), "solver.steps", solver["steps"], "a list of iterations")
     require(solver["steps"] == sorted(set(solver["steps"])), "solver.steps", solver["steps"], "increasing")
+    patience, period = config["evaluation"]["patience"], config["evaluation"]["period"]
+    require(not patience or period != 0, "evaluation.patience", patience, "null where evaluation.period is 0")
     slow = solver["nesterov"] and solver["momentum"] == 0
     require(not slow, "solver.nesterov", True, "false where solver.momentum is 0")
     divides = solver["batch_size"] % solver["accumulate"] == 0
@@ -92,6 +100,8 @@ def _check_detection(config: dict, require: Callable[[bool, str, Any, str], None
     for key in ("train", "test"):
         require(_is_list_of(str, data[key]), f"data.{key}", data[key], "a list of names")
         require(len(data[key]) > 0, f"data.{key}", data[key], "at least one data set")
+    _check_augmentation(config, require)
+    _check_losses(detector, require)
     _check_normalization(config, "detector", require)
     for key in ("min_size", "aspect_ratios"):
         flat = _is_list_of((int, float), detector[key]) and detector[key]
@@ -102,6 +112,27 @@ def _check_detection(config: dict, require: Callable[[bool, str, Any, str], None
     for part in ("rpn", "box"):
         low, high = detector[f"{part}_bg_iou_thresh"], detector[f"{part}_fg_iou_thresh"]
         require(low <= high, f"detector.{part}_bg_iou_thresh", low, f"at most {part}_fg_iou_thresh, {high}")
+
+
+def _check_augmentation(config: dict, require: Callable[[bool, str, Any, str], None]) -> None:
+    data, detector, channels = config["data"], config["detector"]["name"], config["backbone"]["in_channels"] or 3
+    wanted = f"false where backbone.in_channels is not 3 but {channels}: it changes colors"
+    require(not data["photometric"] or channels == 3, "data.photometric", True, wanted)
+    jitter = data["scale_jitter"]
+    is_range = jitter is None or (_is_list_of((int, float), jitter) and len(jitter) == 2 and jitter[0] <= jitter[1])
+    require(is_range, "data.scale_jitter", jitter, "two numbers, the smaller first, or null")
+    wanted = f"0 where detector.name is {detector}: objects are cut out by the masks of mask_rcnn"
+    require(not data["copy_paste"] or detector == "mask_rcnn", "data.copy_paste", data["copy_paste"], wanted)
+
+
+def _check_losses(detector: dict, require: Callable[[bool, str, Any, str], None]) -> None:
+    """One-stage detectors have no box head, and detectron2's has no other class losses."""
+    for key, plain in (("box_loss", "smooth_l1"), ("class_loss", "cross_entropy"), ("class_weights", None)):
+        value, wanted = detector[key], f"{plain or 'null'} where"
+        for section, without in (("name", ("retinanet", "fcos")), ("library", ("detectron2",))):
+            lacks = detector[section] in without and (section, key) != ("library", "box_loss")
+            where = f"{wanted} detector.{section} is {detector[section]}"
+            require(value == plain or not lacks, f"detector.{key}", value, where)
 
 
 def _check_pretraining(config: dict, require: Callable[[bool, str, Any, str], None]) -> None:

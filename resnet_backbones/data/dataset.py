@@ -7,10 +7,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ..distributed import seeded
 from ..errors import UserError
 from .annotations import Annotations
+from .detection_augmentation import paste_objects, train_transform
 from .images import read_image
 from .masks import decode_mask
+from .samplers import repeat_factors, repeated_order
 from .unreadable import Unreadable
 
 MAX_OBJECTS = 10_000  # per image; detection heads compare each with every anchor
@@ -29,8 +32,10 @@ class DetectionDataset(Dataset):
         sets: where the images come from.
         train: return targets, augment, and skip images without objects unless `keep_empty`.
         masks: targets have instance masks. Every object needs a segmentation; those with an empty mask are skipped.
-        flip: probability of a horizontal flip.
         channels: C; 3 is RGB, and `decode_image` says what other numbers are.
+        copy_paste: probability that objects of another image are pasted; with `masks` only.
+        repeat_threshold: repeat images of rare classes in an epoch; the threshold of `repeat_factors`.
+        augmentation: the arguments of `train_transform`, such as `flip`.
 
     Raises `UserError` if the sets have different classes, no image is left, or an image has too many objects.
     """
@@ -41,16 +46,18 @@ class DetectionDataset(Dataset):
         *,
         train: bool,
         masks: bool = False,
-        flip: float = 0.5,
         keep_empty: bool = False,
         channels: int = 3,
+        copy_paste: float = 0.0,
+        repeat_threshold: float | None = None,
+        **augmentation,
     ) -> None:
         for other in sets[1:]:
             check_same_classes(sets[0], other)
         for data in sets if train else ():
             check_object_counts(data)
         self.sets, self.classes, self.train, self.masks = list(sets), sets[0].classes, train, masks
-        self.flip, self.channels = flip, channels
+        self.channels, self.copy_paste, self.transform = channels, copy_paste, train_transform(**augmentation)
         if train and not any(has_objects(data, masks) for data in sets):
             raise UserError(nothing_to_learn(sets, masks))
         chosen = [
@@ -61,34 +68,29 @@ class DetectionDataset(Dataset):
         self.images = np.concatenate(chosen)
         if not len(self.images):
             raise UserError(f"Dataset {', '.join(data.name for data in sets)} has no image.")
+        self.repeat_factors = None
+        if repeat_threshold is not None:
+            self.repeat_factors = repeat_factors(*self._items_and_labels(), len(self), repeat_threshold)
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, item: int | tuple[int, int]) -> tuple[Tensor, dict] | Unreadable:
         index, seed = item if isinstance(item, tuple) else (item, None)
-        data, k = self._find(index)
-        path = data.path(k)
-        try:
-            pixels = read_image(path, tuple(data.sizes[k].tolist()), self.channels)
-        except UserError as error:
-            return Unreadable(str(error))
-        image = torch.from_numpy(pixels).permute(2, 0, 1)
-        target = {"image_id": data.image_id(k), "file_name": str(path)}
-        if not self.train:
-            return image, target
-
-        target |= self._objects(data, k)
-        generator = None if seed is None else torch.Generator().manual_seed(seed)
-        if torch.rand(1, generator=generator) < self.flip:
-            image, target = mirror(image, target)
+        sample = self._read(index)
+        if isinstance(sample, Unreadable) or not self.train:
+            return sample
+        with seeded(seed):
+            image, target = self._augment(*sample)
         if seed is not None:
             target["seed"] = seed
         return image.contiguous(), target
 
     def order(self, generator: torch.Generator) -> Tensor:
         """The indices of one epoch in random order."""
-        return torch.randperm(len(self), generator=generator)
+        if self.repeat_factors is None:
+            return torch.randperm(len(self), generator=generator)
+        return repeated_order(self.repeat_factors, generator)
 
     def path(self, index: int) -> str:
         """Where an item's image is."""
@@ -110,6 +112,35 @@ class DetectionDataset(Dataset):
     def _find(self, index: int) -> tuple[Annotations, int]:
         return self.sets[self.set_index[index]], int(self.images[index])
 
+    def _read(self, index: int) -> tuple[Tensor, dict] | Unreadable:
+        data, k = self._find(index)
+        path = data.path(k)
+        try:
+            pixels = read_image(path, tuple(data.sizes[k].tolist()), self.channels)
+        except UserError as error:
+            return Unreadable(str(error))
+        target = {"image_id": data.image_id(k), "file_name": str(path)}
+        if self.train:
+            target |= self._objects(data, k)
+        return torch.from_numpy(pixels).permute(2, 0, 1), target
+
+    def _augment(self, image: Tensor, target: dict) -> tuple[Tensor, dict]:
+        image, target = self.transform(image, target)
+        if self.copy_paste and torch.rand(1) < self.copy_paste:
+            other = self._read(int(torch.randint(len(self), (1,))))
+            if not isinstance(other, Unreadable):
+                return paste_objects(image, target, *self.transform(*other))
+        return image, target
+
+    def _items_and_labels(self) -> tuple[Tensor, Tensor]:
+        """(M,) each: the item and the label of every object to train on."""
+        items, labels = [], []
+        for k, data in enumerate(self.sets):
+            rows, of_set = learnable(data, self.masks), np.flatnonzero(self.set_index == k)
+            items.append(of_set[np.searchsorted(self.images[of_set], data.image_index[rows])])
+            labels.append(data.labels[rows])
+        return torch.from_numpy(np.concatenate(items)), torch.from_numpy(np.concatenate(labels).astype(np.int64))
+
     def _objects(self, data: Annotations, k: int) -> dict[str, Tensor]:
         width, height = data.sizes[k].tolist()
         chosen = np.flatnonzero(data.trainable[data.starts[k] : data.starts[k + 1]]) + data.starts[k]
@@ -128,16 +159,6 @@ class DetectionDataset(Dataset):
         target["boxes"] = torch.from_numpy(data.corners[chosen].astype(np.float32))
         target["labels"] = torch.from_numpy(data.labels[chosen].astype(np.int64))
         return target
-
-
-def mirror(image: Tensor, target: dict) -> tuple[Tensor, dict]:
-    """The image (C, H, W), its boxes and its masks with left and right exchanged."""
-    x1, y1, x2, y2 = target["boxes"].unbind(1)
-    width = image.shape[-1]
-    mirrored = {"boxes": torch.stack([width - x2, y1, width - x1, y2], 1)}
-    if "masks" in target:
-        mirrored["masks"] = target["masks"].flip(-1)
-    return image.flip(-1), target | mirrored
 
 
 def learnable(data: Annotations, masks: bool) -> np.ndarray:

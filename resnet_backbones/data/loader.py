@@ -40,7 +40,8 @@ def build_train_loader(
     """
 
     def order(generator: torch.Generator) -> Tensor:
-        return dataset.order(generator).repeat_interleave(repeats)[: len(dataset)]
+        indices = dataset.order(generator)
+        return indices.repeat_interleave(repeats)[: len(indices)]
 
     sampler = TrainSampler(
         order,

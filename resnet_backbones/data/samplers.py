@@ -50,6 +50,29 @@ class TrainSampler(Sampler):
                     bucket.clear()
 
 
+def repeat_factors(images: Tensor, labels: Tensor, count: int, threshold: float) -> Tensor:
+    """(count,): how often each image is in an epoch, on average (LVIS, arXiv 1908.03195, appendix B.2).
+
+    A class in a fraction f of the images is repeated r = max(1, sqrt(threshold / f)) times, an image as often as the
+    class of its objects that is repeated most, and once if it has none.
+
+    Args:
+        images, labels: (M,) each, of all objects.
+        count: of images.
+    """
+    images, labels = torch.unique(torch.stack([images, labels]), dim=1)
+    fractions = torch.bincount(labels) / count
+    of_classes = (threshold / fractions).sqrt().clamp(min=1)
+    return torch.ones(count).scatter_reduce(0, images, of_classes[labels], "amax")
+
+
+def repeated_order(factors: Tensor, generator: torch.Generator) -> Tensor:
+    """The indices of an epoch in random order, each as often as its factor, randomly rounded up or down, says."""
+    times = factors.floor() + (torch.rand(len(factors), generator=generator) < factors.frac())
+    indices = torch.arange(len(factors)).repeat_interleave(times.long())
+    return indices[torch.randperm(len(indices), generator=generator)]
+
+
 def evaluation_indices(size: int, rank: int, world_size: int) -> list[int]:
     """This rank's share of `size` images: none twice, none missing."""
     return list(range(rank, size, world_size))

@@ -35,6 +35,7 @@ class TrainingState:
     average: MovingAverage | None
     step: int = 0
     best: float = -math.inf
+    stale: int = 0  # evaluations since the best one
 
     @property
     def device(self) -> torch.device:
@@ -55,6 +56,7 @@ class TrainingState:
             "average": self.average.state_dict() if self.average is not None else {},
             "step": self.step,
             "best": self.best,
+            "stale": self.stale,
             "random": distributed.gather(random_state()),
         }
 
@@ -94,6 +96,7 @@ class TrainingState:
         if self.average is not None:
             self.average.load_state_dict(content["average"])
         self.step, self.best = int(content["step"]), float(content["best"])
+        self.stale = content.get("stale", 0)
         restore_random_state(content["random"], path)
 
 

@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ def fit(
     metadata: dict | None = None,
     resume: bool = False,
     on_start: Callable[[], object] = lambda: None,
+    patience: int | None = None,
 ) -> dict[str, float]:
     """Train `model` for `solver.max_iter` steps, leave its final weights in it and return its final metrics.
 
@@ -48,8 +50,9 @@ def fit(
         metadata: what the checkpoints say of the model (see `weights.writing`).
         resume: continue from `last.pt` in `output_dir`, if there is one; otherwise an earlier run there is removed.
         on_start: called when all is ready for the first step, before anything in `output_dir` is changed.
+        patience: end the run after so many evaluations in a row that were not the best; None: never.
 
-    Writes `last.pt`, `best.pt`, `metrics.jsonl` and `tensorboard/`. With `solver.ema_decay` the averaged weights are
+    Writes `last.pt`, `best.pt`, `metrics.jsonl`, `tensorboard/`. With `solver.ema_decay` the averaged weights are
     evaluated, kept in `best.pt` and final. SIGTERM and SIGUSR1 end the run after the step, with a checkpoint and
     `SystemExit(PREEMPTED)`. Raises `UserError` where more than `solver.max_nonfinite` steps are not finite.
     """
@@ -60,9 +63,7 @@ def fit(
     model.train()
     parallel, metadata, metrics = distributed.wrap(model, state.device), {"metadata": metadata or {}}, {}
 
-    def is_due(step: int, period: int) -> bool:
-        return step == solver.max_iter or (period > 0 and step > 0 and step % period == 0)
-
+    is_due = partial(is_last_of_period, max_iter=solver.max_iter)
     on_start()
     if not resume:
         remove_earlier_run(output_dir)
@@ -70,7 +71,7 @@ def fit(
         if is_due(state.step, evaluation_period):  # resumed from the checkpoint that precedes an evaluation
             metrics = score(state, evaluate, best_metric, output_dir, metadata, log, preemption)
         batches = log.timed(iter(build_loader(start=state.step)))
-        for step in range(state.step + 1, solver.max_iter + 1):
+        for step in steps_to_come(state, solver.max_iter, patience):
             outputs = train_step(parallel, batches, state, solver, learning_rate(step - 1), step, nonfinite)
             state.finish(step)
             log.step(step, outputs, learning_rate(step - 1))
@@ -85,6 +86,18 @@ def fit(
     if state.average is not None:
         state.average.keep()
     return metrics
+
+
+def steps_to_come(state: TrainingState, max_iter: int, patience: int | None) -> Iterator[int]:
+    for step in range(state.step + 1, max_iter + 1):
+        if patience is not None and state.stale >= patience:
+            logger.info("ended after step %d: no new best in %d evaluations", state.step, patience)
+            return
+        yield step
+
+
+def is_last_of_period(step: int, period: int, max_iter: int) -> bool:
+    return step == max_iter or (period > 0 and step > 0 and step % period == 0)
 
 
 def build_state(model: nn.Module, solver: DictConfig) -> TrainingState:
@@ -151,8 +164,9 @@ def score(
         log.scalars(state.step, metrics)
         if best_metric not in metrics:
             raise UserError(f"The evaluation gives no {best_metric}, only {', '.join(metrics)}.")
+        state.stale += 1
         if metrics[best_metric] > state.best:
-            state.best = metrics[best_metric]
+            state.best, state.stale = metrics[best_metric], 0
             content = {"model": state.model.state_dict(), "step": state.step, "metrics": metrics}
             save_checkpoint(output_dir / "best.pt", content | metadata)
     log.pause()

@@ -2,9 +2,13 @@
 
 import itertools
 
+import pytest
 import torch
+from conftest import read_coco, save_coco, write_coco
 
-from resnet_backbones.data.samplers import TrainSampler, evaluation_indices
+from resnet_backbones.data.dataset import DetectionDataset
+from resnet_backbones.data.loader import build_train_loader
+from resnet_backbones.data.samplers import TrainSampler, evaluation_indices, repeat_factors, repeated_order
 
 
 def batches(count: int, size: int = 12, **options) -> list[list[tuple[int, int]]]:
@@ -39,3 +43,38 @@ def test_batches_are_wide_or_tall():
 def test_evaluation_shares_have_every_image_once():
     shares = [evaluation_indices(10, rank, 4) for rank in range(4)]
     assert sorted(itertools.chain(*shares)) == list(range(10))
+
+
+def test_repeat_factors_are_those_of_lvis():
+    # Of 100 images all have class 1, four have class 2 and one of these class 3; the last has only a doubled class 1.
+    objects = [(k, 1) for k in range(100)] + [(k, 2) for k in (10, 20, 30, 40)] + [(40, 3), (40, 3), (99, 1)]
+    images, labels = torch.tensor(objects).T
+    factors = repeat_factors(images, labels, 100, threshold=0.09)
+    expected = dict.fromkeys(range(100), 1.0) | {10: 1.5, 20: 1.5, 30: 1.5, 40: 3.0}  # sqrt(0.09 / 0.04), of 0.01
+    assert factors.tolist() == pytest.approx(list(expected.values()))
+    assert repeat_factors(images, labels, 101, threshold=1e-3).tolist() == [1.0] * 101  # the last without objects
+
+    generator = torch.Generator().manual_seed(0)
+    epochs = [torch.bincount(repeated_order(factors, generator), minlength=100) for _ in range(400)]
+    assert {int(epoch[10]) for epoch in epochs} == {1, 2}
+    assert all(epoch[40] == 3 and epoch[50] == 1 for epoch in epochs)
+    assert torch.stack(epochs)[:, [10, 20, 30]].float().mean() == pytest.approx(1.5, abs=0.05)
+
+
+def test_an_epoch_repeats_images_of_rare_classes_of_all_sets(tmp_path):
+    for name, rare in (("a", 1), ("b", 2)):  # of write_coco's four images two are cats; here `rare` of them
+        content = write_coco(tmp_path / name)
+        for k, annotation in enumerate(content["annotations"][::2]):
+            annotation["category_id"] = 7 if k < rare else 3
+        save_coco(tmp_path / name, content)
+    sets = [read_coco(tmp_path / "a"), read_coco(tmp_path / "b")]
+    dataset = DetectionDataset(sets, train=True, repeat_threshold=1.0)
+    order = torch.cat([dataset.order(torch.Generator().manual_seed(k)) for k in range(200)])
+    cats, dogs = (8 / 3) ** 0.5, (8 / 5) ** 0.5
+    expected = [cats, dogs, dogs, dogs, cats, cats, dogs, dogs]
+    assert (torch.bincount(order) / 200).tolist() == pytest.approx(expected, abs=0.15)
+    loader = build_train_loader(dataset, 1, num_workers=0, seed=0)
+    drawn = dataset.order(torch.Generator().manual_seed(0)).tolist()
+    names = [targets[0]["file_name"] for _, targets in itertools.islice(loader, len(drawn))]
+    assert len(drawn) > 8
+    assert names == [dataset.path(k) for k in drawn]

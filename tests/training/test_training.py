@@ -46,6 +46,28 @@ def equal(one: dict, other: dict) -> bool:
     return one.keys() == other.keys() and all(torch.equal(v, other[k]) for k, v in one.items())
 
 
+def test_patience_ends_a_run_that_gets_no_better(train, tmp_path):
+    early = ["evaluation.period=1", "evaluation.patience=2", "solver.lr=1e-30", "solver.checkpoint_period=0"]
+    status, _, err = train(*early, "solver.max_iter=40")
+    assert status == 0, err
+    rows = [json.loads(line) for line in (tmp_path / "out/metrics.jsonl").read_text().splitlines()]
+    scores = [row["bbox/AP"] for row in rows if "bbox/AP" in row]
+    assert 3 <= len(scores) < 40
+    waited = [k - int(np.argmax(scores[: k + 1])) for k in range(len(scores))]  # evaluations since the best
+    assert waited[-1] == 2
+    assert max(waited[:-1]) < 2
+    ended = f"ended after step {len(scores)}: no new best in 2 evaluations"
+    assert ended in (tmp_path / "out/log.txt").read_text()
+    assert torch.load(tmp_path / "out/best.pt", weights_only=True)["step"] == len(scores) - 2
+
+    status, _, err = train(*early, "solver.max_iter=40", "--resume")
+    assert status == 0, err
+    assert torch.load(tmp_path / "out/last.pt", weights_only=True)["step"] == len(scores)
+    status, _, err = train("evaluation.period=0", "evaluation.patience=2")
+    assert status == 2
+    assert "evaluation.patience is 2; it must be null where evaluation.period is 0" in err
+
+
 def test_what_a_run_leaves(train, tmp_path):
     status, out, _ = train("evaluation.period=2", "evaluation.samples=3", "evaluation.sample_score=0.0")
     assert status == 0
