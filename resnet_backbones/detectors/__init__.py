@@ -54,7 +54,8 @@ def build_detector(config: DictConfig, num_classes: int, *, new_predictors: bool
         raise UserError(
             f"detector.library={library} needs {error.name}, which is not installed; see docs/detectron2.md."
         ) from error
-    settings = {field.name: settings[field.name] for field in fields(SETTINGS[name])}
+    known = {field.name for field in fields(SETTINGS[name])}
+    settings = {key: value for key, value in settings.items() if key in known}  # earlier checkpoints have fewer
     options = backbone_options(config)
     if config.weights is None:
         return make_heads(build_backbone(**options), num_classes, **settings)

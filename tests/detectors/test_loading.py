@@ -27,6 +27,12 @@ def test_a_checkpoint_is_enough_to_build_its_detector(tmp_path, options):
         for key, value in model(images)[0].items():
             assert torch.equal(loaded(images)[0][key], value)
 
+    for key in ("box_loss", "class_loss", "class_weights"):  # which earlier checkpoints do not have
+        del metadata["config"]["detector"][key]
+    torch.save({"model": model.state_dict(), "metadata": metadata}, tmp_path / "old.pt")
+    old = load_detector(str(tmp_path / "old.pt"))
+    assert all(torch.equal(tensor, loaded.state_dict()[key]) for key, tensor in old.state_dict().items())
+
     torch.save({"model": model.state_dict()}, tmp_path / "bare.pt")
     bare = str(tmp_path / "bare.pt")
     with pytest.raises(UserError, match="bare.pt does not say which detector it holds; give the YAML"):
