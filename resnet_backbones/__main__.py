@@ -16,6 +16,7 @@ COMMANDS = {
     "evaluate": "score detections in COCO's results format",
     "report": "show where detections err: a page of curves, tables and images",
     "check-data": "check the data of a config before training: counts, sizes, faults, near-identical images",
+    "anchors": "propose anchors that fit the boxes of a config's training data",
     "convert": "convert weights between torchvision, timm, detectron2, Caffe2 and this package",
     "analyze": "show parameters, FLOPs and activations of a backbone, stage by stage",
     "list": "list the names of the backbones",

@@ -17,6 +17,7 @@ from ..data.datasets import find_dataset, load_annotations
 from ..data.loader import build_test_loader, build_train_loader
 from ..data.unreadable import check_headers
 from ..detectors import backbone_options, build_detector, compile_detector, describe, global_batch
+from ..detectors.test_time import MultiView
 from ..errors import UserError, errors_about
 from ..evaluation.detection import evaluate_sets, save_results
 from ..evaluation.report import metrics_table, write_json
@@ -118,7 +119,19 @@ def scorer(sets: list[Annotations], config: DictConfig) -> Callable[[nn.Module],
     channels = image_channels(config)
     loaders = [build_test_loader(DetectionDataset([data], train=False, channels=channels), **options) for data in sets]
     masks, backend = config.detector.name == "mask_rcnn", config.evaluation.backend
-    return partial(evaluate_sets, sets=sets, loaders=loaders, masks=masks, backend=backend)
+
+    def score(model: nn.Module) -> tuple[dict, list]:
+        return evaluate_sets(multi_view(model, config), sets, loaders, masks, backend)
+
+    return score
+
+
+def multi_view(model: nn.Module, config: DictConfig) -> nn.Module:
+    """The detector with the test-time augmentation that the config asks for."""
+    d, sizes, flip = config.detector, config.evaluation.tta_sizes, config.evaluation.tta_flip
+    if sizes is None and not flip:
+        return model
+    return MultiView(model, sizes or d.min_size[-1:], flip, d.box_nms_thresh, d.box_detections_per_img)
 
 
 def save(

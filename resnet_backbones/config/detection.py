@@ -91,6 +91,8 @@ class EvaluationConfig:
     period: int = 0  # iterations between evaluations; 0: only at the end
     patience: int | None = None  # stop after so many evaluations in a row without a new best; null: never
     backend: str = "hotcoco"  # or pycocotools, which is slower and gives the same metrics
+    tta_sizes: list[int] | None = None  # test-time augmentation: the shorter sides at which each image is seen
+    tta_flip: bool = False  # see each image also mirrored
     samples: int = 8  # images drawn to samples/
     sample_score: float = 0.5  # minimum score of the detections drawn
 

@@ -13,7 +13,7 @@ RANGES = [
     (1, 1024, "backbone.in_channels"),
     (1, 16384, "backbone.fpn_channels detector.*_head_width"),
     (1, 64, "detector.*_pool_size detector.mask_head_depth"),
-    (1, LARGEST, "detector.m??_size detector.anchor_sizes detector.rpn_*_top_n_*"),
+    (1, LARGEST, "detector.m??_size evaluation.tta_sizes detector.anchor_sizes detector.rpn_*_top_n_*"),
     (1, LARGEST, "detector.*_batch_size_per_image detector.box_detections_per_img detector.topk_candidates"),
     (1e-6, 1e6, "detector.center_sampling_radius"),
     (0, 1 - 1e-6, "backbone.drop_path"),
@@ -103,6 +103,8 @@ def _check_detection(config: dict, require: Callable[[bool, str, Any, str], None
     _check_augmentation(config, require)
     _check_losses(detector, require)
     _check_normalization(config, "detector", require)
+    sizes = config["evaluation"]["tta_sizes"]
+    require(sizes != [], "evaluation.tta_sizes", sizes, "null or at least one size")
     for key in ("min_size", "aspect_ratios"):
         flat = _is_list_of((int, float), detector[key]) and detector[key]
         require(bool(flat), f"detector.{key}", detector[key], "a list of at least one number")
