@@ -12,6 +12,8 @@ from resnet_backbones.errors import UserError
 pytest.importorskip("detectron2", reason="detectron2 is not installed; see make test-detectron2")
 
 from resnet_backbones.detectors import detectron2 as twin
+from resnet_backbones.detectors import torchvision as torchvision_heads
+from resnet_backbones.detectors.test_time import MultiView
 
 PYRAMID = ["p3", "p4", "p5", "p6", "p7"]
 
@@ -92,3 +94,35 @@ def test_the_switch_in_a_yaml_trains_and_scores(tool, tmp_path, detector):
     more = ["--eval-only", f"weights={tmp_path}/out/last.pt", f"output_dir={tmp_path}/scored"]
     assert tool("train_net", "--config", "quickstart_mask_rcnn.yaml", *settings, *more)[0] == 0
     assert json.loads((tmp_path / "scored/metrics.json").read_text()) == trained
+
+
+@pytest.mark.parametrize("kind", ["giou", "diou"])
+def test_the_box_loss_is_that_of_torchvisions_heads(kind):
+    """Of one RoI at the true box, whose predicted offsets are those of the bias, both have the same loss."""
+    torch.manual_seed(0)
+    target = {"boxes": torch.tensor([[8.0, 8, 40, 40]]), "labels": torch.tensor([1])}
+    losses = []
+    for library in (twin, torchvision_heads):
+        sizes = {"min_size": [64], "max_size": 96, "rpn_post_nms_top_n_train": 1, "box_fg_iou_thresh": 0.95}
+        model = library.faster_rcnn(build_backbone("resnet18_fpn", fpn_channels=32), 1, box_loss=kind, **sizes)
+        predictor = model.roi_heads.box_predictor
+        torch.nn.init.zeros_(predictor.bbox_pred.weight)
+        with torch.no_grad():
+            predictor.bbox_pred.bias.copy_(
+                torch.tensor([1.0, 0.5, 0.3, -0.2]).repeat(len(predictor.bbox_pred.bias) // 4)
+            )
+        outputs = model([torch.rand(3, 64, 64)], [dict(target)])
+        losses.append(outputs["loss_box_reg"].item() * 2)  # of two RoIs, the other one background
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_views_of_an_image_are_merged():
+    torch.manual_seed(0)
+    heads = {"min_size": [64], "max_size": 96, "box_score_thresh": 0.0, "box_detections_per_img": 7}
+    model = twin.mask_rcnn(build_backbone("resnet18_fpn", fpn_channels=32), 2, **heads).eval()
+    image, views = torch.rand(3, 60, 80), MultiView(model, [48, 64], True, 0.5, 100)
+    with torch.no_grad():
+        (found,), (mirrored,) = views([image]), views([image.flip(-1)])
+    assert len(found["boxes"]) > 7
+    torch.testing.assert_close(found["scores"].sort().values, mirrored["scores"].sort().values)
+    assert found["masks"].shape == (len(found["boxes"]), 1, 60, 80)
