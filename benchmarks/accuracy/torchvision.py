@@ -12,6 +12,7 @@ from torchvision import models
 from torchvision.models.detection import FasterRCNN, MaskRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 
 from resnet_backbones.cli.training import load_sets, scorer
@@ -82,8 +83,11 @@ def build_model(config: DictConfig, num_classes: int) -> FasterRCNN:
     settings.pop("box_head", None)
     settings |= {"min_size": list(d.min_size), "max_size": d.max_size}
     settings["rpn_anchor_generator"] = AnchorGenerator(sizes, [ratios] * len(sizes))
-    if d.name == "faster_rcnn":
-        return FasterRCNN(body, num_classes + 1, **settings)
-    head = MaskRCNNHeads(width, [d.mask_head_width] * d.mask_head_depth, dilation=1)
-    predictor = MaskRCNNPredictor(d.mask_head_width, d.mask_head_width, num_classes + 1)
-    return MaskRCNN(body, num_classes + 1, mask_head=head, mask_predictor=predictor, **settings)
+    model = (MaskRCNN if d.name == "mask_rcnn" else FasterRCNN)(body, num_classes + 1, **settings)
+    heads, pooled = model.roi_heads, width * d.box_pool_size**2
+    heads.box_head = TwoMLPHead(pooled, d.box_head_width)
+    heads.box_predictor = FastRCNNPredictor(d.box_head_width, num_classes + 1)
+    if d.name == "mask_rcnn":
+        heads.mask_head = MaskRCNNHeads(width, [d.mask_head_width] * d.mask_head_depth, dilation=1)
+        heads.mask_predictor = MaskRCNNPredictor(d.mask_head_width, d.mask_head_width, num_classes + 1)
+    return model
