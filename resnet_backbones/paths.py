@@ -65,14 +65,23 @@ def output_folder(path: str) -> Path:
 def atomic_write(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` to write to; it replaces `path` when the block ends, and is removed on an error.
 
-    A run that is killed while it writes leaves the old file as it was.
+    A run that is killed while it writes leaves the old file as it was. Of a link, the file that it leads to is
+    replaced. Raises `UserError` where `path` is a folder or device, and where it cannot be written, as on a full disk.
     """
-    temporary = path.with_name(f".part-{path.name}")  # keeps the suffix, by which readers and writers go
+    target = Path(os.path.realpath(path))
+    if target.exists() and not target.is_file():
+        raise UserError(f"{path} is a folder or device, not a file; choose another name.")
+    temporary = target.with_name(f".part-{path.name}")  # keeps the suffix, by which readers and writers go
     try:
         yield temporary
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        os.replace(temporary, target)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        if error.errno is None or str(error.filename) not in ("None", str(temporary)):  # of what the block reads
+            raise
+        raise UserError(f"{path} cannot be written: {reason(error)}; choose another place.") from error
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

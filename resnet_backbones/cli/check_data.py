@@ -4,7 +4,7 @@
 
 Reads every annotation and decodes every image of data.train and data.test. Prints, and with --output writes as JSON,
 the counts of images, objects and classes, sizes, what was mended in the files, boxes without area or outside their
-image, images without objects, missing, unreadable and nearly identical ones. Exits with 1 where training would be
+image, images without objects, missing, unreadable and nearly identical ones. Exits with 1 where a training run would be
 wasted: no object to train on, classes that only the test data has, different classes in two sets, images that are
 missing, more unreadable ones than data.max_unreadable, or over 1 % of a test set's images, and more than one, among
 those of training.
@@ -16,6 +16,7 @@ from pathlib import Path
 from ..config import image_channels, load_config
 from ..errors import one_line_errors
 from . import command_parser
+from .report_files import check_outputs
 
 SHOWN = 5  # sizes of images
 FINDINGS = {
@@ -31,17 +32,21 @@ FINDINGS = {
 def main(argv: list[str] | None = None) -> None:
     parser = command_parser("check-data", __doc__)
     parser.add_argument("config", help="a YAML file, or the name of a shipped one")
-    parser.add_argument("--output", type=Path, help="also write the report to this JSON file")
+    parser.add_argument("--output", type=Path, help="also write the findings to this JSON file")
     parser.add_argument("--report", type=Path, help="also write a page of images with their objects to this file")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="as in data.train=[own]")
     args = parser.parse_intermixed_args(argv)
     with one_line_errors():
         config = load_config(args.config, args.overrides)
         from ..data.checking import check
-        from ..data.datasets import read_annotations
+        from ..data.datasets import find_dataset, read_annotations
         from ..evaluation.report import write_json
 
-        sets = {name: read_annotations(name, config.datasets) for name in [*config.data.train, *config.data.test]}
+        names = [*config.data.train, *config.data.test]
+        places = [find_dataset(name, config.datasets) for name in names]
+        inputs = [place.annotations or place.root for place in places]
+        check_outputs({"--output": (args.output, ".json"), "--report": (args.report, ".html")}, inputs)
+        sets = {name: read_annotations(name, config.datasets) for name in names}
         report = check(
             [sets[name] for name in config.data.train],
             [sets[name] for name in config.data.test],
@@ -50,14 +55,14 @@ def main(argv: list[str] | None = None) -> None:
             max_unreadable=config.data.max_unreadable,
             threads=config.data.num_workers,
         )
+        text = "\n".join(lines(report))
+        print(text)  # before the files, which may fail
         if args.output:
             write_json(args.output, report)
-        text = "\n".join(lines(report))
         if args.report:
             from ..report.writing import write_data_report
 
             write_data_report(args.report, list(sets.values()), text, image_channels(config))
-        print(text)
     sys.exit(1 if report["faults"] else 0)
 
 
@@ -69,8 +74,9 @@ def lines(report: dict) -> list[str]:
     for pair in report["shared_images"]:
         if pair["count"]:
             found.append(f"{pair['of']} and {pair['in']}: nearly identical images: {pair['count']}{first(pair)}")
-    found.append("training would be wasted:" if report["faults"] else "nothing found that training would be wasted by")
-    return [*found, *(f"  {fault}" for fault in report["faults"])]
+    if not report["faults"]:
+        return [*found, "nothing found that would waste a training run"]
+    return [*found, "this would waste a training run:", *(f"  {fault}" for fault in report["faults"])]
 
 
 def set_lines(row: dict) -> list[str]:

@@ -113,7 +113,7 @@ def check(
 def faults(
     report: dict, train: Sequence[Annotations], test: Sequence[Annotations], masks: bool, max_unreadable: int
 ) -> list[str]:
-    """Why training would be wasted or refused: each in one line."""
+    """Why a training run would be wasted or refused: each in one line."""
     found = []
     for data in [*train[1:], *test]:
         if data.classes != train[0].classes:
@@ -138,7 +138,7 @@ def faults(
     tests = {data.name: len(data) for data in test}
     for pair in report["shared_images"]:
         if pair["count"] > max(LEAK * tests.get(pair["of"], np.inf), 1):
-            shared = f"{pair['count']} of {tests[pair['of']]} images are in {pair['in']}, too, or nearly the same there"
+            shared = f"{pair['count']} of {tests[pair['of']]} images are in {pair['in']} as well, or nearly identical"
             found.append(f"{pair['of']}: {shared}; metrics would be too good")
     return list(dict.fromkeys(found))
 

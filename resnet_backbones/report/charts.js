@@ -18,7 +18,7 @@ function extent(values) {
 }
 
 // The frame of a chart: axes, grid and labels, and functions from data to its pixels.
-const FRAME = { width: 440, height: 270, left: 48, right: 430, top: 10, bottom: 228 };
+const FRAME = { width: 440, height: 270, left: 48, right: 422, top: 10, bottom: 228 };
 
 function axes(xRange, yRange, xLabel, yLabel = "") {
   const { width, height, left, right, top, bottom } = FRAME;
@@ -46,6 +46,13 @@ function curve({ x, y }, frame, color) {
   const spots = points.length > 12 ? [] : points.filter(Boolean);
   const circles = spots.map(([cx, cy]) => svg("circle", { cx, cy, r: 3, fill: color }));
   return svg("g", {}, svg("path", { class: "series", d: path.join(""), stroke: color }), ...circles);
+}
+
+// Series of one point each, which make no curve.
+function singleValues(title, series) {
+  const lines = series.map(({ name, steps, values }) =>
+    html("p", {}, `${name} `, html("b", {}, short(values[0])), ` at step ${steps[0]}`));
+  return html("figure", {}, html("figcaption", {}, title), ...lines);
 }
 
 // Lines over a common x axis; a click on the legend hides one, the cursor shows the values of all.
@@ -90,9 +97,9 @@ function readout({ picture, x }, xRange, series, values) {
 
 // For each bin of scores, the share that is right, beside the diagonal where both are equal.
 function reliabilityChart(title, bins) {
-  const { picture, x, y } = axes([0, 1], [0, 1], "score", "share that is right");
+  const { picture, x, y } = axes([0, 1], [0, 1], "score", "share that is correct");
   for (const { low, high, count, score, right } of bins.filter((bin) => bin.count)) {
-    const text = `${count} predictions, mean score ${number(score, 3)}, ${number(100 * right)} % right`;
+    const text = `${count} predictions, mean score ${number(score, 3)}, ${number(100 * right)} % correct`;
     const bar = { x: x(low) + 1, width: x(high) - x(low) - 2, y: y(right), height: FRAME.bottom - y(right) };
     picture.append(svg("rect", { ...bar, fill: COLORS[0], opacity: 0.75 }, svg("title", {}, text)));
     const place = { x: bar.x + bar.width / 2, y: bar.y - 4, "text-anchor": "middle" };

@@ -20,6 +20,12 @@ function number(value, digits = 1) {
   return value === null || value === undefined ? "–" : value.toFixed(digits);
 }
 
+// A score threshold, with as many decimals as it has, two to four.
+function threshold(value) {
+  const decimals = (String(value).split(".")[1] || "").length;
+  return number(value, Math.min(Math.max(decimals, 2), 4));
+}
+
 // Numbers of any size, for axes and cursors.
 function short(value) {
   if (value === null) return "–";

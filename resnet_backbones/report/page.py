@@ -6,7 +6,7 @@ from pathlib import Path
 from ..paths import atomic_write
 
 FOLDER = Path(__file__).parent
-SCRIPTS = ("elements.js", "charts.js", "tables.js", "gallery.js", "page.js")
+SCRIPTS = ("elements.js", "charts.js", "tables.js", "labels.js", "gallery.js", "page.js")
 
 
 def write_page(path: Path, content: dict) -> None:

@@ -1,5 +1,6 @@
 """The reports: of detections, of a classifier's answers, and of data."""
 
+import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,13 +13,13 @@ from ..data.cleaning import shown
 from ..errors import UserError, errors_about, reason
 from ..evaluation.backends import hotcoco_evaluation
 from ..evaluation.detections import Detections, read_detections
-from ..evaluation.report import write_json
+from ..paths import atomic_write
 from .classification import classification_gallery, classification_numbers
 from .comparison import compare
 from .curves import curves
 from .detection import detection_numbers
 from .gallery import detection_gallery, truth_gallery
-from .matching import match
+from .matching import Matches, match
 from .page import write_page
 
 logger = logging.getLogger(__name__)
@@ -30,7 +31,8 @@ def not_fatal(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # whatever it is, the results are there
-        logger.warning("%s is not written: %s: %s", path, type(error).__name__, reason(error))
+        kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+        logger.warning("%s is not written: %s%s", path, kind, reason(error))
 
 
 def write_detection_report(
@@ -44,6 +46,7 @@ def write_detection_report(
     channels: int = 3,
     pictures: bool = True,
     numbers_path: Path | None = None,
+    title: str | None = None,
 ) -> dict:
     """Write the page at `path` and its numbers at `numbers_path`, by default beside it as .json, and return them.
 
@@ -54,7 +57,8 @@ def write_detection_report(
         against: the name of other predictions, and these, to compare with.
         rows: those of a run's `metrics.jsonl`, for its curves.
         channels: of the images.
-        pictures: False where the images are not at hand; their boxes are drawn on gray.
+        pictures: False where the images are not at hand; their outlines are drawn on gray.
+        title: of the page, by default the name of the data.
 
     Raises `UserError` if ground truth or predictions cannot be scored, or none is of a class of the ground truth.
     """
@@ -66,18 +70,21 @@ def write_detection_report(
     numbers = detection_numbers(data, found, iou_type, evaluation, matches)
     if against is not None:
         other, more = _read(data, against[1], iou_type, against[0])
-        notes += more
+        notes += more + _without_predictions(data, other, matches, against[0])
         numbers["comparison"] = compare(data, other, found, iou_type) | {"names": [against[0], source]}
-    write_json(numbers_path or path.with_suffix(".json"), numbers)
     gallery = detection_gallery(data, found, matches, numbers["threshold"], channels, pictures)
-    notes += _picture_notes(gallery, pictures)
+    notes += _without_predictions(data, found, matches, source) + _picture_notes(gallery)
+    for note in notes:
+        logger.warning("%s", note)
+    if not pictures:
+        notes.append("The images are not shown, because their folder was not given: outlines are drawn on gray.")
     shapes = "boxes" if iou_type == "bbox" else "masks"
     overall = {name: "–" if value is None else f"{value:.1f}" for name, value in numbers["overall"].items()}
     counts = [("images", len(data)), ("objects", numbers["objects"]), ("predictions", numbers["predictions"])]
     content = {
         "kind": "detection",
-        "title": data.name,
-        "subtitle": f"{shapes}, COCO's metrics in percent",
+        "title": title or data.name,
+        "subtitle": f"{source} on {data.name}: COCO metrics of {shapes}, in percent",
         "cards": [*[(name, overall[name]) for name in ("AP", "AP50", "AP75", "AR")], *_formatted(counts)],
         "notes": notes,
         "classes": data.classes,
@@ -85,7 +92,7 @@ def write_detection_report(
         "curves": curves(rows),
         "gallery": gallery,
     }
-    write_page(path, content)
+    _write_both(path, content, numbers_path)
     return numbers
 
 
@@ -106,7 +113,6 @@ def write_classification_report(
         rows: those of a run's `metrics.jsonl`, for its curves.
     """
     numbers = classification_numbers(classes, answers)
-    write_json(path.with_suffix(".json"), numbers)
     gallery = classification_gallery(answers, read)
     overall = [(title, f"{numbers['overall'][key]:.1f}") for key, title in (("top1", "top-1"), ("top5", "top-5"))]
     content = {
@@ -114,13 +120,13 @@ def write_classification_report(
         "title": name,
         "subtitle": f"{len(classes)} classes, accuracy in percent",
         "cards": [*overall, *_formatted([("images", len(answers)), ("classes", len(classes))])],
-        "notes": _picture_notes(gallery, True),
+        "notes": _picture_notes(gallery),
         "classes": list(classes),
         "numbers": numbers,
         "curves": curves(rows),
         "gallery": gallery,
     }
-    write_page(path, content)
+    _write_both(path, content)
     return numbers
 
 
@@ -144,7 +150,7 @@ def write_data_report(path: Path, sets: Sequence[Annotations], text: str, channe
         "subtitle": "ground truth",
         "cards": _formatted(counts),
         "text": text,
-        "notes": _picture_notes(gallery, True),
+        "notes": _picture_notes(gallery),
         "classes": classes,
         "numbers": {"classes": rows},
         "curves": [],
@@ -170,12 +176,25 @@ def _read(data: Annotations, predictions: list[dict], iou_type: str, source: str
     return found, [text] if left_out else []
 
 
-def _picture_notes(gallery: dict, pictures: bool) -> list[str]:
-    """What to say about images that are not shown."""
-    if not pictures:
-        return ["The images are not shown, because their folder was not given: boxes are drawn on gray."]
+def _without_predictions(data: Annotations, found: Detections, matches: Matches, source: str) -> list[str]:
+    """What to say about images with objects but no predictions, where others have some."""
+    bare = np.bincount(found.image_index, minlength=len(data)) == 0
+    if bare.all() or not bare[data.image_index[matches.to_find]].any():
+        return []
+    return [f"{source}: {bare.sum()} of {len(data)} images have no predictions; their objects count as missed."]
+
+
+def _picture_notes(gallery: dict) -> list[str]:
+    """What to say about images that cannot be read."""
     faults = [image["fault"] for image in gallery["images"] if "fault" in image]
     return [f"{len(faults)} of the images cannot be shown. {faults[0]}"] if faults else []
+
+
+def _write_both(path: Path, content: dict, numbers_path: Path | None = None) -> None:
+    """Write the page and its numbers, by default beside it as .json: both or, on an error, neither."""
+    with atomic_write(numbers_path or path.with_suffix(".json")) as temporary:
+        temporary.write_text(json.dumps(content["numbers"], indent=2) + "\n")
+        write_page(path, content)
 
 
 def _formatted(counts: Sequence[tuple[str, int]]) -> list[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""`resnet-backbones check-data`: what it finds, as text and JSON, and when it says that training would be wasted."""
+"""`resnet-backbones check-data`: what it finds, as text and JSON, and when a training run would be wasted."""
 
 import json
 
@@ -45,7 +45,7 @@ def test_sound_data(tmp_path, check):
     assert found["box_sizes"] == {"small": 8, "medium": 0, "large": 0}
     assert "a:\n  coco: 4 images, 8 objects, of which 4 to train on, 4 crowds, 8 with a mask\n" in text
     assert "image sizes: 48 x 40 (4)" in text
-    assert "nothing found that training would be wasted by" in text
+    assert "nothing found that would waste a training run" in text
 
 
 def test_doubtful_files_are_counted_and_named(tmp_path, check):
@@ -78,7 +78,7 @@ def test_doubtful_files_are_counted_and_named(tmp_path, check):
         "1 x annotations of an image that is not listed",
         "own: 1 images are missing",
         "own: 1 images cannot be read; data.max_unreadable allows 0",
-        "own: 8 of 8 images are in own, too, or nearly the same there; metrics would be too good",
+        "own: 8 of 8 images are in own as well, or nearly identical; metrics would be too good",
     ):
         assert line in text
     assert "cannot be read" not in " ".join(check(*spec, "data.max_unreadable=1")[1]["faults"])

@@ -2,7 +2,9 @@
 
 import json
 import logging
+import os
 import re
+import resource
 
 import pytest
 from conftest import coco_overrides, read_coco, save_coco, write_coco
@@ -10,6 +12,8 @@ from conftest import coco_overrides, read_coco, save_coco, write_coco
 from resnet_backbones.__main__ import main
 from resnet_backbones.cli.reporting import detection_reports
 from resnet_backbones.config import load_config
+from resnet_backbones.errors import UserError
+from resnet_backbones.paths import atomic_write
 
 SQUARE = [10, 8, 20, 20]
 
@@ -49,6 +53,8 @@ def test_a_results_file(report, tmp_path):
     assert out.splitlines()[0].startswith("AP 100.00  AP50 100.00")
     assert f"the report is in {tmp_path}/report.html" in out
     assert content["notes"] == []
+    assert content["title"] == "found.json"
+    assert content["subtitle"].startswith(f"{tmp_path}/found.json on {tmp_path}/instances.json: ")
     assert content["curves"] == []
     assert [image["name"] for image in content["gallery"]["images"]] == ["0.png", "1.png", "2.png", "3.png"]
     assert all(image["picture"].startswith("data:image/jpeg;base64,") for image in content["gallery"]["images"])
@@ -73,18 +79,34 @@ def test_a_comparison_with_another_results_file(report, tmp_path):
 def test_images_that_are_not_there(report, tmp_path):
     (tmp_path / "images/2.png").unlink()
     (tmp_path / "images/3.png").write_bytes(b"no image")
-    status, content, _ = report([prediction()], "--images", tmp_path / "images")
+    found = [prediction(100 + k) for k in range(4)]
+    status, content, _ = report(found, "--images", tmp_path / "images")
     assert status == 0
     assert "picture" in next(image for image in content["gallery"]["images"] if image["name"] == "1.png")
     assert content["notes"][0].startswith("2 of the images cannot be shown. Image ")
     assert len(content["gallery"]["images"]) == 4
 
-    status, content, _ = report([prediction()])
+    status, content, _ = report(found)
     assert status == 0
     assert content["notes"] == [
-        "The images are not shown, because their folder was not given: boxes are drawn on gray."
+        "The images are not shown, because their folder was not given: outlines are drawn on gray."
     ]
     assert all("picture" not in image for image in content["gallery"]["images"])
+
+
+@pytest.mark.parametrize(("folder", "fault"), [("nowhere", "does not exist"), ("instances.json", "is no folder")])
+def test_a_folder_of_images_that_is_none_is_refused(report, tmp_path, folder, fault):
+    status, _, err = report([prediction()], "--images", tmp_path / folder)
+    assert status == 2
+    assert err == f"error: --images: {tmp_path}/{folder} {fault}; give the folder of the images, or leave it out.\n"
+
+
+def test_images_without_predictions_are_counted(report, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("resnet_backbones"), "propagate", True)
+    _, content, _ = report([prediction(), prediction(101)], "--images", tmp_path / "images")
+    note = f"{tmp_path}/found.json: 2 of 4 images have no predictions; their objects count as missed."
+    assert content["notes"] == [note]
+    assert note in caplog.text
 
 
 def test_no_predictions(report, tmp_path):
@@ -147,10 +169,57 @@ def test_inputs_are_not_overwritten(report, tmp_path):
     assert json.loads((tmp_path / "found.json").read_text()) == [prediction()]
 
 
-def test_a_folder_that_does_not_exist_is_named(report, tmp_path):
-    status, _, err = report([prediction()], "--output", tmp_path / "no/report.html")
+REFUSED = [
+    (["--output", "{}/no/x.html"], "{}/no/x.html cannot be written: the folder {}/no does not exist; create it."),
+    (["--output", "{}/images"], "--output: {}/images is a folder; name a file in it, such as {}/images/report.html."),
+    (["--output", "{}/x.json"], "--output: {}/x.json needs another name, which ends in .html."),
+    (["--json", "{}/x.html"], "--json: {}/x.html needs another name, which ends in .json."),
+    (["--json", "{}/fifo.json"], "--json: {}/fifo.json is no file but a device; choose another name."),
+    (["--json", "{}/instances.json"], "{}/instances.json would be overwritten; choose another name with --output or "
+     "--json."),
+    (["--output", ""], "--output: . is a folder; name a file in it, such as report.html."),
+    (["--output", "/proc/x.html"], "/proc/x.html cannot be written: No such file or directory; choose another folder."),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("arguments", "error"), REFUSED)
+def test_outputs_are_checked_first(report, tmp_path, arguments, error):
+    os.mkfifo(tmp_path / "fifo.json")
+    before = (tmp_path / "instances.json").read_text()
+    status, _, err = report([prediction(5)], *(text.format(tmp_path) for text in arguments))  # of no image
     assert status == 2
-    assert f"{tmp_path}/no" in err
+    assert err == f"error: {error.replace('{}', str(tmp_path))}\n"
+    assert (tmp_path / "instances.json").read_text() == before
+
+
+def test_a_full_disk_leaves_the_former_page_and_numbers(report, tmp_path):
+    assert report([prediction()])[0] == 0
+    former = {path: path.read_bytes() for path in (tmp_path / "report.html", tmp_path / "report.json")}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))  # enough for the numbers alone
+    try:
+        status, _, err = report([])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert status == 2
+    text = f"error: {tmp_path}/report.html cannot be written: File too large; choose another place."
+    assert err.splitlines()[-1] == text
+    assert {path: path.read_bytes() for path in former} == former
+    assert not list(tmp_path.glob(".part-*"))
+
+
+def test_a_device_is_not_replaced_and_a_link_stays(tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(UserError, match="fifo is a folder or device, not a file"), atomic_write(tmp_path / "fifo"):
+        pass
+    assert (tmp_path / "fifo").is_fifo()
+    (tmp_path / "file.txt").write_text("old")
+    (tmp_path / "link.json").symlink_to("file.txt")
+    with atomic_write(tmp_path / "link.json") as temporary:
+        assert temporary.suffix == ".json"
+        temporary.write_text("new")
+    assert (tmp_path / "link.json").is_symlink()
+    assert (tmp_path / "file.txt").read_text() == "new"
 
 
 def test_check_data_shows_the_ground_truth(tmp_path, capfd):
@@ -170,6 +239,20 @@ def test_check_data_shows_the_ground_truth(tmp_path, capfd):
     assert content["notes"][0].startswith("1 of the images cannot be shown. Image ")
 
 
+@pytest.mark.parametrize("option", ["--output", "--report"])
+@pytest.mark.parametrize("name", ["instances.json", "", "images/0.png", "no/x.html", "no/x.json"])
+def test_check_data_replaces_no_input(tmp_path, capfd, option, name):
+    write_coco(tmp_path, 2)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
+    arguments = [option, name and str(tmp_path / name), "data.num_workers=1", *coco_overrides(tmp_path)]
+    with pytest.raises(SystemExit) as stop:
+        main(["check-data", "quickstart_mask_rcnn.yaml", *arguments])
+    err = capfd.readouterr().err
+    assert (stop.value.code, err.count("\n")) == (2, 1)
+    assert (str(tmp_path / name) if name else ".") in err
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.*")} == before
+
+
 def test_a_report_that_fails_is_a_warning(tmp_path, caplog, monkeypatch):
     write_coco(tmp_path, 2)
     config = load_config("quickstart_mask_rcnn.yaml", ["detector.name=faster_rcnn"])
@@ -180,7 +263,7 @@ def test_a_report_that_fails_is_a_warning(tmp_path, caplog, monkeypatch):
     (tmp_path / "metrics.jsonl").unlink()
     (tmp_path / "report.html").mkdir()
     detection_reports(tmp_path, [read_coco(tmp_path)], [[prediction()]], config)
-    assert "report.html is not written: IsADirectoryError" in caplog.text
+    assert f"report.html is not written: {tmp_path}/report.html is a folder or device" in caplog.text
 
 
 def test_each_further_test_set_has_a_report_of_its_own(tmp_path):

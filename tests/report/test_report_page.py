@@ -32,7 +32,8 @@ def written(tmp_path):
     keys = ("image_id", "category_id", "bbox", "score")
     found = [dict(zip(keys, row, strict=True)) for row in rows]
     path = tmp_path / "report.html"
-    log = [{"step": k, "loss": 2 / k, "lr": 0.1, "bbox/AP": 10 * k} for k in range(1, 6)]
+    log = [{"step": k, "loss": 2 / k, "lr": 0.1, "images_per_second": 7 + k} for k in range(1, 6)]
+    log[-1]["bbox/AP"] = 50.0
     write_detection_report(path, read_coco(tmp_path), found, "bbox", "mine", ("other", found[:2]), log)
     return path
 
@@ -41,10 +42,11 @@ SHOWN = """
 const visible = (e) => getComputedStyle(e).display !== "none";
 const shown = () => {
   const count = {};
-  for (const layer of ["right", "wrong", "true", "missed"])
+  for (const layer of ["correct", "wrong", "found", "missed"])
     count[layer] = [...document.querySelectorAll(`.item .shape.${layer}`)].filter(visible).length;
   return count;
 };
+const outlines = () => [...new Set([...document.querySelectorAll(".shape")].map((e) => getComputedStyle(e).fill))];
 const slide = (value) => {
   const input = document.getElementById("score");
   input.value = value;
@@ -61,9 +63,12 @@ def test_slider_and_switches_change_what_is_drawn(written, tmp_path):
         SHOWN
         + f"""
     const result = {{ high: slide(0.8), low: slide(0.1), middle: slide(0.5) }};
-    for (const layer of ["right", "wrong", "true", "missed"]) {{ result[layer] = toggle(layer)[layer]; toggle(layer); }}
+    for (const layer of Object.keys(LAYERS)) {{ result[layer] = toggle(layer)[layer]; toggle(layer); }}
     result.again = shown();
     result.title = document.title;
+    result.names = [...document.querySelectorAll(".controls input + i")].map((i) => i.parentElement.textContent);
+    result.dashes = [...document.querySelectorAll(".controls i")].map((i) => getComputedStyle(i).borderStyle);
+    result.counts = document.querySelector(".controls .total").textContent;
     result.charts = document.querySelectorAll("figure svg").length;
     result.pictures = [...document.querySelectorAll(".item image")].length;
     result.fetched = {FETCHED};
@@ -74,18 +79,85 @@ def test_slider_and_switches_change_what_is_drawn(written, tmp_path):
     )
     found, console = browse(written, script, tmp_path)
     # Crowds are drawn, too, dashed in gray; they are in none of the four layers.
-    assert found["high"] == {"right": 1, "wrong": 0, "true": 1, "missed": 3}
-    assert found["middle"] == {"right": 1, "wrong": 1, "true": 1, "missed": 3}
-    assert found["low"] == {"right": 2, "wrong": 1, "true": 2, "missed": 2}
-    assert [found[layer] for layer in ("right", "wrong", "true", "missed")] == [0, 0, 0, 0]
+    assert found["high"] == {"correct": 1, "wrong": 0, "found": 1, "missed": 3}
+    assert found["middle"] == {"correct": 1, "wrong": 1, "found": 1, "missed": 3}
+    assert found["low"] == {"correct": 2, "wrong": 1, "found": 2, "missed": 2}
+    assert [found[layer] for layer in ("correct", "wrong", "found", "missed")] == [0, 0, 0, 0]
     assert found["again"] == found["middle"]
     assert found["title"] == "own"  # no name was run
     assert found["option"] == ["all classes", "dog", NASTY]
+    assert found["names"] == ["correct", "false positive", "found", "missed"]
+    assert found["dashes"] == ["solid", "solid", "dashed", "dashed"]
+    assert found["counts"] == "1 correct, 1 false positive, 3 missed"
     assert found["charts"] == 3 + 3 + 1  # a run's, those of precision and recall, calibration
     assert found["pictures"] == 4
     assert found["dialog"] == 3  # the square, the crowd and the wrong box of the worst image
     assert found["fetched"] == []
     assert console == []
+
+
+@needs_browser
+def test_masks_are_outlined_and_labels_stay_inside_and_apart(tmp_path):
+    content = write_coco(tmp_path, 1)
+    content["annotations"] = [content["annotations"][0] | {"segmentation": [[0, 0, 12, 0, 12, 9, 0, 9]]}]
+    content["categories"][0]["name"] = "a name that is much wider than the image " * 4
+    save_coco(tmp_path, content)
+    corner = {"size": [40, 48], "counts": [0, *[9, 31] * 11, 9, 31 + 40 * 36]}
+    edge = {"size": [40, 48], "counts": [40 * 40, *[9, 31] * 8]}
+    rows = [(3, corner, 0.9), (3, corner, 0.8), (3, corner, 0.7), (3, edge, 0.6), (7, edge, 0.5)]
+    keys = ("category_id", "segmentation", "score")
+    found = [{"image_id": 100} | dict(zip(keys, row, strict=True)) for row in rows]
+    write_detection_report(tmp_path / "report.html", read_coco(tmp_path), found, "segm")
+    script = (
+        SHOWN
+        + """
+    slide(0);
+    document.querySelector(".item").click();
+    const picture = document.querySelector("dialog svg"), parts = [...picture.children];
+    const texts = [...picture.querySelectorAll("text")].filter(visible);
+    const boxes = texts.map((text) => text.getBBox()).map(({ x, y, width, height }) => [x, y, width, height]);
+    return { boxes, texts: texts.map((text) => text.textContent), fills: outlines(),
+      stroke: texts.map((text) => getComputedStyle(text).stroke),
+      order: [...new Set(parts.map((e) => e.classList[0] === "shape" ? e.classList[1] : e.classList[0]))] };"""
+    )
+    page, console = browse(tmp_path / "report.html", script, tmp_path)
+    assert console == []
+    assert page["fills"] == ["none"]
+    assert set(page["stroke"]) == {"rgb(255, 255, 255)"}
+    assert page["texts"][:4] == ["dog 0.90", "dog 0.80", "dog 0.70", "dog 0.60"]
+    assert page["texts"][4].startswith("a name that is")
+    assert page["order"] == [None, "casing", "correct", "wrong", "found"]  # then the texts, of the same classes
+    for k, (x, y, width, height) in enumerate(page["boxes"]):
+        assert 0 <= x <= x + width <= 48
+        assert 0 <= y <= y + height <= 40
+        for u, v, w, h in page["boxes"][:k]:
+            assert x >= u + w or u >= x + width or y >= v + 0.9 * h or v >= y + 0.9 * height
+
+
+@needs_browser
+def test_sections_of_numbers(written, tmp_path):
+    script = """
+    const section = (id) => document.getElementById(id);
+    const texts = (root, what) => [...root.querySelectorAll(what)].map((e) => e.textContent);
+    const [losses, , , speed] = section("curves").querySelectorAll("figure");
+    const wide = section("errors-by-kind").querySelector("table").parentElement;
+    return {
+      axis: texts(speed, "text"),
+      bars: [...wide.querySelectorAll("tr")].map((row) => row.querySelectorAll("i").length),
+      classes: texts(section("precision-and-recall").querySelector("figure"), "button").slice(0, 2),
+      scrolls: getComputedStyle(wide).overflowX,
+      single: texts(section("curves"), "figure p"),
+      sorted: section("images").querySelector("p").textContent,
+      verdicts: texts(section("comparison"), "td:last-child"),
+    };"""
+    found, _ = browse(written, script, tmp_path)
+    assert "0" in found["axis"]
+    assert sum(found["bars"]) == 1  # of the missed; the other kinds cost nothing
+    assert found["classes"] == ["dog", NASTY]  # as in the table, though there are more objects of the other
+    assert found["scrolls"] == "auto"
+    assert found["single"] == ["bbox/AP 50 at step 5"]
+    assert found["sorted"].startswith("4 of 4 images, sorted by F1 at a score threshold of 0.40, the lowest first.")
+    assert set(found["verdicts"]) == {"not significant"}
 
 
 @needs_browser
@@ -103,9 +175,15 @@ def test_nothing_is_fetched_even_where_it_may(written, tmp_path):
 def test_pages_of_classifiers_and_of_data(tmp_path):
     write_coco(tmp_path, 4)
     write_data_report(tmp_path / "data.html", [read_coco(tmp_path)], "own:\n  4 images")
-    count = "return [document.querySelectorAll('.item image').length, document.querySelectorAll('.item path').length,"
+    count = "return [document.querySelectorAll('.item image').length, document.querySelectorAll('.item .shape').length,"
     script = f"{count} document.querySelector('pre').textContent, document.querySelectorAll('.controls label').length];"
     assert browse(tmp_path / "data.html", script, tmp_path) == ([4, 8, "own:\n  4 images", 2], [])
+
+    script = """document.querySelector(".item").click();
+    const text = document.querySelector("dialog text");
+    return [document.querySelector("dialog b").textContent, getComputedStyle(text).stroke, outlines()];"""
+    title, halo, fills = browse(tmp_path / "data.html", SHOWN + script, tmp_path)[0]
+    assert (title, halo, fills) == ("own: 0.png", "rgb(255, 255, 255)", ["none"])
 
     rows = [(1, [1, 0], [0.9, 0.1], 0.9), (0, [1, 0], [0.8, 0.2], 0.2), (1, [0, 1], [0.55, 0.45], 0.45)]
     keys = ("label", "labels", "scores", "true_score")
@@ -119,7 +197,7 @@ def test_pages_of_classifiers_and_of_data(tmp_path):
     const names = () => left().map((e) => e.querySelector(".name").textContent);
     const result = [names()];
     slide(0.7); result.push(names());
-    toggle("right"); result.push(names());
+    toggle("correct"); result.push(names());
     return result;"""
     )
     found, console = browse(path, script, tmp_path)
