@@ -55,7 +55,7 @@ def train(config: DictConfig) -> tuple[dict[str, float], float]:
         warmup.step()
         steps.step()
         if step % 20 == 0:
-            logger.info("step %d  loss %.3f", step, loss)
+            logger.info("step %d  loss %.3f", step, loss.item())
     seconds = (time.perf_counter() - start) / solver.max_iter
     metrics, _ = scorer(load_sets(config, config.data.test), config)(InUnitRange(model))
     return metrics, seconds

@@ -26,7 +26,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--precision", default="fp32", choices=PRECISIONS, help="bf16 and int8 for openvino")
     parser.add_argument("--name", help="of the backbone that is exported alone, such as resnet50_fpn")
     parser.add_argument("--config", metavar="YAML", help="of the detector, where the checkpoint does not hold it")
-    parser.add_argument("--classes", type=lambda text: text.split(","), metavar="A,B", help="likewise, in label order")
+    parser.add_argument("--classes", metavar="A,B", help="likewise, in label order")
     parser.add_argument("--images", type=Path, metavar="DIR", help="images to verify on, besides a blank one")
     about = "the AP before and after on its data.test; int8 is calibrated on its data.train"
     parser.add_argument("--data", metavar="YAML", help=about)

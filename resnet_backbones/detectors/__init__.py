@@ -2,6 +2,8 @@
 
 import importlib
 import logging
+import os
+from collections.abc import Sequence
 from dataclasses import asdict, fields
 
 import torch
@@ -25,7 +27,16 @@ from ..weights import (
 from .ranks import global_batch
 from .settings import SETTINGS
 
-__all__ = ["LIBRARIES", "SETTINGS", "build_detector", "compile_detector", "describe", "global_batch", "load_detector"]
+__all__ = [
+    "LIBRARIES",
+    "SETTINGS",
+    "build_detector",
+    "compile_detector",
+    "describe",
+    "global_batch",
+    "load_detector",
+    "stated_config",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -112,7 +123,7 @@ def backbone_options(config: DictConfig) -> dict:
     options = {k: v for k, v in OmegaConf.to_container(config.backbone).items() if v is not None}
     if not config.backbone.name.endswith("_fpn"):
         options = {k: v for k, v in options.items() if not k.startswith("fpn_")}
-        if config.detector.box_head == "res5":
+        if config.detector.get("box_head") == "res5":
             options.setdefault("out_features", ["res4", "res5"])
     return options
 
@@ -133,23 +144,57 @@ def describe(model: nn.Module, config: DictConfig, classes: list[str]) -> dict:
     }
 
 
-def load_detector(source: str, config: DictConfig | None = None, classes: list[str] | None = None) -> nn.Module:
+def stated_config(metadata: dict, source: str) -> DictConfig | None:
+    """The sections `backbone` and `detector` in a checkpoint's metadata, by which its detector is built; None without.
+
+    Args:
+        source: the file, for messages.
+
+    Raises `UserError` where they do not name the backbone and the detector.
+    """
+    if "config" not in metadata:
+        return None
+    what = f"{source} does not say how its detector is built: its metadata"
+    return _sections(metadata["config"], what, "the YAML that it was trained with")
+
+
+def _sections(config: object, what: str, remedy: str) -> DictConfig:
+    """`backbone` and `detector` of `config`. Raises `UserError` that `what` lacks a key, so that `remedy` be given."""
+    for section, key in (("backbone", "name"), ("detector", "library"), ("detector", "name")):
+        stated = config.get(section) if isinstance(config, dict) else None
+        if not isinstance(stated, dict) or not isinstance(stated.get(key), str):
+            raise UserError(f"{what} has no config.{section}.{key}; give {remedy}.")
+    return OmegaConf.create({key: config[key] for key in ("backbone", "detector")})
+
+
+def given_config(config: object) -> DictConfig:
+    """`backbone` and `detector` of the config, or of a mapping like it. Raises `UserError` for anything else."""
+    if isinstance(config, (str, os.PathLike)):
+        raise UserError(f'config is a path; give what it holds: resnet_backbones.config.load_config("{config}").')
+    content = OmegaConf.to_container(config) if isinstance(config, DictConfig) else config
+    return _sections(content, "The given config", 'resnet_backbones.config.load_config("my.yaml")')
+
+
+def load_detector(
+    source: str | os.PathLike, config: DictConfig | dict | None = None, classes: Sequence[str] | None = None
+) -> nn.Module:
     """The detector of a checkpoint, in evaluation mode; its `classes` are their names in label order, from 1.
 
     Args:
-        config: of the detector, needed where the checkpoint does not say how it is built, as those of `train` do.
+        config: of the detector, `load_config("my.yaml")` or its `backbone` and `detector` as dicts, needed where the
+            checkpoint does not say how it is built, as those of `train` do.
         classes: needed where the checkpoint does not name them.
 
     Raises `UserError` naming what has to be given, and for weights that do not fit.
     """
+    source = str(source)
     metadata = read_file(source).metadata
     classes = classes or metadata.get("classes")
-    if config is None and "config" not in metadata:
+    sections = stated_config(metadata, source) if config is None else given_config(config)
+    if sections is None:
         raise UserError(f"{source} does not say which detector it holds; give the YAML that it was trained with.")
     if not classes:
         raise UserError(f"{source} does not name its classes; give their names in label order.")
-    sections = OmegaConf.create(metadata["config"]) if config is None else config
-    parts = {key: sections[key] for key in ("backbone", "detector")}
-    model = build_detector(OmegaConf.create(parts | {"weights": source}), len(classes)).eval()
+    model = build_detector(OmegaConf.merge(sections, {"weights": source}), len(classes)).eval()
     model.classes = list(classes)
     return model

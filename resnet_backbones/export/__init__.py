@@ -5,6 +5,8 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
+import torch
 from torch import Tensor, nn
 
 from ..errors import UserError, reason
@@ -82,7 +84,10 @@ def verify(network: Network, path: Path, precision: str, inputs: Sequence[Tensor
 def check_request(path: Path, format: str, precision: str) -> None:
     """Raise `UserError` where `export` cannot write to `path` in this format and precision."""
     if path.suffix != FORMATS[format]:
-        raise UserError(f"{path} has no suffix of --format {format}; call it {path.with_suffix(FORMATS[format]).name}.")
+        named = f"{path.stem or 'model'}{FORMATS[format]}"
+        raise UserError(f"{str(path)!r} has no suffix of --format {format}; call it {named}.")
+    if path.is_dir():
+        raise UserError(f"{path} cannot be written: it is a folder; choose another name.")
     if not path.parent.is_dir():
         raise UserError(f"{path} cannot be written: the folder {path.parent} does not exist; create it.")
     if precision not in PRECISIONS[format]:
@@ -100,13 +105,24 @@ def save(network: Network, path: Path, format: str, precision: str, calibration:
         {"onnx": save_onnx, "torch": save_program}[format](network, path)
 
 
-def load(path: str | Path) -> tuple[Callable[[Tensor], dict[str, Tensor]], dict]:
+def load(path: str | Path) -> tuple[Callable[[Tensor | np.ndarray], dict[str, Tensor]], dict]:
     """An exported network as a function from its input to a dict of its outputs, and the metadata of its file.
 
-    Raises `UserError` for an unknown suffix and where the library that runs it is not installed.
+    The input is a tensor or an array of the shape and type that `network_of` gives for its kind, such as
+    (1, C, H, W), uint8, of a detector; the outputs are tensors on the CPU.
+
+    Raises `UserError` for an unknown suffix, a missing file, and where the library that runs it is not installed.
     """
     loaders = {".onnx": load_onnx, ".xml": load_openvino, ".pt2": load_program}
     path = Path(path)
     if path.suffix not in loaders:
         raise UserError(f"{path} has no known suffix; exported networks have {', '.join(loaders)}.")
-    return loaders[path.suffix](path)
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; `resnet-backbones export` writes such files.")
+    run, metadata = loaders[path.suffix](path)
+
+    def call(images: Tensor | np.ndarray) -> dict[str, Tensor]:
+        images = torch.from_numpy(images.copy()) if isinstance(images, np.ndarray) else images
+        return run(images.contiguous())
+
+    return call, metadata

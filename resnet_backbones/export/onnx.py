@@ -13,7 +13,7 @@ from ..errors import UserError, reason
 from .network import Network
 from .program import trace
 
-INSTALL = "pip install 'resnet_backbones[onnx]'"
+INSTALL = "pip install onnx onnxruntime onnxscript"
 
 
 def save_onnx(network: Network, path: Path) -> None:
@@ -22,7 +22,7 @@ def save_onnx(network: Network, path: Path) -> None:
         import onnx
         import onnxscript  # noqa: F401  # what torch's exporter is built on
     except ImportError as error:
-        raise UserError(f"--format onnx needs {error.name}, which is not installed: {INSTALL}") from None
+        raise UserError(f"Export to ONNX needs {error.name}, which is not installed: {INSTALL}") from None
     program = trace(network)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     try:

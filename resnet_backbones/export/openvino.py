@@ -2,6 +2,7 @@
 
 import json
 import logging
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,18 +11,23 @@ from types import ModuleType
 import numpy as np
 import torch
 from torch import Tensor
+from torchvision.ops import DeformConv2d
 
 from ..errors import UserError, reason
 from .network import Network
 from .onnx import save_onnx
 
-INSTALL = "pip install 'resnet_backbones[openvino]'"
+INSTALL = "pip install openvino nncf onnx onnxruntime onnxscript"
 HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}  # of what is not quantized
 OURS = "resnet_backbones"  # the section of a file's rt_info
 
 
 def import_openvino() -> ModuleType:
-    """openvino. Raises `UserError` if it is not installed."""
+    """openvino. Raises `UserError` if it is not installed.
+
+    It and NNCF are imported as if openvino_telemetry, which reports their use to a server, were not installed.
+    """
+    sys.modules.setdefault("openvino_telemetry", None)
     try:
         import openvino
     except ImportError:
@@ -36,13 +42,17 @@ def save_openvino(network: Network, path: Path, precision: str, calibration: Seq
     Raises `UserError` without the libraries and for an operator that OpenVINO lacks.
     """
     openvino = import_openvino()
+    if any(isinstance(module, DeformConv2d) for module in network.module.modules()):  # on which it can crash
+        raise UserError("OpenVINO has no deformable convolutions (backbone.deform_on); use --format onnx or torch.")
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "network.onnx"
         save_onnx(network, source)
         try:
             model = openvino.convert_model(source)
         except Exception as error:  # of classes of its own
-            raise UserError(f"OpenVINO has no form of a part of this network: {reason(error)}") from error
+            lines = [line for line in str(error).splitlines() if "No conversion rule found" in line]
+            cause = lines[0].strip("- ") if lines else reason(error)
+            raise UserError(f"OpenVINO has no form of a part of this network: {cause}") from error
     if precision == "int8":
         model = quantize(model, calibration)
     for key, value in (network.metadata | {"precision": precision}).items():

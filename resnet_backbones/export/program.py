@@ -1,5 +1,6 @@
 """Networks as programs of torch.export, `.pt2` files that torch and torchvision run without this package."""
 
+import io
 import json
 import warnings
 from collections.abc import Callable
@@ -28,8 +29,9 @@ def trace(network: Network) -> ExportedProgram:
 
 
 def save_program(network: Network, path: Path) -> None:
-    files = {METADATA: json.dumps(network.metadata)}
-    torch.export.save(trace(network), path, extra_files=files)
+    buffer = io.BytesIO()  # because torch aborts the process where it cannot write to a file
+    torch.export.save(trace(network), buffer, extra_files={METADATA: json.dumps(network.metadata)})
+    path.write_bytes(buffer.getbuffer())
 
 
 def load_program(path: Path) -> tuple[Callable[[Tensor], dict[str, Tensor]], dict]:

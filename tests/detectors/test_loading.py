@@ -42,3 +42,19 @@ def test_a_checkpoint_is_enough_to_build_its_detector(tmp_path, options):
     by_hand = load_detector(bare, config, ["a", "b"])
     assert by_hand.classes == ["a", "b"]
     assert all(torch.equal(tensor, loaded.state_dict()[key]) for key, tensor in by_hand.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("config", "missing"),
+    [
+        ({"backbone": {}, "detector": {}}, "backbone.name"),
+        ({"backbone": {"name": "resnet18"}, "detector": {"name": "fcos"}}, "detector.library"),
+        ({"detector": {"library": "torchvision", "name": "fcos"}}, "backbone.name"),
+        ("text", "backbone.name"),
+    ],
+)
+def test_metadata_that_do_not_name_the_detector(tmp_path, config, missing):
+    state = {"weight": torch.rand(1)}
+    torch.save({"model": state, "metadata": {"config": config, "classes": ["a"]}}, tmp_path / "odd.pt")
+    with pytest.raises(UserError, match=f"odd.pt does not say .*: its metadata has no config.{missing}; give the YAML"):
+        load_detector(str(tmp_path / "odd.pt"))

@@ -1,6 +1,9 @@
 """`resnet-backbones export`: files that other runtimes read, and what it refuses."""
 
 import json
+import os
+import re
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, draw
+from conftest import ROOT, draw, write_coco
 from helpers import save_detector
 from PIL import Image
 from test_graphs import pictures, tiny_detector
@@ -24,6 +27,7 @@ from resnet_backbones.weights import metadata_of, save_safetensors
 pytest.importorskip("onnxscript")
 onnxruntime = pytest.importorskip("onnxruntime")
 CLASSES = ["red", "white", "platelet"]
+PIPED = {"cwd": ROOT, "capture_output": True, "text": True}
 
 
 @pytest.fixture
@@ -81,7 +85,7 @@ def run_example(model: Path, folder: Path, *options: str) -> list[dict]:
     blocked = "import runpy, sys; sys.modules |= dict.fromkeys(['torch', 'torchvision', 'resnet_backbones'])"
     program = f"{blocked}; runpy.run_path('examples/run_onnx.py', run_name='__main__')"
     command = [sys.executable, "-c", program, str(model), str(folder / "image.png"), *options]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    result = subprocess.run(command, **PIPED)
     assert result.returncode == 0, result.stderr
     return list(map(json.loads, result.stdout.splitlines()))
 
@@ -100,6 +104,130 @@ def test_a_pyramid_as_a_program_of_torch(tmp_path):
             torch.testing.assert_close(feature, expected[name], rtol=1e-4, atol=1e-4)
 
 
+def test_a_classifier_as_a_program_of_torch(classifier, command, tmp_path):
+    path, model = classifier
+    (tmp_path / "images").mkdir()
+    draw().save(tmp_path / "images" / "a.png")
+    (tmp_path / "images" / "b.png").write_text("text")
+    (tmp_path / "c.bin").write_bytes(bytes(10**7))  # of another export
+    status, out, err = command(
+        path, "--format", "torch", "--output", tmp_path / "c.pt2", "--images", tmp_path / "images"
+    )
+    assert status == 0
+    assert re.findall("fp32, (.*) MB", out) == [f"{(tmp_path / 'c.pt2').stat().st_size / 1e6:.1f}"]
+    assert "compared on 2 inputs" in out  # with the blank one
+    assert err.count("\n") == 2
+    assert "b.png cannot be decoded" in err
+    assert "1 of 2 images of --images are left out" in err
+
+    run, _ = load(tmp_path / "c.pt2")
+    image = np.array(draw())
+    logits = run(image[:, :, ::-1].transpose(2, 0, 1)[None])["logits"]  # a view, from the last channel to the first
+    with torch.no_grad():
+        expected = model(torch.from_numpy(image).permute(2, 0, 1)[None].flip(1))
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_on_a_full_disk_the_earlier_file_stays(classifier, command, tmp_path):
+    """A limit of the size of files stands for the disk."""
+    path = tmp_path / "c.pt2"
+    path.write_text("earlier")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
+    try:
+        status, out, err = command(classifier[0], "--format", "torch", "--output", path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert "c.pt2 cannot be written: " in err
+    assert [file.name for file in tmp_path.iterdir()] == ["c.pt2"]
+    assert path.read_text() == "earlier"
+
+
+def test_data_that_a_detector_cannot_be_scored_on_is_refused_before_the_export(command, tmp_path):
+    content = write_coco(tmp_path)
+    _, path = save_detector(tmp_path)
+    (tmp_path / "d.pt2").write_text("earlier")
+    config = {
+        "datasets": {"own": {"root": str(tmp_path / "images"), "annotations": str(tmp_path / "instances.json")}},
+        "data": {"train": ["own"], "test": ["own"]},
+    }
+    (tmp_path / "data.yaml").write_text(json.dumps(config))
+
+    def message() -> str:
+        output = ["--format", "torch", "--output", tmp_path / "d.pt2", "--data", tmp_path / "data.yaml"]
+        status, out, err = command(path, *output)
+        assert (status, out, err.count("\n")) == (2, "", 1)
+        return err
+
+    (tmp_path / "images" / "0.png").write_text("text")
+    assert "0.png cannot be decoded" in message()
+    content["categories"][0]["name"] = "horse"
+    (tmp_path / "instances.json").write_text(json.dumps(content))
+    assert "own of --data has the classes dog, horse, but the detector has dog, cat." in message()
+    (tmp_path / "instances.json").unlink()
+    assert "instances.json" in message()
+    assert (tmp_path / "d.pt2").read_text() == "earlier"
+
+
+@pytest.mark.slow
+def test_the_metrics_before_and_after_are_those_of_what_is_exported(command, tmp_path):
+    """Even if the config of the data is of a detector with masks, and scores with test-time augmentation."""
+    write_coco(tmp_path)
+    _, path = save_detector(tmp_path, "faster_rcnn")
+    config = {
+        "detector": {"name": "mask_rcnn"},
+        "datasets": {"own": {"root": str(tmp_path / "images"), "annotations": str(tmp_path / "instances.json")}},
+        "data": {"train": ["own"], "test": ["own"], "num_workers": 0},
+        "evaluation": {"tta_flip": True},
+    }
+    (tmp_path / "data.yaml").write_text(json.dumps(config))
+    output = ["--format", "torch", "--output", tmp_path / "d.pt2", "--data", tmp_path / "data.yaml"]
+    status, out, _ = command(path, *output)
+    assert status == 0
+    before_and_after = re.findall("^(.*): (.*) before, (.*) after$", out, re.MULTILINE)
+    assert [name for name, _, _ in before_and_after] == ["bbox/AP", "bbox/AP50"]
+    assert all(before == after for _, before, after in before_and_after)
+
+
+def test_deformable_convolutions_are_refused_for_openvino(tmp_path):
+    pytest.importorskip("openvino")
+    model = build_backbone("resnet18", deform_on=["res5"]).eval()
+    with pytest.raises(UserError, match="OpenVINO has no deformable convolutions"):
+        export(model, tmp_path / "b.xml", "openvino")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_detector_with_the_heads_of_detectron2_is_refused():
+    pytest.importorskip("detectron2")
+    from resnet_backbones.detectors.detectron2 import faster_rcnn
+
+    with pytest.raises(UserError, match="cannot be exported, only .* with detector.library=torchvision"):
+        network_of(faster_rcnn(build_backbone("resnet18_fpn"), 2).eval())
+
+
+@pytest.mark.slow
+def test_nothing_is_sent_over_the_network(tmp_path):
+    """OpenVINO and NNCF report their use by default."""
+    pytest.importorskip("nncf")
+    program = f"""
+import os, sys
+def watch(event, arguments):
+    if event.startswith("socket.") and event != "socket.gethostname":
+        os.write(2, f"{{event}} {{arguments}}\\n".encode())
+sys.addaudithook(watch)
+import torch
+from resnet_backbones.classifiers import build_classifier
+from resnet_backbones.export import export
+images = [torch.rand(1, 3, 32, 32)]
+export(build_classifier("cifar_plain20", 3).eval(), {str(tmp_path / "c.xml")!r}, "openvino", "int8", images, images)
+"""
+    result = subprocess.run([sys.executable, "-c", program], env=os.environ | {"HOME": str(tmp_path)}, **PIPED)
+    assert result.returncode == 0, result.stderr
+    assert "socket." not in result.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["c.bin", "c.xml"]
+
+
 def test_a_file_that_differs_is_not_written(classifier, tmp_path):
     _, model = classifier
     network = network_of(model)
@@ -112,18 +240,35 @@ def test_a_file_that_differs_is_not_written(classifier, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--format", "onnx", "--output", "c.pt2"], "c.pt2 has no suffix of --format onnx; call it c.onnx."),
+        (["--format", "onnx", "--output", "c.pt2"], "'c.pt2' has no suffix of --format onnx; call it c.onnx."),
         (["--format", "onnx", "--output", "no/c.onnx"], "the folder no does not exist; create it."),
         (["--format", "onnx", "--output", "c.onnx", "--precision", "bf16"], "use --format openvino."),
         (["--format", "openvino", "--output", "c.xml", "--precision", "int8"], "--data YAML"),
         (["--format", "torch", "--output", "c.pt2", "--name", "resnet51"], "Did you mean resnet50"),
+        (["--format", "onnx", "--output", ""], "'.' has no suffix of --format onnx; call it model.onnx."),
+        (["--format", "torch", "--output", "folder.pt2"], "folder.pt2 cannot be written: it is a folder"),
         (["--format", "torch", "--output", "c.pt2", "--images", "empty"], "--images empty has no images"),
+        (["--format", "torch", "--output", "c.pt2", "--images", "no"], "--images no does not exist."),
+        (["--format", "torch", "--output", "c.pt2", "--images", "broken/a.png"], "--images broken/a.png is no folder."),
+        (
+            ["--format", "torch", "--output", "c.pt2", "--images", "broken"],
+            "broken has no image that can be read: Image",
+        ),
+        (["--format", "torch", "--output", "c.pt2", "--classes", "a,b"], "has 3 classes, but 2 names are given"),
+        (["--format", "torch", "--output", "c.pt2", "--classes", "a,b,a"], "classes has 'a' more than once"),
+        (
+            ["--format", "torch", "--output", "c.pt2", "--classes", ","],
+            "classes is ['', '']; it must be a list of names",
+        ),
+        (["--format", "torch", "--output", "c.pt2", "--classes", "a", "--name", "resnet18"], "leave them out"),
         (["--format", "torch", "--output", "c.pt2", "--data", "bccd_faster_rcnn_R18"], "--data is for detectors"),
     ],
 )
 def test_what_cannot_be_exported_is_refused_in_a_line(arguments, message, classifier, command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "empty").mkdir()
+    for folder in ("empty", "broken", "folder.pt2"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "broken" / "a.png").write_text("text")
     status, out, err = command(classifier[0], *arguments)
     assert (status, out, err.count("\n")) == (2, "", 1)
     assert message in err
@@ -133,7 +278,7 @@ def test_what_cannot_be_exported_is_refused_in_a_line(arguments, message, classi
 def test_a_missing_library_is_named_with_its_remedy(library, format, classifier, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, library, None)
     suffix = {"onnx": ".onnx", "openvino": ".xml"}[format]
-    with pytest.raises(UserError, match=rf"needs {library}.*pip install 'resnet_backbones\[{format}\]'"):
+    with pytest.raises(UserError, match=rf"needs {library}.*pip install .*{library}"):
         export(classifier[1], tmp_path / f"c{suffix}", format)
 
 
@@ -141,7 +286,8 @@ def test_weights_that_say_nothing_of_a_detector(command, tmp_path):
     torch.save(build_backbone("resnet18").state_dict(), tmp_path / "plain.pth")
     status, _, err = command(tmp_path / "plain.pth", "--format", "torch", "--output", tmp_path / "d.pt2")
     assert (status, err.count("\n")) == (2, 1)
-    assert "give --config YAML of its detector, or --name" in err
+    assert "give the YAML that it was trained with" in err
+    assert "A backbone is exported alone with --name." in err
 
 
 @pytest.mark.slow
@@ -174,4 +320,4 @@ def test_from_a_checkpoint_to_the_example(command, tmp_path):
     assert len(expected["boxes"]) == 7
     np.testing.assert_allclose(found["boxes"], expected["boxes"], atol=1e-2)
     assert found["labels"] == [["dog", "cat"][label - 1] for label in expected["labels"]]
-    assert Image.open(tmp_path / "drawn" / "image.png").size == (90, 60)
+    assert Image.open(tmp_path / "drawn" / "image.png").size == (720, 480)

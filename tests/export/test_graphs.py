@@ -57,7 +57,7 @@ def test_a_detector_as_it_is_exported_finds_what_it_found(label):
 
 @pytest.mark.parametrize("label", ["mask_rcnn", "mask_rcnn C4", "retinanet", "fcos"])
 def test_where_there_is_nothing_it_finds_nothing(label):
-    network = network_of(tiny_detector(label, box_score_thresh=0.9999))
+    network = network_of(tiny_detector(label, box_score_thresh=1.0))
     with torch.no_grad():
         found = network.module(pictures()[0])
     assert found["boxes"].shape == (0, 4)
