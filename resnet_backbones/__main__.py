@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import signal
 import sys
 
 from . import __version__
@@ -41,6 +42,9 @@ def main(argv: list[str] | None = None) -> None:
         sys.stdout.flush()
     except BrokenPipeError:  # as in `resnet-backbones list | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's own flush at exit
+    except KeyboardInterrupt as error:  # whose message says how to go on
+        print(f"interrupted. {error}".rstrip(), file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
 
 
 def run(argv: list[str] | None) -> None:

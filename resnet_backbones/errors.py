@@ -18,8 +18,13 @@ class UserError(ValueError):
     def __init__(self, message: str) -> None:
         if message.startswith("Caught UserError"):
             message = message.strip().splitlines()[-1].removeprefix(f"{__name__}.UserError: ")
-        message = "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(message.splitlines()))
+        message = printable(message)
         super().__init__(message if len(message) <= LONGEST else f"{message[:LONGEST]} …")
+
+
+def printable(text: str) -> str:
+    """`text` in one line, with unprintable characters escaped, such as those of a path that is not UTF-8."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(text.splitlines()))
 
 
 def unknown(kind: str, name: str, valid: Iterable[str]) -> str:
@@ -34,6 +39,8 @@ def reason(error: BaseException) -> str:
     """The first line of a library's error message, or its class if it has none; of an `OSError` without the path."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
+    if isinstance(error, KeyError):  # whose message is the key alone
+        return f"KeyError {error}"
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 

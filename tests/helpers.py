@@ -4,6 +4,7 @@ import struct
 import zlib
 from pathlib import Path
 
+import numpy as np
 import torch
 from conftest import TINY, coco_overrides
 from torch import Tensor, nn
@@ -60,3 +61,16 @@ def png_of(width: int, height: int, pixels: bytes = b"") -> bytes:
 
     header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(pixels)) + chunk(b"IEND", b"")
+
+
+def write_video(path: Path, count: int = 12, codec: str = "h264", flags: str = "faststart") -> None:
+    """A video of 60 x 44 pixels whose frame k is gray, 20 k to 20 k + 9; `flags` are of MP4."""
+    import av
+
+    with av.open(str(path), "w", options={"movflags": flags} if path.suffix == ".mp4" else {}) as container:
+        stream = container.add_stream(codec, rate=10, width=60, height=44, pix_fmt="yuv420p")
+        stream.gop_size = 5
+        for k in range(count):
+            pixels = 20 * (k % 12) + np.random.default_rng(k).integers(0, 10, (44, 60, 3), dtype=np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode(None))

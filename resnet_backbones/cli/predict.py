@@ -15,13 +15,17 @@ Images that cannot be read are named and counted. A run that was interrupted goe
 """
 
 import argparse
+import hashlib
+import json
 import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from omegaconf import DictConfig, OmegaConf
+
 from ..config import load_config
-from ..errors import UserError, errors_about, one_line_errors
+from ..errors import UserError, errors_about, one_line_errors, printable
 from . import command_parser
 
 if TYPE_CHECKING:
@@ -35,9 +39,12 @@ WAYS = ("batch_size", "csv", "device", "output")  # arguments on which the resul
 def main(argv: list[str] | None = None) -> None:
     args = parser().parse_args(argv)
     with one_line_errors():
+        if not args.output:
+            raise UserError("--output is empty; give the folder for the results.")
         config = None if args.config is None else load_config(args.config)
         from PIL import Image
 
+        from ..inference.detecting import score_thresholds
         from ..inference.files import keeping_results, predict_files
         from ..inference.journal import Journal
         from ..inference.outputs import write_csv, write_json_files
@@ -49,36 +56,38 @@ def main(argv: list[str] | None = None) -> None:
 
         set_up_logging()
         Image.MAX_IMAGE_PIXELS = None  # `read_image` has a limit of its own
-        sources = find_sources(args.inputs, Path(args.output).expanduser())
+        sources = find_sources(args.inputs, Path(os.path.expanduser(args.output)))
         threshold = read_threshold(args.score_threshold)
         predictor = Predictor(
             args.weights,
             config=config,
-            classes=args.classes and args.classes.split(","),
+            classes=None if args.classes is None else [name.strip() for name in args.classes.split(",")],
             device=args.device,
             amp=args.amp,
-            score_threshold=0.05 if threshold is None else threshold,
             tile=args.tile,
             overlap=args.overlap,
             batch_size=args.batch_size,
         )
+        if threshold is not None:
+            with errors_about(f"--score-threshold {args.score_threshold}"):
+                predictor.thresholds = score_thresholds(threshold, predictor.classes)
         sources, categories = identify(sources, predictor.classes, args.ground_truth)
         folder = output_folder(args.output)
         check_earlier(folder)
         with keeping_results(folder):
-            journal = Journal(folder / JOURNAL, as_command(args, threshold))
+            journal = Journal(folder / JOURNAL, as_command(args, config, sources, categories, threshold))
             if len(journal):
-                print(f"{len(journal)} images are in {journal.path} already", flush=True)
+                print(printable(f"{len(journal)} images are in {journal.path} already"), flush=True)
             draw = drawing(categories, predictor.thresholds.clip(SHOWN if threshold is None else 0))
             faults = predict_files(predictor, sources, folder, journal, [c["id"] for c in categories], draw)
             if not len(journal):
                 journal.remove()
-                raise UserError(f"None of the inputs can be read: {faults[0]}")
+                raise UserError(f"None of the {len(sources)} inputs can be read; the log says why.")
             count = write_json_files(journal, folder, categories)
             if args.csv:
                 write_csv(journal, folder, categories)
-        unread = f"; {len(faults)} could not be read" if faults else ""
-        print(f"{len(journal)} images, {count} results in {folder / 'predictions.json'}{unread}")
+        unread = f"; {len(faults)} could not be read, or only in part" if faults else ""
+        print(printable(f"{len(journal)} images, {count} results in {folder / 'predictions.json'}{unread}"))
         journal.remove()
 
 
@@ -148,15 +157,35 @@ def identify(
 
 def check_earlier(folder: Path) -> None:
     """Raise `UserError` if `folder` has files of another origin that a prediction would replace."""
-    if not any((folder / name).exists() for name in ("images.json", JOURNAL)):
-        for name in ("predictions.json", "images", "videos"):
+    from ..inference.journal import read_command
+    from ..inference.outputs import is_index
+
+    if read_command(folder / JOURNAL) is None and not is_index(folder / "images.json"):
+        for name in ("predictions.json", "predictions.csv", "images.json", "images", "videos"):
             if (folder / name).exists():
                 raise UserError(f"{folder / name} is not of an earlier prediction; choose another --output.")
 
 
-def as_command(args: argparse.Namespace, threshold: float | dict | None) -> dict:
+def as_command(
+    args: argparse.Namespace,
+    config: DictConfig | None,
+    sources: "list[Source]",
+    categories: list[dict],
+    threshold: float | dict | None,
+) -> dict:
     """What the results depend on, to tell whether a run goes on with an earlier one."""
     command = {key: value for key, value in vars(args).items() if key not in WAYS}
     weights = os.path.expanduser(args.weights)
     modified = os.stat(weights).st_mtime_ns if os.path.isfile(weights) else None
-    return command | {"score_threshold": threshold, "weights_modified": modified}
+    command |= {"score_threshold": threshold, "weights_modified": modified}
+    files = [(s.path if "://" in s.path else os.path.realpath(s.path), *s[1:]) for s in sources]
+    command["inputs"] = f"{' '.join(args.inputs)[:200]} ({len(files)} files, {fingerprint(files)})"
+    if config is not None:
+        command["config"] = f"{args.config} ({fingerprint(OmegaConf.to_container(config))})"
+    if args.ground_truth is not None:
+        command["ground_truth"] = f"{args.ground_truth} ({fingerprint(categories)})"
+    return command
+
+
+def fingerprint(content: object) -> str:
+    return f"SHA-256 {hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]}"

@@ -10,7 +10,7 @@ from ..errors import UserError, reason
 from ..paths import read_whole
 from .bit_depth import to_bytes
 from .reading import with_retries
-from .tiff import Samples, is_tiff, read_tiff, tiff_size
+from .tiff import Samples, TooLarge, is_tiff, read_tiff, tiff_size
 
 # Only formats of pixels: PIL's EPS reader, for one, starts Ghostscript. JPEG includes MPO, PPM includes PGM and PBM.
 FORMATS = ("JPEG", "PNG", "BMP", "DIB", "GIF", "TIFF", "WEBP", "PPM")
@@ -86,8 +86,8 @@ def _open(source: Path | io.BytesIO, name: str, largest: int = LARGEST) -> Image
         raise UserError(f"Image {name} cannot be decoded: {fault}.") from error
     if image.width * image.height > largest:
         image.close()
-        raise UserError(
-            f"Image {name} is {image.width} x {image.height} pixels, over the limit of {largest}; cut it into tiles."
+        raise TooLarge(
+            f"Image {name} is {image.width} x {image.height} pixels, over the limit of {largest}; cut it into several."
         )
     return image
 

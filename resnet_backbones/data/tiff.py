@@ -16,6 +16,10 @@ GRAY = (PHOTOMETRIC.MINISWHITE, PHOTOMETRIC.MINISBLACK)
 ALPHA = ([1], [2])  # of the extra samples
 
 
+class TooLarge(UserError):
+    """An image of more pixels than are read."""
+
+
 class Samples(NamedTuple):
     """What a file stores, before anything is scaled or turned."""
 
@@ -47,7 +51,7 @@ def read_tiff(content: bytes, name: str, channels: int, most: int) -> Samples | 
                 return None
             source = page
         if source.size > most:
-            raise UserError(f"Image {name} has {source.size} values, over the limit of {most}; cut it into tiles.")
+            raise TooLarge(f"Image {name} has {source.size} values, over the limit of {most}; cut it into several.")
         values = _values(source, page, content)
         if values.ndim == 2:
             values = values[..., None]

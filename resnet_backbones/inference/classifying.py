@@ -7,7 +7,6 @@ from torch import Tensor
 
 from ..data.views import Views, build_views
 from ..models.classifier import Classifier
-from ..preprocessing import Preprocessing
 from .detections import Classification
 
 BEST = 5  # classes
@@ -15,7 +14,7 @@ BEST = 5  # classes
 
 def center_views(model: Classifier) -> Views:
     """The center crop that `model` is evaluated on, 224 pixels of an image resized to 256 where it does not say."""
-    known = model.preprocessing or Preprocessing()
+    known = model.preprocessing
     size = known.size or 224
     return build_views("center", [], replace(known, size=size, resize=known.resize or max(256, size)))
 

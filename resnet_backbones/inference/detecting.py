@@ -1,6 +1,7 @@
 """From a detector's output to `Detections`: above thresholds, of whole images or of tiles."""
 
 from collections.abc import Callable, Iterable
+from numbers import Real
 
 import numpy as np
 import torch
@@ -21,8 +22,8 @@ def score_thresholds(given: float | dict[str, float], classes: list[str]) -> np.
     for name, value in by_class.items():
         if name not in classes:
             raise UserError(f"score_threshold: {unknown('class', name, classes)}")
-        if not isinstance(value, (int, float)) or not 0 <= value <= 1:
-            raise UserError(f"score_threshold of {name} is {value}; it must be a number from 0 to 1.")
+        if not (isinstance(value, Real) and 0 <= value <= 1):
+            raise UserError(f"score_threshold of {name} is {value!r}; it must be a number from 0 to 1.")
     return np.array([by_class.get(name, DEFAULT_THRESHOLD) for name in classes])
 
 

@@ -12,13 +12,12 @@ import numpy as np
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from ..data.images import LARGEST, read_image
 from ..errors import UserError, reason
 from ..paths import local_file
-from .images import LARGEST_IN_TILES
+from .images import read_file
 from .journal import Journal
 from .outputs import entry_of
-from .pictures import Draw, save_picture
+from .pictures import Draw, save_picture, written_name
 from .predictor import Predictor
 from .sources import Source
 from .video import VideoReader, VideoWriter
@@ -46,6 +45,7 @@ def predict_files(
     """
     images = [source for source in sources if not source.is_video and source.name not in journal]
     videos = [source for source in sources if source.is_video]
+    names = {source.name for source in sources}
     together = 1 if predictor.tile else predictor.batch_size
     faults: list[str] = []
 
@@ -69,12 +69,14 @@ def predict_files(
             found = predictor([pixels for _, pixels in readable])
             for (source, pixels), result in zip(readable, found, strict=True):
                 entry = entry_of(result, source.name, source.image_id, category_ids)
-                save_picture(draw(pixels, entry), folder / "images" / source.name)
+                save_picture(draw(pixels, entry), folder / "images", source.name, names)
                 journal.add(entry)
             progress.update(len(batch))
         for source in videos:
             try:
-                predict_video(predictor, source, folder, journal, category_ids, draw, progress)
+                suffix = "" if source.name.lower().endswith(".mp4") else ".mp4"
+                path = folder / "videos" / written_name(source.name, suffix, names)
+                predict_video(predictor, source, path, journal, category_ids, draw, progress)
             except UserError as error:
                 skip(error)
     return faults
@@ -82,9 +84,8 @@ def predict_files(
 
 def read(predictor: Predictor, source: Source) -> np.ndarray | UserError:
     """The image (H, W, C), or why it cannot be read."""
-    largest = LARGEST_IN_TILES if predictor.tile else LARGEST
     try:
-        return read_image(local_file(source.path, "image"), source.size, predictor.channels, largest)
+        return read_file(source.path, predictor.channels, predictor.tile is not None, source.size)
     except UserError as error:
         return error
 
@@ -92,7 +93,7 @@ def read(predictor: Predictor, source: Source) -> np.ndarray | UserError:
 def predict_video(
     predictor: Predictor,
     source: Source,
-    folder: Path,
+    path: Path,
     journal: Journal,
     category_ids: list[int | str],
     draw: Draw,
@@ -100,12 +101,13 @@ def predict_video(
 ) -> None:
     """`predict_files` of a video, whose frames are called NAME/000000 …; what is in the journal is only drawn again.
 
-    Raises `UserError` where it breaks off; what was read until then is kept.
+    Args:
+        path: of the video that is written.
+
+    Raises `UserError` where it breaks off or is damaged; what was read is kept.
     """
     frames = VideoReader(local_file(source.path, "video"))
     progress.total += frames.count
-    suffix = "" if source.name.lower().endswith(".mp4") else ".mp4"
-    path = folder / "videos" / f"{source.name}{suffix}"
     with VideoWriter(path, frames.rate) as writer:
         named = ((f"{source.name}/{k:06}", pixels) for k, pixels in enumerate(frames))
         for batch in in_batches(named, predictor.batch_size):
@@ -136,11 +138,11 @@ def in_batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
 
 @contextmanager
 def keeping_results(folder: Path) -> Iterator[None]:
-    """Raise `UserError` with the way on where something cannot be written, such as on a full disk."""
+    """Say how to go on after an interrupt, or where something cannot be written (`UserError`), as on a full disk."""
+    kept = "What was predicted so far is kept; the same command goes on from there."
     try:
         yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(kept) from None
     except OSError as error:
-        raise UserError(
-            f"{folder} cannot be written: {reason(error)}. What was predicted so far is kept; the same command goes on "
-            "from there."
-        ) from error
+        raise UserError(f"{folder} cannot be written: {reason(error)}. {kept}") from error

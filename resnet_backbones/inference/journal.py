@@ -1,34 +1,67 @@
 """What was predicted so far, a line of JSON for each image, so that a killed run can go on and memory does not grow."""
 
+import fcntl
 import json
 from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import UserError
 
+START = b'{"command": '
+DAMAGE = (ValueError, TypeError, KeyError, RecursionError)  # what a line raises that is not as it was written
+
+
+def read_command(path: Path) -> dict | None:
+    """What the entries of the journal at `path` depend on; None if there is none, or none with a whole first line.
+
+    Raises `UserError` for another file.
+    """
+    if not path.exists():
+        return None
+    with open(path, "rb") as file:
+        first = file.readline()
+    if not first.startswith(START[: len(first)]):
+        raise UserError(f"{path} is not of an earlier prediction, or damaged; choose another --output, or remove it.")
+    try:
+        return json.loads(first)["command"]
+    except DAMAGE:
+        return None
+
 
 class Journal:
     """Entries, dicts with a "file_name", in a file that each of them is written to at once.
 
     Args:
-        path: continued where it exists; an entry that was being written when a run was killed is dropped.
+        path: continued where it exists, from before the first line that is damaged, such as the one that was being
+            written when a run was killed.
         command: what the entries depend on; written as the first line.
 
-    Raises `UserError` if the file at `path` was begun with another `command`.
+    Raises `UserError` if the file at `path` is no journal, was begun with another `command`, or is open in another
+    process.
     """
 
     def __init__(self, path: Path, command: dict) -> None:
         self.path, self.offsets = path, {}
+        begun = read_command(path)
         self.file = open(path, "a+b")  # noqa: SIM115
-        self.file.seek(0)
-        first = self.file.readline()
-        if first.endswith(b"\n"):
+        self._lock()
+        if begun is not None:
             self._find_entries()
         if self.offsets:
-            self._check(json.loads(first)["command"], command)
+            self._check(begun, command)
         else:
             self.file.truncate(0)
             self._write({"command": command})
+
+    def _lock(self) -> None:
+        try:
+            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(
+                f"Another prediction is writing to {self.path.parent}; wait for its end, or choose another --output."
+            ) from error
+        except OSError:  # of a file system without locks
+            pass
 
     def _check(self, begun: dict, command: dict) -> None:
         command = json.loads(json.dumps(command))
@@ -40,11 +73,15 @@ class Journal:
                 )
 
     def _find_entries(self) -> None:
-        start = self.file.tell()
+        self.file.seek(0)
+        start = len(self.file.readline())
         for line in self.file:
             if not line.endswith(b"\n"):
                 break
-            self.offsets[json.loads(line)["file_name"]] = start
+            try:
+                self.offsets[json.loads(line)["file_name"]] = start
+            except DAMAGE:
+                break
             start += len(line)
         self.file.truncate(start)
 
@@ -72,6 +109,6 @@ class Journal:
         self.offsets[entry["file_name"]] = self._write(entry)
 
     def remove(self) -> None:
-        """Close and delete the file, when all that it holds is written elsewhere."""
-        self.file.close()
+        """Delete and close the file, when all that it holds is written elsewhere."""
         self.path.unlink()
+        self.file.close()

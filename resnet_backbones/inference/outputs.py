@@ -5,10 +5,13 @@ import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from ..data.json_file import read_json
+from ..errors import UserError
 from ..evaluation.detections import coco_results
 from ..paths import atomic_write
 from .detections import Classification, Detections
 
+ORIGIN = {"description": "the images and categories of predictions.json, by resnet-backbones predict"}
 CSV_COLUMNS = ("image_id", "file_name", "class", "score", "x0", "y0", "x1", "y1")
 
 
@@ -53,14 +56,25 @@ def write_json_files(entries: Iterable[dict], folder: Path, categories: list[dic
                 count += 1
         file.write("\n]\n")
     with atomic_write(folder / "images.json") as path:
-        path.write_text(json.dumps({"images": images, "categories": categories}) + "\n")
+        path.write_text(json.dumps({"info": ORIGIN, "images": images, "categories": categories}) + "\n")
     return count
+
+
+def is_index(path: Path) -> bool:
+    """Whether the file at `path` is an `images.json` of `write_json_files`."""
+    try:
+        content = read_json(str(path))
+    except UserError:
+        return False
+    return isinstance(content, dict) and content.get("info") == ORIGIN
 
 
 def write_csv(entries: Iterable[dict], folder: Path, categories: list[dict]) -> None:
     """Write `predictions.csv`, a row per result; the box of a class of the whole image is the image."""
     names = {category["id"]: category["name"] for category in categories}
-    with atomic_write(folder / "predictions.csv") as path, open(path, "w", newline="") as file:
+    # Names of files need not be text.
+    text = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
+    with atomic_write(folder / "predictions.csv") as path, open(path, "w", **text) as file:
         rows = csv.writer(file)
         rows.writerow(CSV_COLUMNS)
         for image_id, entry in numbered(entries):

@@ -1,6 +1,9 @@
 """Pictures with what was found in them."""
 
-from collections.abc import Callable
+import hashlib
+import os
+import posixpath
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +12,7 @@ from PIL import Image
 from ..evaluation.samples import draw_objects
 
 LARGEST_JPEG = 65_535  # pixels of a side
+LONGEST_NAME = 255  # bytes of a file's name
 QUALITY = 92
 
 Draw = Callable[[np.ndarray, dict], Image.Image]  # of an image and its entry in the journal
@@ -33,10 +37,29 @@ def _title(results: list[dict], names: dict) -> str:
     return f"{names[results[0]['category_id']]} {results[0]['score']:.2f}"
 
 
-def save_picture(picture: Image.Image, path: Path) -> None:
-    """Save to `path`, with ".png" behind it if it is not the name of a PNG or JPEG or too large for a JPEG."""
-    is_jpeg = path.suffix.lower() in (".jpg", ".jpeg")
-    if max(picture.size) > LARGEST_JPEG if is_jpeg else path.suffix.lower() != ".png":
-        path = path.with_name(f"{path.name}.png")
+def save_picture(picture: Image.Image, folder: Path, name: str, inputs: Collection[str]) -> None:
+    """Save the picture of the input `name` below `folder`, as a PNG if that is not a JPEG's name or it is too large."""
+    suffix = posixpath.splitext(name)[1].lower()
+    fits = max(picture.size) <= LARGEST_JPEG if suffix in (".jpg", ".jpeg") else suffix == ".png"
+    path = folder / written_name(name, "" if fits else ".png", inputs)
     path.parent.mkdir(parents=True, exist_ok=True)
     picture.save(path, quality=QUALITY)
+
+
+def written_name(name: str, suffix: str, inputs: Collection[str]) -> str:
+    """What is written for the input `name`: `name` and `suffix`, twice if that is the name of another of `inputs`.
+
+    Parts that are too long for a file's name end in a hash instead.
+    """
+    *folders, file = (name + suffix).split("/")
+    while suffix and "/".join([*folders, file]) in inputs:
+        file += suffix
+    return "/".join([*(shortened(part) for part in folders), shortened(file, suffix or posixpath.splitext(file)[1])])
+
+
+def shortened(part: str, suffix: str = "") -> str:
+    content = os.fsencode(part)
+    if len(content) <= LONGEST_NAME:
+        return part
+    end = f"~{hashlib.sha256(content).hexdigest()[:8]}{suffix}"
+    return content[: LONGEST_NAME - len(end)].decode(errors="ignore") + end

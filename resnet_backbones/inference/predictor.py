@@ -1,7 +1,9 @@
 """A trained model on images of any form: `Predictor("best.pt")(image)`."""
 
+import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from numbers import Integral, Real
 
 import torch
 from omegaconf import DictConfig
@@ -28,7 +30,8 @@ class Predictor:
 
     Args:
         source: a checkpoint of `resnet-backbones train`, or a `model.safetensors` of `pretrain`; a path or URL.
-        config: of the detector, needed where the checkpoint does not say how it is built.
+        config: of the detector, `load_config("my.yaml")` or its `backbone` and `detector` as dicts, needed where the
+            checkpoint does not say how it is built.
         classes: their names in label order, needed where the checkpoint does not have them.
         device: such as "cpu" or "cuda:1"; by default the GPU if there is one.
         amp: "none", or "bf16" or "fp16" for mixed precision.
@@ -46,9 +49,9 @@ class Predictor:
 
     def __init__(
         self,
-        source: str,
+        source: str | os.PathLike,
         *,
-        config: DictConfig | None = None,
+        config: DictConfig | dict | None = None,
         classes: Sequence[str] | None = None,
         device: str | torch.device | None = None,
         amp: str = "none",
@@ -59,16 +62,21 @@ class Predictor:
     ) -> None:
         if amp not in AMP_DTYPES:
             raise UserError(unknown("amp", amp, AMP_DTYPES))
-        if tile is not None and tile < 1:
-            raise UserError(f"tile is {tile}; it must be at least 1 pixel.")
-        if not 0 <= overlap < 1:
-            raise UserError(f"overlap is {overlap}; it must be at least 0 and less than 1, a share of the tile.")
-        if batch_size < 1:
-            raise UserError(f"batch_size is {batch_size}; it must be at least 1.")
+        if tile is not None and not (isinstance(tile, Integral) and tile >= 1):
+            raise UserError(f"tile is {tile!r}; it must be at least 1 pixel.")
+        if not (isinstance(overlap, Real) and 0 <= overlap < 1):
+            raise UserError(f"overlap is {overlap!r}; it must be at least 0 and less than 1, a share of the tile.")
+        if not (isinstance(batch_size, Integral) and batch_size >= 1):
+            raise UserError(f"batch_size is {batch_size!r}; it must be at least 1.")
         self.tile, self.overlap, self.batch_size, self.amp = tile, overlap, batch_size, amp
         self.device = find_device(device)
-        model = load_model(str(source), config, list(classes) if classes else None)
+        model = load_model(source, config, classes)
         self.is_detector = not isinstance(model, Classifier)
+        if not self.is_detector and model.preprocessing is None:
+            raise UserError(
+                f"{source} does not say how images are normalized for it; `resnet-backbones convert {source} OUT --to "
+                "resnet_backbones --source-order RGB` adds ImageNet's mean and standard deviation."
+            )
         self.classes: list[str] = list(model.classes)
         self.thresholds = score_thresholds(score_threshold, self.classes)
         if self.is_detector:
@@ -116,28 +124,47 @@ class Predictor:
                 yield from zip(members, outputs, strict=True)
 
 
-def load_model(source: str, config: DictConfig | None, classes: list[str] | None) -> nn.Module:
+def load_model(source: str | os.PathLike, config: DictConfig | dict | None, classes: Sequence[str] | None) -> nn.Module:
     """The detector or classifier at `source`, with its `classes`. Raises `UserError` saying what has to be given."""
+    source, classes = str(source), None if classes is None else class_names(classes)
     metadata = read_file(source).metadata
-    if config is None and "config" not in metadata and "architecture" not in metadata:
-        raise UserError(
-            f"{source} does not say which model it holds; give the YAML that it was trained with (config) and the "
-            "names of its classes in label order (classes)."
-        )
-    if config is not None or "config" in metadata or metadata["architecture"].get("name", "").endswith("_fpn"):
+    if config is not None or "config" in metadata:
         return load_detector(source, config, classes)
-    model = load_classifier(source).eval()
+    if "architecture" not in metadata:
+        raise UserError(
+            f"{source} does not say which model it holds. Of a detector, give the YAML that it was trained with "
+            "(config) and the names of its classes in label order (classes). To a classifier's file, `resnet-backbones "
+            "convert IN OUT --to resnet_backbones --name NAME --source-order RGB` adds what is missing."
+        )
+    try:
+        model = load_classifier(source).eval()
+    except UserError as error:
+        raise UserError(
+            f"{source} cannot be loaded as a classifier and does not say how a detector is built; for a detector, "
+            f"give the YAML that it was trained with (config). {error}"
+        ) from error
     model.classes = classes or model.classes or [str(k) for k in range(model.fc.out_features)]
     if len(model.classes) != model.fc.out_features:
         raise UserError(f"{source} has {model.fc.out_features} classes, but {len(model.classes)} names are given.")
     return model
 
 
+def class_names(given: Sequence[str]) -> list[str]:
+    """`given` as a list. Raises `UserError` for what are no names, and for empty and repeated ones."""
+    names = [] if isinstance(given, str) else list(given)
+    if not names or not all(isinstance(name, str) and name.strip() for name in names):
+        raise UserError(f"classes is {given!r}; it must be a list of names, none of them empty.")
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise UserError(f"classes has {twice[0]!r} more than once; give each class a name of its own.")
+    return names
+
+
 def find_device(device: str | torch.device | None) -> torch.device:
     """The device called so, by default the GPU if there is one. Raises `UserError` if it is not here."""
     try:
         found = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(0, device=found)
+        torch.zeros(1, device=found).item()
     except Exception as error:  # torch has a kind for each device
         raise UserError(f"device {device} cannot be used here: {reason(error)}") from error
     return found

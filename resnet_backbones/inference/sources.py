@@ -13,7 +13,9 @@ from urllib.parse import unquote, urlparse
 from ..data.annotations import Annotations
 from ..data.files import FolderTree
 from ..data.formats.listing import as_posix, ends_of, image_suffixes, is_image
+from ..data.text import decode_text
 from ..errors import UserError
+from ..paths import stays_below
 
 VIDEOS = {".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv"}
 
@@ -50,28 +52,47 @@ def find_sources(inputs: Sequence[str], output: Path) -> list[Source]:
     found: list[Source] = []
     for given in inputs:
         if given == "-":
-            lines = [line.strip("\r\n") for line in sys.stdin]
-            found += [source for line in lines if line.strip() for source in _sources_of(line, listed=True)]
+            found += [source for line in _listed() for source in _sources_of(line, listed=True)]
         else:
             found += _sources_of(given)
+    if not found:
+        raise UserError("Standard input lists no paths.")
     drawn = tuple(os.path.join(os.path.realpath(output / name), "") for name in ("images", "videos"))
     found = [source for source in found if not os.path.realpath(source.path).startswith(drawn)]
     if not found:
-        raise UserError(
-            f"There is nothing to predict on in {', '.join(inputs)} but what {output} has of an earlier prediction."
-        )
+        raise UserError(f"All inputs are in {output}, where the results go; choose another --output.")
     return _distinct(found)
+
+
+def _listed() -> list[str]:
+    """The lines of standard input that are not blank. Paths need not be text, and stay as they are."""
+    content = b"" if sys.stdin is None else sys.stdin.buffer.read()
+    try:
+        text = decode_text(content)
+    except UnicodeDecodeError:
+        text = os.fsdecode(content)
+    if "\0" in text:
+        raise UserError("Standard input has NUL characters, as after find -print0; list paths as text, one per line.")
+    return [line.rstrip("\r") for line in text.split("\n") if line.strip()]
+
+
+def _name_in(url: str) -> str:
+    try:
+        name = posixpath.basename(unquote(urlparse(url).path))
+    except ValueError:  # such as half an IPv6 address; it cannot be fetched, either
+        name = ""
+    return name if stays_below(name) else "image"
 
 
 def _sources_of(given: str, listed: bool = False) -> list[Source]:
     if "://" in given:
-        return [Source(given, posixpath.basename(unquote(urlparse(given).path)) or "image")]
+        return [Source(given, _name_in(given))]
     path = os.path.expanduser(given)
     if os.path.isdir(path):
         images = [Source(os.path.join(path, name), name) for name in FolderTree(Path(path)).names() if is_image(name)]
-        if not images:
+        if not images and not listed:
             raise UserError(f"The folder {given} has no images ({', '.join(sorted(image_suffixes()))}).")
-        return images
+        return images or [Source(path, os.path.basename(os.path.normpath(path)))]
     if listed or os.path.exists(path):
         return [Source(path, os.path.basename(path))]
     if not glob.has_magic(path):
@@ -107,5 +128,6 @@ def with_ground_truth(sources: list[Source], data: Annotations) -> tuple[list[So
             size = tuple(data.sizes[k].tolist()) if data.sizes[k].all() else None
             found[k] = Source(source.path, data.file_name(k), data.image_id(k), size)
     if not found:
-        raise UserError(f"None of the {len(sources)} inputs is an image of {data.name}, such as {data.file_name(0)}.")
+        example = f", such as {data.file_name(0)}" if len(data) else ", which has none"
+        raise UserError(f"None of the {len(sources)} inputs is an image of {data.name}{example}.")
     return list(found.values()), len(sources) - len(found)

@@ -1,6 +1,7 @@
 """Videos, read and written by PyAV, which brings FFmpeg along."""
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from fractions import Fraction
 from pathlib import Path
 from types import ModuleType, TracebackType
@@ -9,7 +10,8 @@ import numpy as np
 
 from ..errors import UserError, reason
 
-UNSHOWN = 2  # frames that intact files may count and not show, such as those before an edit
+UNSHOWN = 2  # frames that intact files may count and not have
+SPARE = 0.95  # of the frames: durations are of the longest stream, and rates are averages
 
 
 def import_av() -> ModuleType:
@@ -30,35 +32,64 @@ class VideoReader:
     """The frames of a video, upright, (H, W, 3), uint8, RGB.
 
     Attributes:
-        count: the number of frames that the file states, 0 where it does not.
+        count: the number of frames that the file states, or that its duration has room for; 0 where neither is known.
         rate: frames per second.
 
-    Raises `UserError` naming the file if it is no video, and where it breaks off: after the last frame that could be
-    decoded.
+    Raises `UserError` naming the file if it is no video; and after the last frame that could be decoded, if it breaks
+    off there or some frames are damaged.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path, self.av = path, import_av()
+        self.path, self.av, self.end = path, import_av(), None
         try:
-            with self.av.open(str(path)) as container:
+            with self._open() as container:
+                if not container.streams.video:
+                    raise UserError(f"Video {path} has no video stream.")
                 stream = container.streams.video[0]
-                self.count, self.rate = stream.frames, Fraction(stream.average_rate or 25)
-        except (self.av.FFmpegError, IndexError) as error:
+                self.rate = Fraction(stream.average_rate or 25)
+                self.stated = stream.frames
+                seconds = Fraction(container.duration or 0, self.av.time_base)
+                if stream.duration:
+                    seconds = stream.duration * stream.time_base
+                self.count = self.stated or round(seconds * self.rate)
+        except self.av.FFmpegError as error:
             raise UserError(f"Video {path} cannot be read: {fault(error)}.") from error
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        done = 0
+        done = packets = damaged = last = 0
         try:
-            with self.av.open(str(self.path)) as container:
+            with self._open() as container:
                 stream = container.streams.video[0]
-                stream.thread_type = "AUTO"
-                for frame in container.decode(stream):
-                    yield np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90)
-                    done += 1
+                stream.thread_type = "SLICE"  # threads of frames keep errors to themselves
+                start = (stream.start_time or 0) * stream.time_base
+                for packet in container.demux(stream):
+                    packets += packet.size > 0
+                    for frame in packet.decode():
+                        yield np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90)
+                        done += 1
+                        damaged += frame.is_corrupt
+                        last = frame.time or 0
         except self.av.FFmpegError as error:
-            raise UserError(f"Video {self.path} breaks off after {done} frames: {fault(error)}.") from error
-        if done < self.count - UNSHOWN:
-            raise UserError(f"Video {self.path} breaks off after {done} of {self.count} frames.")
+            raise UserError(f"Video {self.path} breaks off after {self._of_all(done)}: {fault(error)}.") from error
+        if damaged:
+            read = f"{self._of_all(done)} could be read, {damaged} of them not whole"
+            raise UserError(f"Video {self.path} is damaged: {read}.")
+        # Packets, since frames before an edit are not shown; or else time, since rates may vary.
+        there = packets if self.stated else (last - start) * self.rate + 1
+        if self.end or there < min(self.count * SPARE, self.count - UNSHOWN):
+            end = f": {self.end}" if self.end else ""
+            raise UserError(f"Video {self.path} breaks off after {self._of_all(done)}{end}.")
+
+    def _open(self) -> AbstractContextManager:
+        try:
+            return self.av.open(str(self.path))
+        except self.av.FFmpegError as error:  # of a fragment that is cut in its head; those before can be streamed
+            container = self.av.open(str(self.path), options={"seekable": "0"})
+            self.end = fault(error)
+            return container
+
+    def _of_all(self, done: int) -> str:
+        return f"{done} of {max(done, self.count)} frames"
 
 
 class VideoWriter:

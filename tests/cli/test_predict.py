@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, draw, write_coco
-from helpers import png_of, save_detector
+from helpers import png_of, save_detector, write_video
 from PIL import Image
 
 from resnet_backbones import Predictor
@@ -108,21 +108,55 @@ def test_results_are_scored_with_the_ids_of_the_ground_truth(tmp_path, predict, 
     )
 
 
-def test_globs_lists_urls_and_equal_names(tmp_path, predict, monkeypatch):
+@pytest.fixture
+def standard_input(monkeypatch):
+    """Puts bytes on standard input."""
+    return lambda content: monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+
+
+def test_globs_lists_urls_and_equal_names(tmp_path, predict, monkeypatch, standard_input):
     for folder in "ab":
         (tmp_path / folder).mkdir()
         draw().save(tmp_path / folder / "1.png")
     draw().save(tmp_path / "a/2.png")
     monkeypatch.chdir(tmp_path)
-    listed = f"{tmp_path}/b/1.png\n\nnot there.png\n"
-    monkeypatch.setattr(sys, "stdin", io.StringIO(listed))
+    (tmp_path / "empty").mkdir()
+    standard_input(f"{tmp_path}/b/1.png\n\nnot there.png\nempty/\nhttp://[::1/x.jpg\n".encode())
     status, out, err = predict("a/*.png", "-", "a/1.png")
     assert status == 0
     below = str(tmp_path.resolve())[1:]
     assert names(tmp_path) == [f"{below}/a/1.png", "2.png", f"{below}/b/1.png"]
     assert "3 images" in out
-    assert "1 could not be read" in out
+    assert "3 could not be read" in out
     assert "not there.png does not exist" in out + err
+    assert "The image empty/ is a folder" in out + err
+    assert "http://[::1/x.jpg cannot be fetched: Invalid IPv6 URL" in out + err
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "latin-1"])
+def test_lists_and_names_in_any_encoding(tmp_path, predict, standard_input, encoding):
+    path = os.fsdecode(os.fsencode(tmp_path) + b"/") + ("é.png" if encoding != "latin-1" else os.fsdecode(b"\xe9.png"))
+    draw().save(path)
+    standard_input(os.fsencode(path) if encoding == "latin-1" else f"{path}\r\n".encode(encoding))
+    output = str(tmp_path / os.fsdecode(b"results\xff"))
+    status, out, _ = predict("-", "--csv", "--output", output)
+    assert (status, "results\\udcff/predictions.json" in out) == (0, True)
+    with open(f"{output}/predictions.csv", errors="surrogateescape") as file:
+        assert {row["file_name"] for row in csv.DictReader(file)} == {os.path.basename(path)}
+    assert os.listdir(f"{output}/images") == [os.path.basename(path)]
+
+
+def test_no_name_hides_another(tmp_path, predict):
+    (tmp_path / "many").mkdir()
+    names_given = ["x.bmp", "x.bmp.png", f"{'l' * 251}.bmp", f"{'ü' * 125}1.gif", f"{'ü' * 125}2.gif"]
+    for name in names_given:
+        draw().save(tmp_path / "many" / name)
+    status, out, _ = predict(tmp_path / "many")
+    assert (status, "5 images" in out) == (0, True)
+    assert names(tmp_path) == sorted(names_given)
+    pictures = sorted((tmp_path / "out/images").iterdir())
+    assert [Image.open(path).format for path in pictures] == ["PNG"] * 5
+    assert [path.name for path in pictures if len(path.name) < 99] == ["x.bmp.png", "x.bmp.png.png"]
 
 
 def test_urls_are_fetched(tmp_path, predict, monkeypatch):
@@ -155,6 +189,9 @@ def test_thresholds_of_classes_come_from_a_file(tmp_path, predict):
     (tmp_path / "report.json").write_text(json.dumps({"classes": {}}))
     status, _, err = predict(tmp_path / "images", "--score-threshold", tmp_path / "report.json")
     assert (status, 'report.json has no "thresholds", a mapping' in err) == (2, True)
+    (tmp_path / "report.json").write_text(json.dumps({"thresholds": {"cow": 0.5}}))
+    status, _, err = predict(tmp_path / "images", "--score-threshold", tmp_path / "report.json")
+    assert (status, "report.json: score_threshold: Unknown class 'cow'" in err) == (2, True)
 
 
 def test_a_classifier_gives_classes(tmp_path, predict):
@@ -177,26 +214,76 @@ def test_a_classifier_gives_classes(tmp_path, predict):
         (["nowhere.png"], "Input nowhere.png does not exist (looked for "),
         (["empty"], "The folder empty has no images (.apng, "),
         (["*.nothing"], "No image or video matches *.nothing."),
-        (["text.png"], "None of the inputs can be read: Image text.png cannot be decoded: it is not an image."),
-        (["huge.png"], "Image huge.png is 20000 x 20000 pixels, over the limit of 134217728; cut it into tiles."),
+        (["text.png"], "None of the 1 inputs can be read; the log says why."),
+        (["-"], "Standard input lists no paths."),
+        (["other/images", "--output", "other"], "All inputs are in other, where the results go; choose another"),
+        (["one.png", "--output", ""], "--output is empty"),
+        (["one.png", "--device", "meta"], "device meta cannot be used here: "),
+        (["one.png", "--classes", "dog,dog"], "classes has 'dog' more than once"),
+        (["one.png", "--classes", ","], "classes is ['', '']; it must be a list of names"),
+        (["one.png", "--ground-truth", "no_images.json"], "no_images.json, which has none."),
         (["one.png", "--tile", "-3"], "tile is -3; it must be at least 1 pixel."),
         (["one.png", "--ground-truth", "none.json"], "The annotation file none.json does not exist"),
         (["one.png", "--output", "other"], "other/images is not of an earlier prediction; choose another --output."),
-        (["text.mp4"], "Video text.mp4 cannot be read: Invalid data found"),
     ],
 )
-def test_bad_inputs_are_one_line(tmp_path, predict, monkeypatch, arguments, message):
+def test_bad_inputs_are_one_line(tmp_path, predict, monkeypatch, standard_input, arguments, message):
     monkeypatch.chdir(tmp_path)
+    standard_input(b"\n")
     (tmp_path / "empty").mkdir()
     (tmp_path / "other/images").mkdir(parents=True)
     (tmp_path / "text.png").write_text("text")
-    (tmp_path / "text.mp4").write_text("text")
-    (tmp_path / "huge.png").write_bytes(png_of(20_000, 20_000))
+    dogs_and_cats = [{"id": 1, "name": "dog"}, {"id": 2, "name": "cat"}]
+    (tmp_path / "no_images.json").write_text(json.dumps({"images": [], "annotations": [], "categories": dogs_and_cats}))
+    draw(1, 1).save(tmp_path / "other/images/1.png")
     draw(1, 1).save(tmp_path / "one.png")
     status, _, err = predict(*arguments)
     assert status == 2
     assert message in err.splitlines()[-1]
     assert err.splitlines()[-1].startswith("error: ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["text.png"], "Image text.png cannot be decoded: it is not an image."),
+        (["huge.png"], "20000 x 20000 pixels, over the limit of 134217728; cut it into several. In tiles (--tile 640)"),
+        (["huger.png", "--tile", "640"], "30000 x 20000 pixels, over the limit of 536870912; cut it into several.\n"),
+        (["text.mp4"], "Video text.mp4 cannot be read: Invalid data found"),
+        (["sound.mp4"], "Video sound.mp4 has no video stream."),
+    ],
+)
+def test_why_an_input_is_not_read_is_said_once(tmp_path, predict, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.png").write_text("text")
+    (tmp_path / "text.mp4").write_text("text")
+    (tmp_path / "huge.png").write_bytes(png_of(20_000, 20_000))
+    (tmp_path / "huger.png").write_bytes(png_of(30_000, 20_000))
+    write_sound(tmp_path / "sound.mp4")
+    status, out, err = predict(*arguments)
+    assert status == 2
+    assert (out + err).count(message) == 1
+
+
+FOREIGN = {
+    "images.json": json.dumps({"images": [], "annotations": [], "categories": []}),
+    "predictions.json": "[]",
+    "predictions.jsonl": '{"mine": 1}\n',
+    "predictions.csv": "mine",
+    "images/a.png": "an original",
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_files_of_another_origin_are_not_replaced(tmp_path, predict, name):
+    draw().save(tmp_path / "a.png")
+    (tmp_path / "out/images").mkdir(parents=True)
+    for other in {"images/a.png", name}:
+        (tmp_path / "out" / other).write_text(FOREIGN[other])
+    status, _, err = predict(tmp_path / "a.png", "--csv")
+    assert (status, "is not of an earlier prediction" in err) == (2, True)
+    assert (tmp_path / "out" / name).read_text() == FOREIGN[name]
+    assert (tmp_path / "out/images/a.png").read_text() == "an original"
 
 
 def test_bare_weights_need_a_config_and_classes(tmp_path, predict, weights):
@@ -282,15 +369,65 @@ def test_a_full_disk_keeps_what_was_done(tmp_path, predict, small_files):
     assert len(names(tmp_path)) == 30
 
 
-def write_video(path, count=12, size=(60, 44)):
-    """An MP4 whose index is in front; frame k is gray, 20 k to 20 k + 9."""
+def test_unfinished_results_of_other_inputs_are_refused(
+    tmp_path, predict, weights, small_files, standard_input, monkeypatch
+):
+    for folder in ("here", "there"):
+        (tmp_path / folder).mkdir()
+        for k in range(30):
+            Image.new("RGB", (48, 40)).save(tmp_path / folder / f"{k}.png")
+    config = torch.load(weights, weights_only=True)["metadata"]["config"]
+    (tmp_path / "own.yaml").write_text(json.dumps(config))
+    options = ["-", "--config", tmp_path / "own.yaml"]
+    listed = "".join(f"{k}.png\n" for k in range(30)).encode()
+
+    def run(folder="here", content=listed):
+        monkeypatch.chdir(tmp_path / folder)
+        standard_input(content)
+        return predict(*options)
+
+    assert run()[0] == 2
+    small_files()
+    for other in ({"folder": "there"}, {"content": listed[6:]}):
+        status, _, err = run(**other)
+        assert (status, "has the unfinished results of a command with inputs - (30 files, SHA-256 " in err) == (2, True)
+    config["detector"]["box_nms_thresh"] = 0.4
+    (tmp_path / "own.yaml").write_text(json.dumps(config))
+    status, _, err = run()
+    assert (status, "of a command with config" in err) == (2, True)
+    config["detector"]["box_nms_thresh"] = 0.5
+    (tmp_path / "own.yaml").write_text(json.dumps(config))
+    status, out, _ = run()
+    assert (status, "are in" in out, len(names(tmp_path))) == (0, True, 30)
+
+
+def test_an_interrupt_is_one_line_and_leaves_what_was_done(tmp_path, predict):
+    write_coco(tmp_path, 80)
+    journal = tmp_path / "out/predictions.jsonl"
+
+    def interrupt():
+        while not journal.exists() or journal.read_bytes().count(b"\n") < 3:
+            time.sleep(0.002)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    status, _, err = predict(tmp_path / "images", "--batch-size", "1")
+    assert (status, err.splitlines()[-1]) == (
+        130,
+        "interrupted. What was predicted so far is kept; the same command goes on from there.",
+    )
+    assert "Traceback" not in err
+    assert 3 <= journal.read_bytes().count(b"\n") < 80
+
+
+def write_sound(path):
     import av
 
-    with av.open(str(path), "w", options={"movflags": "faststart"}) as container:
-        stream = container.add_stream("h264", rate=10, width=size[0], height=size[1], pix_fmt="yuv420p")
-        for k in range(count):
-            pixels = 20 * (k % 12) + np.random.default_rng(k).integers(0, 10, (size[1], size[0], 3), dtype=np.uint8)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=16_000)
+        samples = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        samples.sample_rate = 16_000
+        container.mux(stream.encode(samples))
         container.mux(stream.encode(None))
 
 

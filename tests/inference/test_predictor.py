@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import draw
 from helpers import save_detector
+from omegaconf import OmegaConf
 from PIL import Image
 
 from resnet_backbones import Predictor
@@ -67,7 +68,8 @@ def test_every_form_of_an_image_gives_the_same(mask_rcnn, tmp_path):
     array = np.array(image)
     image.save(tmp_path / "a.png")
     tensor = torch.from_numpy(array).permute(2, 0, 1)
-    forms = [image, array, tensor, tensor / 255, str(tmp_path / "a.png"), tmp_path / "a.png", array[:, ::-1][:, ::-1]]
+    forms = [image, array, tensor, tensor / 255, tensor.double() / 255, str(tmp_path / "a.png"), tmp_path / "a.png"]
+    forms += [array[:, ::-1][:, ::-1]]
     first, *others = predict(forms)
     for other in others:
         np.testing.assert_allclose(other.boxes, first.boxes, atol=1e-3)
@@ -75,6 +77,11 @@ def test_every_form_of_an_image_gives_the_same(mask_rcnn, tmp_path):
     gray = predict([image.convert("L"), np.array(image.convert("L"))])
     np.testing.assert_array_equal(gray[0].boxes, gray[1].boxes)
     assert predict([]) == []
+    deep = Image.fromarray(np.array(image.convert("L")).astype(np.uint16) * 257)
+    deep.save(tmp_path / "16 bits.png")
+    by_path, by_pil, bytes_of_it = predict([tmp_path / "16 bits.png", deep, image.convert("L")])
+    np.testing.assert_array_equal(by_pil.boxes, by_path.boxes)
+    np.testing.assert_allclose(by_pil.boxes, bytes_of_it.boxes, atol=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -85,12 +92,21 @@ def test_every_form_of_an_image_gives_the_same(mask_rcnn, tmp_path):
         (np.zeros((8, 8, 4), np.uint8), r"shape \(8, 8, 4\)"),
         (torch.zeros(8, 8, 3), r"shape \(8, 8, 3\) is not an image; this network takes \(3, H, W\)"),
         (torch.zeros(3, 8, 8, dtype=torch.int32), "torch.int32 has no known range"),
+        (torch.full((3, 8, 8), 200.0), r"values from 200 to 200, of torch.float32; give uint8, or float in \[0, 1\]"),
+        (torch.full((3, 8, 8), torch.nan), "values from nan to nan"),
         ("nowhere.png", "The image nowhere.png does not exist"),
     ],
 )
 def test_what_is_no_image_is_refused(mask_rcnn, image, message):
     with pytest.raises(UserError, match=message):
         Predictor(mask_rcnn[1])(image)
+
+
+def test_half_a_pil_image_is_refused(mask_rcnn, tmp_path):
+    draw(64, 64).save(tmp_path / "a.png")
+    (tmp_path / "half.png").write_bytes((tmp_path / "a.png").read_bytes()[:200])
+    with pytest.raises(UserError, match="half.png cannot be decoded: "):
+        Predictor(mask_rcnn[1])(Image.open(tmp_path / "half.png"))
 
 
 def test_extreme_sizes(mask_rcnn):
@@ -133,9 +149,18 @@ def test_thresholds_of_classes(mask_rcnn):
     [
         ({"amp": "fp8"}, "Unknown amp 'fp8'"),
         ({"tile": 0}, "tile is 0"),
+        ({"tile": "640"}, "tile is '640'"),
+        ({"overlap": "0.2"}, "overlap is '0.2'"),
+        ({"batch_size": 2.5}, "batch_size is 2.5"),
+        ({"score_threshold": "0.5"}, "score_threshold of dog is '0.5'"),
+        ({"classes": ["dog", "dog"]}, "classes has 'dog' more than once"),
+        ({"classes": "dog"}, "classes is 'dog'; it must be a list"),
+        ({"config": "my.yaml"}, r'give what it holds: resnet_backbones.config.load_config\("my.yaml"\)'),
+        ({"config": {}}, "has no config.backbone.name"),
         ({"overlap": 1.0}, "overlap is 1.0; it must be at least 0 and less than 1"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"device": "gpu"}, "device gpu cannot be used here"),
+        ({"device": "meta"}, "device meta cannot be used here"),
     ],
 )
 def test_impossible_options_are_refused(mask_rcnn, options, message):
@@ -150,11 +175,27 @@ def test_mixed_precision_finds_much_the_same(mask_rcnn):
 
 
 def test_a_checkpoint_without_metadata_says_what_is_needed(tmp_path):
-    model, _ = save_detector(tmp_path)
+    model, path = save_detector(tmp_path)
     bare = str(tmp_path / "bare.pt")
     torch.save({"model": model.state_dict()}, bare)
     with pytest.raises(UserError, match=r"bare.pt does not say .* give the YAML .* \(config\) .* \(classes\)"):
         Predictor(bare)
+    metadata = torch.load(path, weights_only=True)["metadata"]
+    expected = Predictor(path)(draw())
+    for config in (metadata["config"], OmegaConf.create(metadata["config"])):
+        found = Predictor(tmp_path / "bare.pt", config=config, classes=["dog", "cat"])(draw())
+        np.testing.assert_array_equal(found.boxes, expected.boxes)
+    del metadata["config"]
+    torch.save({"model": model.state_dict(), "metadata": metadata}, bare)
+    with pytest.raises(UserError, match=r"bare.pt cannot be loaded as a classifier .* give the YAML .* \(config\)"):
+        Predictor(bare)
+
+
+def test_a_classifier_without_preprocessing_is_refused(tmp_path):
+    model = build_classifier("cifar_plain20", 8)
+    save_safetensors(tmp_path / "model.safetensors", model.state_dict(), metadata_of(model))
+    with pytest.raises(UserError, match="does not say how images are normalized for it; `resnet-backbones convert"):
+        Predictor(tmp_path / "model.safetensors")
 
 
 def test_classifiers_give_their_five_best_classes(tmp_path):
