@@ -55,6 +55,7 @@ def load_onnx(path: Path) -> tuple[Callable[[Tensor], dict[str, Tensor]], dict]:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors
     options.intra_op_num_threads = torch.get_num_threads()
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # which costs CPU time and saves none
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     (source,), names = session.get_inputs(), [output.name for output in session.get_outputs()]
 

@@ -75,8 +75,9 @@ class TrainingState:
         except UserError:
             raise
         except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            kind = "" if isinstance(error, KeyError) else f"{type(error).__name__}: "  # which `reason` names
             raise UserError(
-                f"{path} cannot be resumed from: {type(error).__name__}: {reason(error)}. Was it saved with another "
+                f"{path} cannot be resumed from: {kind}{reason(error)}. Was it saved with another "
                 "solver.optimizer, solver.ema_decay or backbone.freeze_at?"
             ) from error
         if self.step > max_iter:

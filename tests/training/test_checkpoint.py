@@ -129,7 +129,7 @@ class Runs:
         ({"model": 3}, "cannot be resumed from: AttributeError"),
         ({"model": {}}, "does not fit the model. 6 tensors missing in the file"),
         ({"optimizer": 3}, "cannot be resumed from: AttributeError"),
-        ({"optimizer": {"state": {}}}, "cannot be resumed from: KeyError: 'param_groups'"),
+        ({"optimizer": {"state": {}}}, "cannot be resumed from: KeyError 'param_groups'"),
         ({"average": {}}, "cannot be resumed from: RuntimeError: .*Was it saved with another .*solver.ema_decay"),
         ({"random": None}, "cannot be resumed from: TypeError"),
         ({"random": [{"cpu": 3}]}, "cannot be resumed from: "),
