@@ -5,13 +5,15 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import batched_nms
+from torchvision.ops import batched_nms, box_iou
 
 from .transform import paste
 
+VOTING_IOU = 0.65
+
 
 class MultiView(nn.Module):
-    """What a detector finds in all views of an image, merged by NMS in each class.
+    """What a detector finds in all views of an image, merged in each class by NMS and box voting.
 
     Args:
         model: a detector of this package, in evaluation mode; it is not changed.
@@ -24,7 +26,8 @@ class MultiView(nn.Module):
         self, model: nn.Module, sizes: Sequence[int], flip: bool, nms_thresh: float, detections_per_img: int
     ) -> None:
         super().__init__()
-        self.model, self.nms_thresh, self.detections_per_img = model, nms_thresh, detections_per_img
+        self.model, self.training = model, model.training
+        self.nms_thresh, self.detections_per_img = nms_thresh, detections_per_img
         self.views = [(at_size(model, size), mirrored) for size in sizes for mirrored in ((False, True)[: 1 + flip])]
 
     def forward(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
@@ -39,6 +42,7 @@ class MultiView(nn.Module):
         joined = {key: torch.cat([output[key] for output in found]) for key in found[0]}
         kept = batched_nms(joined["boxes"], joined["scores"], joined["labels"], self.nms_thresh)
         merged = {key: value[kept[: self.detections_per_img]] for key, value in joined.items()}
+        merged["boxes"] = vote(merged["boxes"], merged["labels"], joined)
         if "mask_crops" in merged and self.model.transform.paste_masks:
             merged["masks"] = paste(merged.pop("mask_crops"), merged["boxes"], tuple(image.shape[-2:]))
         return merged
@@ -58,3 +62,10 @@ def mirror(output: dict[str, Tensor], width: int) -> dict[str, Tensor]:
     x0, y0, x1, y1 = output["boxes"].unbind(1)
     mirrored = {"boxes": torch.stack([width - x1, y0, width - x0, y1], 1)}
     return output | mirrored | {key: output[key].flip(-1) for key in ("masks", "mask_crops") if key in output}
+
+
+def vote(kept: Tensor, labels: Tensor, found: dict[str, Tensor]) -> Tensor:
+    """Box voting (arXiv 1505.01749 §5): boxes (N, 4) as means of all of their class that overlap them, by score."""
+    alike = (box_iou(kept, found["boxes"]) >= VOTING_IOU) & (labels[:, None] == found["labels"])
+    weights = found["scores"] * alike
+    return weights @ found["boxes"] / weights.sum(1, keepdim=True)

@@ -9,7 +9,6 @@ from ..detectors.ranks import RCNN
 from ..detectors.roi_align import PyramidRoIAlign
 from .boxes import Size, anchors_of, at_least, best, clip, nms_by_class, non_maximum_suppression, prepare, to_native
 
-
 # Proposals go to RoIAlign in bands of this height, from left to right: where neighbors share what is in the cache,
 # onnxruntime's takes 15 % less time.
 BAND, WIDEST = 32, 1e5

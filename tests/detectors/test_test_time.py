@@ -5,7 +5,7 @@ import torch
 from conftest import write_coco
 from helpers import save_detector
 
-from resnet_backbones.detectors.test_time import MultiView
+from resnet_backbones.detectors.test_time import MultiView, vote
 
 
 @pytest.fixture(params=["mask_rcnn", "faster_rcnn"])
@@ -49,3 +49,15 @@ def test_sizes_are_those_the_network_sees(detector):
     detector.backbone.register_forward_hook(lambda module, args, output: seen.append(tuple(args[0].shape[-2:])))
     find(MultiView(detector, [32, 64], True, 0.5, 10), torch.rand(3, 60, 80))
     assert seen == [(32, 64)] * 2 + [(64, 96)] * 2  # 32 x 42 and 64 x 85, padded to multiples of 32
+
+
+def test_a_box_is_the_mean_of_those_that_overlap_it_by_score():
+    found = {
+        "boxes": torch.tensor([[0.0, 0, 10, 10], [1, 0, 11, 10], [0, 0, 10, 10], [5, 5, 15, 15]]),
+        "labels": torch.tensor([1, 1, 2, 1]),
+        "scores": torch.tensor([0.6, 0.2, 0.9, 0.5]),
+    }
+    voted = vote(
+        found["boxes"][:1], found["labels"][:1], found
+    )  # the third is of another class
+    torch.testing.assert_close(voted, torch.tensor([[0.25, 0, 10.25, 10]]))

@@ -114,6 +114,10 @@ def test_eval_only_scores_a_checkpoint(train, finished, tmp_path):
     assert (tmp_path / "out/metrics.json").read_text() == (finished / "metrics.json").read_text()
     assert not (tmp_path / "out/last.pt").exists()
 
+    assert train(*scored, "evaluation.tta_sizes=[40, 56]", "evaluation.tta_flip=true")[0] == 0
+    found = [json.loads((folder / "predictions.json").read_text()) for folder in (finished, tmp_path / "out")]
+    assert len(found[1]) > len(found[0])
+
 
 def test_a_resumed_run_ends_with_the_same_weights(train, finished, tmp_path):
     shutil.copytree(finished, tmp_path / "out")
