@@ -1,5 +1,7 @@
 """The loader's worker processes. Each notes which file it is reading, so that an error can name it if one dies."""
 
+import atexit
+import multiprocessing
 import os
 import re
 import signal
@@ -47,6 +49,15 @@ def start_worker(worker: int) -> None:
     """
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(number, signal.SIG_DFL))
+
+
+@atexit.register
+def end_workers() -> None:
+    """Workers of a loader that still exists ignore the one SIGTERM by which multiprocessing ends them at exit."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would report their death as an error
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            process.terminate()
 
 
 @contextmanager

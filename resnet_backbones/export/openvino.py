@@ -20,6 +20,10 @@ from .onnx import save_onnx
 INSTALL = "pip install openvino nncf onnx onnxruntime onnxscript"
 HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}  # of what is not quantized
 OURS = "resnet_backbones"  # the section of a file's rt_info
+# What int8 leaves in float32, since boxes and scores need more than 256 values: the last layers of heads, by their
+# names in torchvision's detectors, and the arithmetic of boxes.
+PREDICTORS = ("cls_logits", "cls_score", "bbox_pred", "bbox_reg", "bbox_ctrness", "mask_fcn_logits")
+BOX_ARITHMETIC = ["Multiply", "Subtract", "Divide", "Minimum", "Maximum", "Concat"]
 
 
 def import_openvino() -> ModuleType:
@@ -54,21 +58,38 @@ def save_openvino(network: Network, path: Path, precision: str, calibration: Seq
             cause = lines[0].strip("- ") if lines else reason(error)
             raise UserError(f"OpenVINO has no form of a part of this network: {cause}") from error
     if precision == "int8":
-        model = quantize(model, calibration)
+        model = quantize(model, network, calibration)
     for key, value in (network.metadata | {"precision": precision}).items():
         model.set_rt_info(json.dumps(value), [OURS, key])
     openvino.save_model(model, path, compress_to_fp16=False)
 
 
-def quantize(model: object, calibration: Sequence[Tensor]) -> object:
-    """`model` with convolutions and linear layers in int8 (NNCF's post-training quantization)."""
+def quantize(model: object, network: Network, calibration: Sequence[Tensor]) -> object:
+    """`model`, made from `network`, with convolutions and linear layers in int8 (NNCF's post-training quantization)."""
     logging.getLogger("nncf").setLevel(logging.ERROR)
     try:
         import nncf
     except ImportError:
         raise UserError(f"--precision int8 needs nncf, which is not installed: {INSTALL}") from None
-    images = nncf.Dataset([image.numpy() for image in calibration])
-    return nncf.quantize(model, images, preset=nncf.QuantizationPreset.MIXED, subset_size=len(calibration))
+    weights = [m.weight.numpy(force=True) for name, m in network.module.named_modules() if name.endswith(PREDICTORS)]
+    layers = [op for op in model.get_ordered_ops() if op.get_type_name() in ("Convolution", "MatMul")]
+    predictors = [op.get_friendly_name() for op in layers if any(has_weight(op, weight) for weight in weights)]
+    types = BOX_ARITHMETIC if network.kind == "detection" else []
+    return nncf.quantize(
+        model,
+        nncf.Dataset([image.numpy() for image in calibration]),
+        preset=nncf.QuantizationPreset.MIXED,
+        subset_size=len(calibration),
+        ignored_scope=nncf.IgnoredScope(names=predictors, types=types, validate=False),
+    )
+
+
+def has_weight(layer: object, weight: np.ndarray) -> bool:
+    """Whether a convolution or matrix product of OpenVINO is of `weight`."""
+    constant = layer.input_value(1).get_node()
+    if constant.get_type_name() != "Constant" or list(constant.shape) != list(weight.shape):
+        return False
+    return np.array_equal(constant.data, weight)
 
 
 def load_openvino(path: Path) -> tuple[Callable[[Tensor], dict[str, Tensor]], dict]:
