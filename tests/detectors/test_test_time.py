@@ -57,7 +57,5 @@ def test_a_box_is_the_mean_of_those_that_overlap_it_by_score():
         "labels": torch.tensor([1, 1, 2, 1]),
         "scores": torch.tensor([0.6, 0.2, 0.9, 0.5]),
     }
-    voted = vote(
-        found["boxes"][:1], found["labels"][:1], found
-    )  # the third is of another class
+    voted = vote(found["boxes"][:1], found["labels"][:1], found)  # the third is of another class
     torch.testing.assert_close(voted, torch.tensor([[0.25, 0, 10.25, 10]]))
