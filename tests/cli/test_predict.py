@@ -410,8 +410,10 @@ def test_an_interrupt_is_one_line_and_leaves_what_was_done(tmp_path, predict):
             time.sleep(0.002)
         os.kill(os.getpid(), signal.SIGINT)
 
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)  # pytest-xdist's workers ignore it
     threading.Thread(target=interrupt, daemon=True).start()
     status, _, err = predict(tmp_path / "images", "--batch-size", "1")
+    signal.signal(signal.SIGINT, previous)
     assert (status, err.splitlines()[-1]) == (
         130,
         "interrupted. What was predicted so far is kept; the same command goes on from there.",
