@@ -8,7 +8,6 @@ The same network, settings, images and workers, in turns; the first quarter of a
 
 import argparse
 import itertools
-import json
 import tempfile
 import time
 from functools import partial
@@ -27,6 +26,7 @@ from resnet_backbones.data.datasets import load_annotations
 from resnet_backbones.data.loader import build_train_loader
 from resnet_backbones.detectors import build_detector
 from resnet_backbones.errors import one_line_errors
+from resnet_backbones.training.curves import read_rows
 from resnet_backbones.training.loop import fit, memory_format
 
 from .accuracy.torchvision import build_model
@@ -46,7 +46,7 @@ def ours(config: DictConfig, dataset: DetectionDataset) -> list[float]:
         model = fold_norms(build_detector(config, len(dataset.classes)))
         model.to(memory_format=memory_format(model, config.solver))
         fit(model, loader, config.solver, Path(folder), lambda: {"bbox/AP": 0.0})
-        rows = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
+        rows = read_rows(Path(folder))
     return [config.solver.batch_size / row["images_per_second"] for row in rows if "loss" in row]
 
 

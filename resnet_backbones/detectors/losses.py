@@ -9,8 +9,6 @@ from torchvision.models.detection._utils import BoxCoder
 from torchvision.models.detection.roi_heads import RoIHeads, maskrcnn_loss
 from torchvision.ops import distance_box_iou_loss, generalized_box_iou_loss
 
-BOX_LOSSES = ("smooth_l1", "giou", "diou")
-CLASS_LOSSES = ("cross_entropy", "focal")
 IOU_LOSS_WEIGHT = 10.0  # a loss of IoU is smaller than smooth L1, whose offsets are scaled by 10 and 5
 FOCUS = 2.0  # gamma of the focal loss, arXiv 1708.02002 §3.2
 
@@ -55,8 +53,7 @@ class HeadsWithLosses(RoIHeads):
     """torchvision's RoI heads with the losses of boxes and classes chosen.
 
     Attributes:
-        box_loss, class_loss: one of `BOX_LOSSES` and `CLASS_LOSSES`.
-        class_weights: as in `class_loss`; empty for none.
+        box_loss, class_loss, class_weights: as in `settings.FasterRCNN`; no weights are an empty list.
     """
 
     def choose(self, box_loss: str, class_loss: str, class_weights: Sequence[float]) -> "HeadsWithLosses":

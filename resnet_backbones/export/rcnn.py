@@ -54,8 +54,8 @@ class RCNNGraph(nn.Module):
     def detections(self, features: dict[str, Tensor], proposals: Tensor, size: Size) -> tuple[Tensor, Tensor, Tensor]:
         """Boxes (N, 4), scores (N,) and labels (N,) of the second stage."""
         heads = self.model.roi_heads
-        pooled, order = pool(heads.box_roi_pool, features, proposals)
-        logits, deltas = (output[order.argsort()] for output in heads.box_predictor(heads.box_head(pooled)))
+        pooled, rows = pool(heads.box_roi_pool, features, proposals)
+        logits, deltas = (output[rows] for output in heads.box_predictor(heads.box_head(pooled)))
         boxes = clip(heads.box_coder.decode_single(deltas, proposals).reshape(-1, 4), size)
         boxes = boxes.unflatten(0, (-1, logits.shape[1]))[:, 1:].flatten(0, 1)
         scores = logits.softmax(1)[:, 1:]
@@ -67,13 +67,13 @@ class RCNNGraph(nn.Module):
     def masks(self, features: dict[str, Tensor], boxes: Tensor, labels: Tensor) -> Tensor:
         """The probabilities (N, M, M) of each box's own class."""
         heads = self.model.roi_heads
-        pooled, order = pool(heads.mask_roi_pool, features, boxes)
-        logits = heads.mask_predictor(heads.mask_head(pooled))[order.argsort()]
+        pooled, rows = pool(heads.mask_roi_pool, features, boxes)
+        logits = heads.mask_predictor(heads.mask_head(pooled))[rows]
         return logits[torch.arange(labels.shape[0]), labels].sigmoid()
 
 
 def pool(align: PyramidRoIAlign, features: dict[str, Tensor], boxes: Tensor) -> tuple[Tensor, Tensor]:
-    """RoIs (N, C, S, S) of boxes (N, 4), each pooled from its own level, and their places in `boxes`."""
+    """RoIs (N, C, S, S) of boxes (N, 4), each pooled from its own level, and which of them is that of each box."""
     level_of = align.map_levels([boxes])
     rois = F.pad(boxes, (1, 0))  # the first number is that of the image
     pooled, order = [], []
@@ -82,7 +82,7 @@ def pool(align: PyramidRoIAlign, features: dict[str, Tensor], boxes: Tensor) -> 
         places = places[(boxes[places, 1] // BAND * WIDEST + boxes[places, 0]).argsort()]
         pooled.append(roi_align(features[name], rois[places], align.output_size, scale, align.sampling_ratio))
         order.append(places)
-    return torch.cat(pooled), torch.cat(order)
+    return torch.cat(pooled), torch.cat(order).argsort()
 
 
 def paste(masks: Tensor, boxes: Tensor, size: Size) -> Tensor:

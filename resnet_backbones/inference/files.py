@@ -37,8 +37,8 @@ def predict_files(
 ) -> list[str]:
     """Add the results of all `sources` to `journal`, but for the images that are in it, and draw them below `folder`.
 
-    Returns why images and videos could not be read, or not to their end; each is logged. Raises `UserError` where
-    results or pictures cannot be written; the journal keeps those that were.
+    Returns why images and videos could not be read, or not to their end; each is logged. Raises `OSError` where results
+    or pictures cannot be written (see `keeping_results`); the journal keeps those that were.
 
     Args:
         category_ids: in the order of the predictor's classes.
@@ -54,7 +54,6 @@ def predict_files(
         logger.warning("%s", error)
 
     with (
-        keeping_results(folder),
         logging_redirect_tqdm([logging.getLogger("resnet_backbones")]),
         tqdm(total=len(images), desc="predict", unit="image", disable=None) as progress,
         ThreadPoolExecutor(together) as readers,
