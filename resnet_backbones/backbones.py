@@ -72,6 +72,7 @@ RESNETS = {
 # Nets for the 32x32 images of CIFAR (arXiv 1512.03385 §4.2): 6n + 2 layers of basic blocks, 9n + 2 of bottlenecks,
 # in three stages of 16, 32 and 64 planes. ResNeXt-29 has 64 planes and more (arXiv 1611.05431 §5.3).
 CIFAR = {"stem": stems.conv3x3, "width": 16}
+PRE = {"net": PreActResNet}
 CIFAR_RESNETS = {
     **{
         f"cifar_resnet{6 * n + 2}": {"block": BasicBlock, "depths": (n, n, n), "shortcut": "A"} | CIFAR
@@ -81,12 +82,17 @@ CIFAR_RESNETS = {
         f"cifar_plain{6 * n + 2}": {"block": BasicBlock, "depths": (n, n, n), "shortcut": "none"} | CIFAR
         for n in (3, 5, 7, 9, 18)
     },
-    "cifar_preact_resnet110": {"net": PreActResNet, "block": PreActBasicBlock, "depths": (18, 18, 18), "shortcut": "A"}
-    | CIFAR,
     **{
-        f"cifar_preact_resnet{9 * n + 2}": {"net": PreActResNet, "block": PreActBottleneck, "depths": (n, n, n)} | CIFAR
+        f"cifar_preact_resnet{6 * n + 2}": {"block": PreActBasicBlock, "depths": (n, n, n), "shortcut": "A"}
+        | PRE
+        | CIFAR
+        for n in (3, 5, 7, 9, 18)
+    },
+    **{
+        f"cifar_preact_resnet{9 * n + 2}": {"block": PreActBottleneck, "depths": (n, n, n)} | PRE | CIFAR
         for n in (18, 111)
     },
+    "cifar_resnet29": {"block": Bottleneck, "depths": (3, 3, 3)} | CIFAR,
     "cifar_resnext29_8x64d": {
         "block": Bottleneck,
         "depths": (3, 3, 3),

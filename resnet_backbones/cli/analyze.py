@@ -5,10 +5,15 @@
 
 key=value are options of build_backbone, with values in YAML. FLOPs and activations are those of convolutions and matrix
 products, for one image. The weights are random.
+
+Or measure in a network what the papers do; `resnet-backbones analyze responses --help` says more:
+
+    resnet-backbones analyze responses|gradients|lesions|shortcuts --weights FILE --data ROOT --output DIR
 """
 
 import json
 import re
+import sys
 from typing import TYPE_CHECKING
 
 from omegaconf import OmegaConf
@@ -20,10 +25,14 @@ from . import command_parser
 if TYPE_CHECKING:
     from torch import nn
 
+STUDIES = ("responses", "gradients", "lesions", "shortcuts")
 COLUMNS = ("parameters", "trainable", "frozen", "flops", "activations")
 
 
 def main(argv: list[str] | None = None) -> None:
+    argv = sys.argv[1:] if argv is None else argv
+    if argv and argv[0] in STUDIES:
+        return study(argv)
     parser = command_parser("analyze", __doc__)
     parser.add_argument("name", help="a registered backbone, or timm:NAME")
     parser.add_argument("options", nargs="*", metavar="key=value")
@@ -45,6 +54,60 @@ def main(argv: list[str] | None = None) -> None:
             print(json.dumps({"name": args.name, "input": size, "options": options, "rows": rows}))
         else:
             print(table(rows))
+
+
+STUDY = """Measure what the deep residual learning papers do, on networks of your own.
+
+    responses   standard deviations of the layers' responses (arXiv 1512.03385 Figure 7)
+    gradients   the loss's gradient at every block, and what of it came by the shortcuts alone (1603.05027 section 2);
+                networks of --weights also at their initialization
+    lesions     the error without each block, without several, and with blocks out of order; the gradient by path
+                length (1605.06431 Figures 3, 5 and 6)
+    shortcuts   networks of --weights by parameters, FLOPs, error and time; of --name trained with each shortcut
+
+    resnet-backbones analyze lesions --weights model.safetensors --data cifar10 --output out
+    resnet-backbones analyze gradients --name cifar_plain56 cifar_resnet56 --data cifar10 --output out
+    resnet-backbones analyze lesions --weights best.pt --data bccd_faster_rcnn_R18.yaml --output out
+
+Leaves STUDY.json and STUDY.png in the output folder. One that was interrupted goes on with the same command.
+"""
+
+
+def study(argv: list[str]) -> None:
+    """One of `STUDIES`."""
+    parser = command_parser("analyze", STUDY)
+    parser.add_argument("study", choices=STUDIES)
+    parser.add_argument("--weights", nargs="+", metavar="FILE", help="of pretrain or train, or a published classifier")
+    parser.add_argument("--name", nargs="+", metavar="NAME", help="untrained backbones, or those of --weights")
+    parser.add_argument(
+        "--data",
+        required=True,
+        metavar="ROOT",
+        help="the folder of images; of a detector also the config with its test set",
+    )
+    parser.add_argument("--split", help="the part of --data; of a classifier by default val")
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder for the results")
+    parser.add_argument("--images", type=int, metavar="N", help="so many images, drawn with --seed, not all")
+    parser.add_argument("--batch-size", type=int, metavar="N", help="default: 128, of detectors 4")
+    parser.add_argument("--draws", type=int, default=3, metavar="N", help="of each random experiment of lesions")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--num-workers", type=int, default=2, help="loader processes")
+    parser.add_argument("--device", help="such as cpu or cuda:1; default: a GPU if there is one")
+    parser.add_argument("options", nargs="*", metavar="key=value", help="options of build_backbone for --name")
+    args = parser.parse_intermixed_args(argv)
+    for key in ("weights", "name"):  # which take what follows them
+        given = getattr(args, key) or []
+        args.options += [value for value in given if re.match(r"\w+=", value)]
+        setattr(args, key, [value for value in given if not re.match(r"\w+=", value)])
+    with one_line_errors():
+        for name, least in (("images", 1), ("batch_size", 1), ("draws", 0), ("num_workers", 0)):
+            if (value := getattr(args, name)) is not None and value < least:
+                raise UserError(f"--{name.replace('_', '-')} is {value}; it must be at least {least}.")
+        from ..training.logger import set_up_logging
+        from .studies import study
+
+        set_up_logging()
+        study(args, parse_options(args.options))
 
 
 def parse_size(text: str) -> tuple[int, int]:

@@ -9,22 +9,24 @@ from pathlib import Path
 
 import torch
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from .. import distributed
-from ..classifiers import build_classifier
+from ..analysis.cost import analyze
+from ..classifiers import build_classifier, load_classifier
 from ..data.augmentation import train_transform
 from ..data.classification import ClassificationDataset, build_test_loader, build_train_loader
 from ..data.imagenet import FileImages, check_images, load_images
 from ..data.shards import ShardImages
 from ..data.views import build_views
-from ..errors import errors_about
+from ..errors import UserError, errors_about
 from ..evaluation.classification import evaluate_classifiers
 from ..evaluation.report import metrics_table, write_json
 from ..models.classifier import Classifier
 from ..models.compile import compile_backbone
 from ..models.fuse import fold_norms
-from ..preprocessing import Preprocessing
-from ..training.curves import draw_comparison, draw_curves
+from ..preprocessing import Preprocessing, input_channels
+from ..training.curves import draw_comparison, draw_curves, read_rows
 from ..training.loop import fit, memory_format, set_seed
 from ..training.precise_bn import update_precise_bn
 from ..training.solver import in_iterations
@@ -46,11 +48,12 @@ logger = logging.getLogger(__name__)
 
 def check(config: DictConfig, eval_only: bool) -> None:
     """Raise `UserError` where a classifier cannot be built or weights or images are missing, without reading them."""
-    options, compared = backbone_options(config) | {"weights": None}, [] if eval_only else config.compare
+    compared = [] if eval_only else config.compare
     with trial():
-        for name in compared or [config.backbone.name]:
+        for entry in compared or [config.backbone.name]:
             with errors_about("compare" if compared else "backbone"):
-                build_classifier(num_classes=2, **options | {"name": name})
+                one = with_backbone(config, entry) if compared else config
+                build_classifier(num_classes=2, **backbone_options(one) | {"weights": None})
     check_weights(config, config.ensemble if eval_only else ())
     for split in [config.data.val] if eval_only else [config.data.train, config.data.val]:
         check_images(config.data.root, split)
@@ -114,13 +117,63 @@ def evaluate(given: DictConfig) -> None:
         classification_report(output_dir, images, answers, config)
 
 
-def compare(config: DictConfig, resume: bool) -> None:
-    """Train each backbone of `compare` in a folder of its own and draw their errors in `comparison.png`."""
-    runs = {name: Path(config.output_dir) / name for name in config.compare}
-    for name, folder in runs.items():
-        train(OmegaConf.merge(config, {"backbone": {"name": name}, "output_dir": str(folder)}), resume)
+def compare(config: DictConfig, resume: bool) -> list[dict]:
+    """Train each backbone of `compare` in a folder of its own, and write what they cost and reach.
+
+    Leaves the curves of their errors in `comparison.png` and the returned rows, of `comparison_row`, in
+    `comparison.json`.
+    """
+    output_dir, runs, rows = Path(config.output_dir).expanduser(), {}, []
+    for entry in config.compare:
+        runs[entry] = output_dir / entry.replace(" ", "-")
+        train(OmegaConf.merge(with_backbone(config, entry), {"output_dir": str(runs[entry])}), resume)
+        if distributed.is_main():
+            rows.append(comparison_row(entry, runs[entry]))
+            write_json(output_dir / "comparison.json", {"networks": rows})
     if distributed.is_main():
-        draw_comparison(runs, Path(config.output_dir) / "comparison.png")
+        draw_comparison(runs, output_dir / "comparison.png")
+        logger.info("\n%s", comparison_table(rows))
+    return rows
+
+
+def with_backbone(config: DictConfig, entry: str) -> DictConfig:
+    """`config` with the backbone of an `entry` of `compare`, "NAME key=value …"."""
+    name, *pairs = entry.split()
+    try:
+        return OmegaConf.merge(config, {"backbone": OmegaConf.merge({"name": name}, OmegaConf.from_dotlist(pairs))})
+    except OmegaConfBaseException as error:
+        raise UserError(f"{entry!r}: {str(error).splitlines()[0]}") from error
+
+
+def comparison_row(name: str, folder: Path) -> dict:
+    """What the run in `folder` cost and reached.
+
+    parameters and FLOPs of the classifier for one image, its final error on the validation images and the mean one of
+    the last logged training steps, both in percent, and the seconds that its training steps took.
+    """
+    model, log = load_classifier(str(folder / "model.safetensors")), read_rows(folder)
+    size = model.preprocessing.size
+    total = analyze(model, (size, size), input_channels(model.backbone))["total"]
+    steps = [row for row in log if "images_per_second" in row]
+    batch = OmegaConf.load(folder / "config.yaml").solver.batch_size
+    starts = [0, *(row["step"] for row in steps[:-1])]
+    seconds = sum(
+        (row["step"] - start) * batch / row["images_per_second"] for row, start in zip(steps, starts, strict=True)
+    )
+    error = 100 - next(row["top1"] for row in reversed(log) if "top1" in row)
+    training_error = next(row["error"] for row in reversed(steps))
+    costs = {"parameters": total["parameters"], "flops": total["flops"], "seconds": seconds}
+    return {"name": name, **costs, "error": error, "training_error": training_error}
+
+
+def comparison_table(rows: list[dict]) -> str:
+    width = max(len(row["name"]) for row in rows)
+    lines = [f"{'':{width}}{'parameters':>12}{'MFLOPs':>9}{'seconds':>9}{'error':>8}{'in training':>13}"]
+    for row in rows:
+        costs = f"{row['parameters']:>12,}{row['flops'] / 1e6:>9.1f}{row['seconds']:>9.0f}"
+        trained = f"{row['training_error']:>13.2f}" if "training_error" in row else f"{'-':>13}"
+        lines.append(f"{row['name']:{width}}{costs}{row['error']:>8.2f}{trained}")
+    return "\n".join(lines)
 
 
 def save_metrics(metrics: dict[str, float], output_dir: Path) -> None:

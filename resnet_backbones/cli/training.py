@@ -22,6 +22,7 @@ from ..errors import UserError, errors_about
 from ..evaluation.detection import evaluate_sets, save_results
 from ..evaluation.report import metrics_table, write_json
 from ..models.fuse import fold_norms
+from ..models.layers import has_live_batch_norm
 from ..training.loop import fit, memory_format, set_seed
 from .reporting import detection_reports
 from .run import check_weights, for_inference, open_output, start, trial
@@ -35,7 +36,7 @@ def check(config: DictConfig, eval_only: bool) -> None:
     with trial():
         with errors_about("backbone"):
             build_backbone(**backbone_options(bare))
-        build_detector(bare, num_classes=1)
+        build_detector(bare, num_classes=len(config.detector.class_weights or [1]))  # their number is checked later
     check_weights(config)
     for key in ["data.test"] if eval_only else ["data.train", "data.test"]:
         for name in OmegaConf.select(config, key):
@@ -51,10 +52,12 @@ def train(given: DictConfig, resume: bool) -> None:
     check_same_classes(test_sets[0], train_sets[0])
     if not test_sets[0].is_labeled:
         raise UserError(f"data.test: {test_sets[0].name} has no annotations, and so no metrics to choose the best by.")
-    loader = train_loader(train_sets, config)
     for data in test_sets:
         check_headers(data, config.data.max_unreadable)
     model = build_detector(config, len(test_sets[0].classes), new_predictors=True).to(device)
+    if config.data.aspect_ratio_grouping is None:
+        config.data.aspect_ratio_grouping = not has_live_batch_norm(model)
+    loader = train_loader(train_sets, config)
     fold_norms(model)
     global_batch(model)
     model.to(memory_format=memory_format(model, solver))

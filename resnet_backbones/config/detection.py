@@ -83,7 +83,9 @@ class DataConfig:
     repeat_threshold: float | None = None  # repeat images of classes that a smaller fraction of the images has
     keep_empty: bool = False  # also train on images without objects
     max_unreadable: int = 0  # unreadable images that are logged and skipped; one more is an error
-    aspect_ratio_grouping: bool = True  # batches of only wide or only tall images: less padding
+    # Batches of only wide or only tall images: less padding. Where shape and content go together, their statistics are
+    # not those of the data, so null is true only if the model has no live BN.
+    aspect_ratio_grouping: bool | None = None
 
 
 @dataclass

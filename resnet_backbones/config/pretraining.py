@@ -86,7 +86,8 @@ class PretrainConfig:
     loss: LossConfig = field(default_factory=LossConfig)
     solver: PretrainSolverConfig = field(default_factory=PretrainSolverConfig)
     evaluation: ScoreConfig = field(default_factory=ScoreConfig)
-    compare: list[str] = field(default_factory=list)  # backbones to train in turn and draw in one plot
+    # Backbones to train in turn and compare: names, with options of `backbone` such as "cifar_resnet20 shortcut=B".
+    compare: list[str] = field(default_factory=list)
     weights: str | None = None  # of the whole classifier, to evaluate or to start from
     ensemble: list[str] = field(default_factory=list)  # more classifiers to evaluate together with weights
     output_dir: str = "output"

@@ -18,6 +18,8 @@ class BackboneConfig:
     fpn_p6_input: str = "res5"  # res5 (RetinaNet) or p5 (FCOS), from which a p6 below a p7 is made
 
     # Variants of a residual family; null keeps the family's default. `build_backbone` explains them.
+    groups: int | None = None  # of a bottleneck's 3x3, the cardinality; width_per_group channels each for 64 planes
+    width_per_group: int | None = None
     shortcut: str | None = None  # A, A_centered, B, C, D, B3x3 or none
     stride_in_1x1: bool | None = None  # the original placement, in the first 1x1 of a bottleneck
     output_stride: int | None = None  # 8 or 16: res5 (and res4) dilated instead of strided, for heads without FPN

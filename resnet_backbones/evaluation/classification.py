@@ -38,7 +38,9 @@ def evaluate_classifiers(models: Sequence[nn.Module], loader: Iterable) -> tuple
         model.eval()
     counts = torch.zeros(3, dtype=torch.float64)  # correct, in the top five, all
     answers = []
-    for views, targets in tqdm(loader, desc="evaluate", unit="batch", disable=None if distributed.is_main() else True):
+    for views, targets in tqdm(
+        loader, desc="evaluate", unit="batch", disable=None if distributed.is_main() else True, leave=None
+    ):
         labels = targets["labels"]
         probabilities = (sum(view_probabilities(model, views, device) for model in models) / len(models)).cpu()
         scores, best = probabilities.topk(min(5, probabilities.shape[1]), dim=1)

@@ -101,7 +101,7 @@ def predict(model: nn.Module, loader: Iterable, category_ids: list[int]) -> list
     training = model.training
     model.eval()
     predictions = []
-    progress = tqdm(loader, desc="evaluate", unit="batch", disable=None if distributed.is_main() else True)
+    progress = tqdm(loader, desc="evaluate", unit="batch", disable=None if distributed.is_main() else True, leave=None)
     for images, targets in progress:
         outputs = model([image.to(device) for image in images])
         for output, target in zip(outputs, targets, strict=True):

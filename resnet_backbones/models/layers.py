@@ -56,6 +56,11 @@ class FrozenBatchNorm2d(nn.Module):
         return _replace(module, cls, nn.BatchNorm2d)
 
 
+def has_live_batch_norm(model: nn.Module) -> bool:
+    """Whether a norm of `model` has the statistics of the batch in training."""
+    return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+
+
 def scale_and_shift(norm: nn.Module) -> tuple[Tensor, Tensor]:
     """(C,) each, what `norm` with its running statistics computes: y = x * scale + shift."""
     scale = (norm.running_var + norm.eps).rsqrt()

@@ -25,15 +25,17 @@ def draw_comparison(runs: dict[str, Path], path: Path) -> None:
 
     Nets without shortcuts ("plain" in their names) are drawn on the left, the others on the right.
     """
-    figure, (left, right) = _axes("error (%)", "error (%)")
-    left.set_title("plain")
-    right.set_title("residual")
-    for k, (name, folder) in enumerate(runs.items()):
-        _draw_errors(left if "plain" in name else right, read_rows(folder), f"{name} ", f"C{k}")
-    for axis in (left, right):
-        if axis.lines:
-            axis.legend()
-    right.sharey(left)
+    plain = [name for name in runs if "plain" in name]
+    groups = {"plain": plain, "residual": [name for name in runs if name not in plain]}
+    groups = {title: names for title, names in groups.items() if names}
+    figure, axes = _axes(*["error (%)"] * len(groups))
+    for axis, (title, names) in zip(axes, groups.items(), strict=True):
+        axis.set_title(title)
+        for name in names:
+            _draw_errors(axis, read_rows(runs[name]), f"{name} ", f"C{list(runs).index(name)}")
+        axis.legend()
+        if axis is not axes[0]:
+            axis.sharey(axes[0])
     _save(figure, path)
 
 
@@ -52,7 +54,7 @@ def _axes(*labels: str):
     from matplotlib.figure import Figure  # here, because it takes long to import
 
     figure = Figure(figsize=(11, 4.5), layout="constrained")
-    axes = figure.subplots(1, len(labels))
+    axes = figure.subplots(1, len(labels), squeeze=False)[0]
     for axis, label in zip(axes, labels, strict=True):
         axis.set_xlabel("iteration")
         axis.set_ylabel(label)

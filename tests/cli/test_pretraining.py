@@ -164,6 +164,27 @@ def test_the_degradation_experiment_draws_its_curves(pretrain, tmp_path):
         assert (np.abs(picture.astype(int) - color).sum(2) < 30).sum() > 100
 
 
+def test_options_of_a_backbone_are_compared(pretrain, tmp_path):
+    entries = ["cifar_resnet29", "cifar_resnet29 groups=32 width_per_group=4", "cifar_resnet20 shortcut=C"]
+    status, out, err = pretrain(f"compare=[{','.join(entries)}]", "solver.schedule=steps", config="cifar10_cardinality")
+    assert status == 0, err
+    rows = json.loads((tmp_path / "out/comparison.json").read_text())["networks"]
+    assert [row["name"] for row in rows] == entries
+    for row in rows:
+        folder = tmp_path / "out" / row["name"].replace(" ", "-")
+        log = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        assert row["error"] == pytest.approx(100 - metrics_of(folder)["top1"])
+        assert row["training_error"] == [line["error"] for line in log if "error" in line][-1]
+        assert row["seconds"] == pytest.approx(sum(4 / v["images_per_second"] for v in log if "error" in v))
+        assert row["name"] in out
+    assert [row["flops"] for row in rows[:2]] == [pytest.approx(47.1e6, rel=0.01), pytest.approx(48.7e6, rel=0.01)]
+    assert metadata_of(folder / "model.safetensors")["architecture"]["options"]["shortcut"] == "C"
+    status, _, err = pretrain("compare=[cifar_resnet20 shortcat=B]", config="cifar10_cardinality")
+    assert status == 2
+    assert "shortcat" in err
+    assert len(err.strip().splitlines()) == 1
+
+
 def test_per_pixel_mean(pretrain, tmp_path):
     assert pretrain("preprocessing.per_pixel_mean=true", "preprocessing.image_mean=null")[0] == 0
     mean = np.array(metadata_of(tmp_path / "out/model.safetensors")["preprocessing"]["mean"])

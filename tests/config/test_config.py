@@ -6,6 +6,7 @@ from omegaconf import OmegaConf
 
 from resnet_backbones.classifiers import build_classifier
 from resnet_backbones.cli.classifiers import backbone_options
+from resnet_backbones.cli.pretraining import with_backbone
 from resnet_backbones.config import CONFIG_FOLDER, PretrainConfig, load_config, save_config
 from resnet_backbones.detectors import build_detector
 from resnet_backbones.errors import UserError
@@ -32,7 +33,7 @@ def test_every_yaml_of_a_classifier_loads_and_builds(name):
     config = load_config(name, schema=PretrainConfig)
     with torch.device("meta"):
         for backbone in config.compare or [config.backbone.name]:
-            model = build_classifier(num_classes=3, **backbone_options(config) | {"name": backbone})
+            model = build_classifier(num_classes=3, **backbone_options(with_backbone(config, backbone)))
             assert model.fc.out_features == 3
     assert name.removesuffix(".yaml") in config.output_dir
 

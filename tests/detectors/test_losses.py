@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from conftest import TINY
+from conftest import TINY, coco_overrides, write_coco
 from omegaconf import OmegaConf
 from torchvision.models.detection._utils import BoxCoder
 from torchvision.models.detection.roi_heads import fastrcnn_loss
@@ -116,3 +116,14 @@ def test_the_number_of_class_weights_is_checked():
     assert OmegaConf.to_container(config.detector.class_weights) == [1, 2]
     with pytest.raises(UserError, match=r"detector.class_weights is \[1.0, 2.0\]; it must be 3 numbers, one a class"):
         build_detector(config, 3)
+
+
+def test_training_takes_class_weights_from_the_command_line(tool, tmp_path):
+    write_coco(tmp_path)  # two classes
+    arguments = [*TINY, *coco_overrides(tmp_path), f"output_dir={tmp_path}/out", "solver.max_iter=1", "solver.steps=[]"]
+    config = ["--config", "quickstart_mask_rcnn.yaml"]
+    status, _, err = tool("train_net", *config, *arguments, "detector.class_weights=[1,2]")
+    assert status == 0, err
+    status, _, err = tool("train_net", *config, *arguments, "detector.class_weights=[1,2,3]")
+    assert status == 2
+    assert "detector.class_weights is [1.0, 2.0, 3.0]; it must be 2 numbers, one a class" in err

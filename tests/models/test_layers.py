@@ -3,10 +3,11 @@ import torch
 import torchvision
 from torch import nn
 
-from resnet_backbones import FrozenBatchNorm2d
+from resnet_backbones import FrozenBatchNorm2d, build_backbone
+from resnet_backbones.backbones import allow_random_frozen
 from resnet_backbones.errors import UserError
 from resnet_backbones.models.freezing import freeze
-from resnet_backbones.models.layers import get_norm
+from resnet_backbones.models.layers import get_norm, has_live_batch_norm
 
 
 def random_batch_norm(channels: int = 16, eps: float = 1e-5) -> nn.BatchNorm2d:
@@ -106,3 +107,18 @@ def test_bad_norms_say_so():
         get_norm("bn", 64)
     with pytest.raises(UserError, match="multiples of its 32 groups, got 48"):
         get_norm("GN", 48)
+
+
+@pytest.mark.parametrize(
+    ("options", "live"),
+    [
+        ({}, True),
+        ({"norm": "SyncBN"}, True),
+        ({"freeze_at": 4}, True),
+        ({"norm": "GN"}, False),
+        ({"freeze_at": 5}, False),
+    ],
+)
+def test_norms_with_the_statistics_of_the_batch(options, live):
+    with allow_random_frozen():
+        assert has_live_batch_norm(build_backbone("resnet18", **options)) is live

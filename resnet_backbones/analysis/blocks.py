@@ -1,0 +1,174 @@
+"""The blocks of a network in the order of its forward pass, and what a study does to them: remove, cut, swap.
+
+A block y = shortcut(x) + residual(x) (arXiv 1512.03385 equations 1 and 2) without its residual is its shortcut, which
+is how arXiv 1605.06431 §4.1 deletes it. A block without a shortcut, and one of another library, becomes the identity,
+which needs an input and an output of one size.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import UserError
+from ..models.blocks import BasicBlock, Bottleneck
+from ..models.fpn import FPN
+from ..models.shortcuts import NoShortcut
+
+LAYERS = (nn.Conv2d, nn.Linear)
+
+
+class Block(NamedTuple):
+    """A block of a network: `module` is `model.get_submodule(name)`, a part of `stage`, such as "res3"."""
+
+    name: str
+    stage: str
+    module: nn.Module
+
+    @property
+    def is_residual(self) -> bool:
+        """Whether residual and shortcut can be told apart, as in every residual block of this package."""
+        return isinstance(self.module, (BasicBlock, Bottleneck)) and not isinstance(self.module.downsample, NoShortcut)
+
+
+def find_body(model: nn.Module) -> tuple[str, nn.Module]:
+    """The network with stages in a backbone, classifier or detector, and its name there.
+
+    Raises `UserError` where there is none.
+    """
+    for name, module in model.named_modules():
+        if hasattr(module, "stages") and not isinstance(module, FPN):
+            return name, module
+    raise UserError("The model has no backbone of this package, and so no stages.")
+
+
+def find_blocks(model: nn.Module) -> list[Block]:
+    """The blocks of the backbone in `model`, in the order of its forward pass.
+
+    Raises `UserError` where its stages are single layers, as those of VGG.
+    """
+    prefix, body = find_body(model)
+    dot = f"{prefix}." if prefix else ""
+    blocks = [
+        Block(dot + name, stage, module)
+        for stage, parts in body.stages.items()
+        if stage != "stem"
+        for part in parts
+        for name, module in _chain(part, body.get_submodule(part))
+    ]
+    if not blocks:
+        raise UserError("This network has no blocks: its stages are single layers.")
+    return blocks
+
+
+def _chain(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The modules of a stage that consist of several layers; timm's stages hold theirs in `blocks`."""
+    if isinstance(getattr(module, "blocks", None), nn.Sequential):
+        name, module = f"{name}.blocks", module.blocks
+    if isinstance(module, nn.Sequential):
+        for child_name, child in module.named_children():
+            yield from _chain(f"{name}.{child_name}", child)
+    elif not isinstance(module, LAYERS) and any(isinstance(part, LAYERS) for part in module.modules()):
+        yield name, module
+
+
+def block_shapes(blocks: list[Block], run: Callable[[], object]) -> dict[str, tuple[torch.Size, torch.Size]]:
+    """The shapes of each block's input and output when `run()` calls the model."""
+    shapes = {}
+    with ExitStack() as stack:
+        for block in blocks:
+
+            def record(_, inputs: tuple, output: Tensor, name: str = block.name) -> None:
+                shapes[name] = inputs[0].shape, output.shape
+
+            stack.callback(block.module.register_forward_hook(record).remove)
+        run()
+    return shapes
+
+
+class Zero(nn.Module):
+    """In place of a residual: nothing is added to the shortcut."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.zeros_like(x)
+
+
+class Detached(nn.Module):
+    """What `module` gives, without a gradient."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.module(x).detach()
+
+
+class DetachedInput(nn.Module):
+    """In place of an identity shortcut: the input of the block, without a gradient.
+
+    A pre-activation block calls its shortcut on the activated input, but its identity carries the input as it is.
+    """
+
+    x: Tensor
+
+    def keep(self, block: nn.Module, inputs: tuple) -> None:
+        """The block's forward pre-hook."""
+        self.x = inputs[0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.x.detach()
+
+
+@contextmanager
+def replaced(parent: nn.Module, **children: nn.Module) -> Iterator[None]:
+    """`children` of `parent` in place of those of the same names."""
+    before = {name: getattr(parent, name) for name in children}
+    for name, child in children.items():
+        setattr(parent, name, child)
+    try:
+        yield
+    finally:
+        for name, child in before.items():
+            setattr(parent, name, child)
+
+
+@contextmanager
+def without(model: nn.Module, blocks: list[Block]) -> Iterator[None]:
+    """`model` without `blocks`: residual ones are their shortcuts, others the identity."""
+    with ExitStack() as stack:
+        for block in blocks:
+            if block.is_residual:
+                stack.enter_context(replaced(block.module, drop_path=Zero()))
+            else:
+                parent, _, child = block.name.rpartition(".")
+                stack.enter_context(replaced(model.get_submodule(parent), **{child: nn.Identity()}))
+        yield
+
+
+@contextmanager
+def without_gradient(blocks: list[Block], path: str) -> Iterator[None]:
+    """No gradient passes the `path`, "residual" or "shortcut", of residual `blocks`; the forward pass is the same."""
+    with ExitStack() as stack:
+        for module in (block.module for block in blocks):
+            if path == "residual":
+                stack.enter_context(replaced(module, drop_path=Detached(module.drop_path)))
+            elif module.downsample is not None:
+                stack.enter_context(replaced(module, downsample=Detached(module.downsample)))
+            else:
+                identity = DetachedInput()
+                stack.callback(module.register_forward_pre_hook(identity.keep).remove)
+                stack.enter_context(replaced(module, downsample=identity))
+        yield
+
+
+@contextmanager
+def reordered(model: nn.Module, blocks: list[Block], order: list[int]) -> Iterator[None]:
+    """`model` with `blocks[order[k]]` in the place of `blocks[k]`."""
+    with ExitStack() as stack:
+        for block, k in zip(blocks, order, strict=True):
+            parent, _, child = block.name.rpartition(".")
+            stack.enter_context(replaced(model.get_submodule(parent), **{child: blocks[k].module}))
+        yield
