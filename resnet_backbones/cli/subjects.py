@@ -123,8 +123,10 @@ def classifier_subject(
         for stacks, targets in chosen(dataset, count, size, args.num_workers, args.seed):
             yield torch.cat([stack for (stack,) in stacks]).to(device), {"labels": targets["labels"].to(device)}
 
+    to_score = chosen(dataset, args.images, size, args.num_workers, args.seed)
+
     def score(net: nn.Module) -> dict[str, float]:
-        metrics = score_classifiers([net], chosen(dataset, args.images, size, args.num_workers, args.seed))
+        metrics = score_classifiers([net], to_score)
         return {"error": 100 - metrics["top1"], "top5_error": 100 - metrics["top5"]}
 
     return Subject(name, file or "", model.to(device), batches, score, "error")
@@ -149,6 +151,8 @@ def complete(known: Preprocessing | None, name: str, channels: int) -> Preproces
 def detector_subject(
     args: argparse.Namespace, file: str | None, source: str, metadata: dict, device: torch.device
 ) -> Subject:
+    if args.study == "lesions" and args.images is not None:
+        raise UserError("A detector is scored on all images of --data; leave --images out.")
     sections, classes = stated_config(metadata, source), list(metadata["classes"])
     if file is not None:
         model = load_detector(file)
