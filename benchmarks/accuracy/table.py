@@ -38,11 +38,10 @@ def print_metric(metric: str, scores: dict[str, list[float]]) -> None:
 
 
 def with_interval(values: Sequence[float]) -> str:
-    return f"{np.mean(values):6.2f} ± {half_interval(values):.2f}"
+    """The mean, and for several values half its interval."""
+    return f"{np.mean(values):6.2f}" + (f" ± {half_interval(values):.2f}" if len(values) > 1 else "")
 
 
 def half_interval(values: Sequence[float]) -> float:
-    """Half the 95 % interval of the mean, by Student's t; NaN for one value."""
-    if len(values) < 2:
-        return float("nan")
+    """Half the 95 % interval of the mean of two or more values, by Student's t."""
     return float(stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values)))
