@@ -7,6 +7,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 from torchvision import models
 from torchvision.models.regnet import BlockParams, RegNet
+from torchvision.models.vgg import cfgs, make_layers
 
 from ...errors import UserError, unknown
 from ..backbone import Backbone, ShapeSpec, check_out_features
@@ -244,10 +245,19 @@ def googlenet() -> nn.Module:
     return models.googlenet(aux_logits=False, transform_input=False, init_weights=False)
 
 
+def vgg(name: str) -> nn.Module:
+    """torchvision's VGG without fc6 to fc8, nine tenths of its weights, whose initialization takes seconds."""
+    depth, _, bn = name.removeprefix("vgg").partition("_")
+    net = nn.Module()
+    net.features = make_layers(cfgs[{"11": "A", "13": "B", "16": "D", "19": "E"}[depth]], batch_norm=bool(bn))
+    return net.apply(init_weights)
+
+
 CONSTRUCTORS: dict[str, Callable[[], nn.Module]] = {
     "googlenet": googlenet,
     **{name: functools.partial(densenet, name) for name in TABLE if name.startswith("densenet")},
     **{name: functools.partial(regnet, name) for name in REGNETS},
+    **{name: functools.partial(vgg, name) for name in TABLE if name.startswith("vgg")},
 }
 
 
