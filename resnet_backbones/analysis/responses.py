@@ -1,5 +1,6 @@
 """How strongly each layer responds: standard deviations after the norm (arXiv 1512.03385 §4.2, Figure 7)."""
 
+import itertools
 import math
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
@@ -14,13 +15,13 @@ NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, FrozenBatch
 
 
 class Moments:
-    """Sum, sum of squares and number of values, in float64."""
+    """Of all values added: their standard deviation."""
 
     def __init__(self) -> None:
         self.sum = self.squares = self.count = 0
 
     def add(self, x: Tensor) -> None:
-        x = x.detach().double()
+        x = x.double()
         self.sum, self.squares, self.count = self.sum + x.sum(), self.squares + x.square().sum(), self.count + x.numel()
 
     def std(self) -> float:
@@ -39,34 +40,35 @@ def layer_responses(
     after BN and before ReLU and addition. With pre-activation it is so, too, but for the last layer of a block, whose
     output is added as it is. `run(model, batch)` calls the model, which should be in evaluation mode.
     """
+    batches = iter(batches)
+    first = next(batches)
+    moments = {name: (module, Moments()) for name, module in responding(model, lambda: run(model, first)).items()}
+    with ExitStack() as stack:
+        for module, total in moments.values():
+            hook = module.register_forward_hook(lambda _, inputs, output, total=total: total.add(output))
+            stack.callback(hook.remove)
+        for batch in itertools.chain([first], batches):
+            run(model, batch)
+    return {name: total.std() for name, (_, total) in moments.items()}
+
+
+def responding(model: nn.Module, run: Callable[[], object]) -> dict[str, nn.Module]:
+    """For each layer that `run()` calls, the module whose output is its response: itself, or the norm that takes it."""
     _, body = find_body(model)
-    moments: dict[str, Moments] = {}
+    found: dict[str, nn.Module] = {}
     latest: dict[str, object] = {}
 
     def of_layer(name: str) -> Callable:
         def record(module: nn.Module, inputs: tuple, output: Tensor) -> None:
-            settle()
-            of_output = Moments()  # at once, since a ReLU may overwrite it
-            of_output.add(output)
-            latest.update(name=name, output=output, version=output._version, moments=of_output)
+            found[name] = module
+            latest.update(name=name, output=output, version=output._version)
 
         return record
 
     def of_norm(module: nn.Module, inputs: tuple, output: Tensor) -> None:
         # An addition in place, as at the end of a block, makes another value of the same tensor.
-        if latest and inputs[0] is latest["output"] and inputs[0]._version == latest["version"]:
-            latest["moments"] = Moments()
-            latest["moments"].add(output)
-
-    def settle() -> None:
-        if latest:
-            total, part = moments.setdefault(latest["name"], Moments()), latest["moments"]
-            total.sum, total.squares, total.count = (
-                total.sum + part.sum,
-                total.squares + part.squares,
-                total.count + part.count,
-            )
-            latest.clear()
+        if inputs[0] is latest.get("output") and inputs[0]._version == latest["version"]:
+            found[latest["name"]] = module
 
     with ExitStack() as stack:
         for name, module in body.named_modules():
@@ -74,7 +76,5 @@ def layer_responses(
                 stack.callback(module.register_forward_hook(of_layer(name)).remove)
             elif isinstance(module, NORMS):
                 stack.callback(module.register_forward_hook(of_norm).remove)
-        for batch in batches:
-            run(model, batch)
-            settle()
-    return {name: found.std() for name, found in moments.items()}
+        run()
+    return found
