@@ -113,6 +113,7 @@ def translate(config: DictConfig, num_classes: int) -> CfgNode:
         "DATASETS.TRAIN": list(config.data.train),
         "DATASETS.TEST": [],
         "DATALOADER.NUM_WORKERS": config.data.num_workers,
+        "DATALOADER.ASPECT_RATIO_GROUPING": config.data.aspect_ratio_grouping is not False,  # null: its own default
         "SOLVER.IMS_PER_BATCH": solver.batch_size,
         "SOLVER.BASE_LR": solver.lr,
         "SOLVER.STEPS": list(solver.steps),
