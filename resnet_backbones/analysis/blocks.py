@@ -13,11 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
+from ..models.backbone import Backbone
 from ..models.blocks import BasicBlock, Bottleneck
+from ..models.deform import DeformConv2d
 from ..models.fpn import FPN
 from ..models.shortcuts import NoShortcut
 
-LAYERS = (nn.Conv2d, nn.Linear)
+LAYERS = (nn.Conv2d, DeformConv2d, nn.Linear)
 
 
 class Block(NamedTuple):
@@ -39,21 +41,25 @@ def find_body(model: nn.Module) -> tuple[str, nn.Module]:
     Raises `UserError` where there is none.
     """
     for name, module in model.named_modules():
-        if hasattr(module, "stages") and not isinstance(module, FPN):
+        if isinstance(module, Backbone) and not isinstance(module, FPN):
             return name, module
-    raise UserError("The model has no backbone of this package, and so no stages.")
+    raise UserError("The model has no backbone of this package.")
 
 
 def find_blocks(model: nn.Module) -> list[Block]:
     """The blocks of the backbone in `model`, in the order of its forward pass.
 
-    Raises `UserError` where its stages are single layers, as those of VGG.
+    Raises `UserError` where it has no stages, and where these are single layers, as those of VGG.
     """
     prefix, body = find_body(model)
     dot = f"{prefix}." if prefix else ""
+    try:
+        stages = body.stages
+    except UserError:  # of a timm network that cannot be split into stages
+        raise UserError("This network cannot be split into stages, and so has no blocks.") from None
     blocks = [
         Block(dot + name, stage, module)
-        for stage, parts in body.stages.items()
+        for stage, parts in stages.items()
         if stage != "stem"
         for part in parts
         for name, module in _chain(part, body.get_submodule(part))
@@ -64,13 +70,13 @@ def find_blocks(model: nn.Module) -> list[Block]:
 
 
 def _chain(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The modules of a stage that consist of several layers; timm's stages hold theirs in `blocks`."""
+    """The modules of a stage that consist of several layers; stages of timm hold theirs in `blocks`, or are lists."""
     if isinstance(getattr(module, "blocks", None), nn.Sequential):
         name, module = f"{name}.blocks", module.blocks
-    if isinstance(module, nn.Sequential):
+    if isinstance(module, nn.Sequential) or type(module).__name__.endswith("Stage"):
         for child_name, child in module.named_children():
             yield from _chain(f"{name}.{child_name}", child)
-    elif not isinstance(module, LAYERS) and any(isinstance(part, LAYERS) for part in module.modules()):
+    elif not isinstance(module, LAYERS) and sum(isinstance(part, LAYERS) for part in module.modules()) > 1:
         yield name, module
 
 

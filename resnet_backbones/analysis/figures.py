@@ -6,9 +6,9 @@ from pathlib import Path
 
 def short(labels: Sequence[str]) -> dict[str, str]:
     """Each of `labels`, which end with paths, with as few folders as tell them apart."""
+    parts = [label.rpartition(", ") for label in labels]
     most = max((label.count("/") for label in labels), default=0) + 1
     for count in range(1, most + 1):
-        parts = [label.rpartition(", ") for label in labels]
         names = {"".join(part): part[0] + part[1] + "/".join(part[2].split("/")[-count:]) for part in parts}
         if len(set(names.values())) == len(names):
             break
@@ -73,7 +73,7 @@ def draw_lesions(networks: Mapping[str, Mapping], metric: str, path: Path) -> No
     figure.savefig(path, dpi=120)
 
 
-def draw_comparison(rows: Sequence[Mapping], path: Path) -> None:
+def draw_costs(rows: Sequence[Mapping], path: Path) -> None:
     """Error against parameters, FLOPs and seconds, one point for each network."""
     figure, axes = new_figure(1, 3, (14, 4.5))
     names = short([row["name"] for row in rows])

@@ -11,6 +11,7 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor, nn
 
+from ..errors import UserError
 from .blocks import Block, without_gradient
 
 
@@ -51,9 +52,12 @@ def gradient_highways(blocks: list[Block], loss: Callable[[], Tensor]) -> list[d
     constant_error: its largest difference from the gradient at the end of the stage, relative to the largest value
         there. 0 to rounding for identity shortcuts with nothing behind the addition.
 
-    The last four are None for blocks whose residual cannot be told from the shortcut.
+    The last four are None for blocks whose residual cannot be told from the shortcut. Raises `UserError` where the
+    gradient is not finite.
     """
     total, _ = block_gradients(blocks, loss)
+    if not all(torch.isfinite(g).all() for g in total):
+        raise UserError("The gradients of the loss are not finite.")
     residual = [block for block in blocks if block.is_residual]
     with without_gradient(residual, "residual"):
         bare, _ = block_gradients(blocks, loss)

@@ -30,9 +30,10 @@ def plan_lesions(blocks: list[Block], shapes: Shapes, draws: int, seed: int = 0)
 
     "baseline", the network as it is;
     "single", without the block "blocks": [name], for each that can be removed;
-    "random", without 1, 2, 4 … of the blocks that keep their size, `draws` times each;
-    "reordered", with 1, 2, 4 … random swaps of two blocks of the same parameters' shapes, `draws` times each: "order"
-        has for each place the block that is there, "correlation" Kendall's tau between that and the order as trained.
+    "random", without 2, 4, 8 … of the blocks that keep their size, `draws` times each;
+    "reordered", with 1, 2, 4 … random swaps of two blocks of a stage whose parameters have the same shapes, `draws`
+        times each: "order" has for each place the block that is there, "correlation" is Kendall's tau between that and
+        the order as trained.
     """
     yield {"kind": "baseline"}
     for block in blocks:
@@ -40,25 +41,24 @@ def plan_lesions(blocks: list[Block], shapes: Shapes, draws: int, seed: int = 0)
             yield {"kind": "single", "blocks": [block.name], "keeps_size": keeps_size(block, shapes)}
     generator = random.Random(seed)
     same_size = [block.name for block in blocks if keeps_size(block, shapes)]
-    for count in powers_of_two(len(same_size)):
+    for count in _powers_of_two(len(same_size))[1:]:
         for _ in range(draws):
             chosen = set(generator.sample(same_size, count))
             yield {"kind": "random", "blocks": [block.name for block in blocks if block.name in chosen]}
     groups = [[k for k in group if keeps_size(blocks[k], shapes)] for group in alike(blocks)]
     groups = [group for group in groups if len(group) > 1]
-    for count in powers_of_two(sum(map(len, groups))):
+    for count in _powers_of_two(sum(map(len, groups))):
         for _ in range(draws):
             order = swapped(len(blocks), groups, count, generator)
             yield {"kind": "reordered", "swaps": count, "order": order, "correlation": kendall_tau(order)}
 
 
-def powers_of_two(limit: int) -> list[int]:
+def _powers_of_two(limit: int) -> list[int]:
     return [2**k for k in range(limit.bit_length()) if 2**k <= limit]
 
 
 def alike(blocks: list[Block]) -> list[list[int]]:
-    """The indices of blocks of one class with parameters of the same names and shapes, which can take each other's
-    place."""
+    """The indices of blocks that can take each other's place: of one stage, one class and the same parameters."""
     groups: dict[tuple, list[int]] = {}
     for k, block in enumerate(blocks):
         parameters = tuple((name, tuple(p.shape)) for name, p in block.module.named_parameters())
@@ -69,9 +69,10 @@ def alike(blocks: list[Block]) -> list[list[int]]:
 def swapped(length: int, groups: list[list[int]], count: int, generator: random.Random) -> list[int]:
     """0 … length - 1 after `count` swaps of two places drawn from one of the `groups`."""
     order = list(range(length))
-    for _ in range(count):
+    while count > 0 or order == sorted(order):  # one more where swaps have cancelled out
         i, j = generator.sample(generator.choices(groups, [len(group) for group in groups])[0], 2)
         order[i], order[j] = order[j], order[i]
+        count -= 1
     return order
 
 

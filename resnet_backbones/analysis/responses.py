@@ -8,8 +8,9 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor, nn
 
+from ..errors import UserError
 from ..models.layers import FrozenBatchNorm2d
-from .blocks import LAYERS, find_body
+from .blocks import LAYERS, find_blocks, find_body
 
 NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, FrozenBatchNorm2d)
 
@@ -25,8 +26,12 @@ class Moments:
         self.sum, self.squares, self.count = self.sum + x.sum(), self.squares + x.square().sum(), self.count + x.numel()
 
     def std(self) -> float:
-        mean = self.sum / self.count
-        return math.sqrt(max(0.0, float(self.squares / self.count - mean * mean)))
+        """Raises `UserError` where a value was infinite or no number."""
+        mean = float(self.sum) / self.count
+        variance = float(self.squares) / self.count - mean * mean
+        if not math.isfinite(variance):
+            raise UserError("The responses of a layer are not finite.")
+        return math.sqrt(max(0.0, variance))
 
 
 @torch.no_grad()
@@ -35,8 +40,8 @@ def layer_responses(
 ) -> dict[str, float]:
     """The standard deviation of each layer's response over all images, channels and positions, by the layer's name.
 
-    Layers are the convolutions and linear layers of the backbone in the order of the forward pass, without those on
-    shortcuts ("downsample"). A response is the layer's output or, where a norm takes it, that of the norm; so it is
+    Layers are the convolutions and linear layers that the backbone calls, in the order of the forward pass, without
+    those on shortcuts. A response is the layer's output or, where a norm takes it, that of the norm; so it is
     after BN and before ReLU and addition. With pre-activation it is so, too, but for the last layer of a block, whose
     output is added as it is. `run(model, batch)` calls the model, which should be in evaluation mode.
     """
@@ -55,8 +60,10 @@ def layer_responses(
 def responding(model: nn.Module, run: Callable[[], object]) -> dict[str, nn.Module]:
     """For each layer that `run()` calls, the module whose output is its response: itself, or the norm that takes it."""
     _, body = find_body(model)
+    on_shortcuts = shortcut_names(model)
     found: dict[str, nn.Module] = {}
     latest: dict[str, object] = {}
+    found_layers: set[str] = set()  # whose parts, such as the offsets of a deformable convolution, are no layers
 
     def of_layer(name: str) -> Callable:
         def record(module: nn.Module, inputs: tuple, output: Tensor) -> None:
@@ -72,9 +79,23 @@ def responding(model: nn.Module, run: Callable[[], object]) -> dict[str, nn.Modu
 
     with ExitStack() as stack:
         for name, module in body.named_modules():
-            if isinstance(module, LAYERS) and "downsample" not in name.split("."):
+            if name.startswith(on_shortcuts) or name.rpartition(".")[0] in found_layers:
+                continue
+            if isinstance(module, LAYERS):
+                found_layers.add(name)
                 stack.callback(module.register_forward_hook(of_layer(name)).remove)
             elif isinstance(module, NORMS):
                 stack.callback(module.register_forward_hook(of_norm).remove)
         run()
     return found
+
+
+def shortcut_names(model: nn.Module) -> tuple[str, ...]:
+    """The names of the projections in the backbone's blocks, as they are called here, in torchvision and in timm."""
+    prefix, _ = find_body(model)
+    try:
+        blocks = find_blocks(model)
+    except UserError:  # it has none
+        return ()
+    names = [block.name.removeprefix(prefix).removeprefix(".") for block in blocks]
+    return tuple(f"{name}.{child}" for name in names for child in ("downsample", "proj"))

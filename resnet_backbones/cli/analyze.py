@@ -87,7 +87,12 @@ def study(argv: list[str]) -> None:
     )
     parser.add_argument("--split", help="the part of --data; of a classifier by default val")
     parser.add_argument("--output", required=True, metavar="DIR", help="folder for the results")
-    parser.add_argument("--images", type=int, metavar="N", help="so many images, drawn with --seed, not all")
+    parser.add_argument(
+        "--images",
+        type=int,
+        metavar="N",
+        help="number of images, drawn with --seed; default: 1000 for responses, 512 for gradients, else all",
+    )
     parser.add_argument("--batch-size", type=int, metavar="N", help="default: 128, of detectors 4")
     parser.add_argument("--draws", type=int, default=3, metavar="N", help="of each random experiment of lesions")
     parser.add_argument("--seed", type=int, default=0)
@@ -103,11 +108,15 @@ def study(argv: list[str]) -> None:
         for name, least in (("images", 1), ("batch_size", 1), ("draws", 0), ("num_workers", 0)):
             if (value := getattr(args, name)) is not None and value < least:
                 raise UserError(f"--{name.replace('_', '-')} is {value}; it must be at least {least}.")
+        if not 0 <= args.seed < 2**32:
+            raise UserError(f"--seed is {args.seed}; it must be from 0 to {2**32 - 1}.")
+        if not args.output:
+            raise UserError("--output is empty; give the folder for the results.")
         from ..training.logger import set_up_logging
-        from .studies import study
+        from .studies import run_study
 
         set_up_logging()
-        study(args, parse_options(args.options))
+        run_study(args, parse_options(args.options))
 
 
 def parse_size(text: str) -> tuple[int, int]:

@@ -2,20 +2,21 @@
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from statistics import fmean
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..analysis.blocks import block_shapes, find_blocks
+from ..analysis.blocks import Block, block_shapes, find_blocks
 from ..analysis.figures import draw_gradients, draw_lesions, draw_responses
 from ..analysis.gradients import gradient_highways, mean_rows, training_mode
 from ..analysis.lesions import lesion, plan_lesions
 from ..analysis.paths import path_gradient, path_lengths, path_table
 from ..analysis.responses import layer_responses
-from ..errors import UserError
+from ..errors import UserError, errors_about
 from ..evaluation.report import write_json
 from ..paths import output_folder
 from .subjects import Subject, inference_copy, subjects
@@ -31,28 +32,49 @@ class Findings:
     """
 
     def __init__(self, path: Path, settings: dict) -> None:
-        self.path, self.networks = path, {}
-        settings = json.loads(json.dumps(settings))
+        self.path, self.settings = path, json.loads(json.dumps(settings))
+        self.networks: dict = {}
+        self.files: dict = {}
         if path.exists():
             try:
                 known = json.loads(path.read_text())
-                before, self.networks = known["settings"], known["networks"]
+                before, self.networks, self.files = known["settings"], known["networks"], known["files"]
+                if not all(isinstance(part, dict) for part in (before, self.networks, self.files)):
+                    raise TypeError
             except (ValueError, TypeError, KeyError):
-                raise UserError(f"{path} is not of an earlier study, or damaged; choose another --output.") from None
-            for key in sorted(before.keys() | settings.keys()):
-                if before.get(key) != settings.get(key):
+                raise self.foreign() from None
+            for key in sorted(before.keys() | self.settings.keys()):
+                if before.get(key) != self.settings.get(key):
                     raise UserError(
-                        f"{path} is of {key} {before.get(key)}, which is now {settings.get(key)}; choose another "
+                        f"{path} was made with {key} {before.get(key)}, not {self.settings.get(key)}; choose another "
                         "--output, or remove the file."
                     )
-        self.settings = settings
 
-    def save(self, label: str, found: object) -> None:
-        self.networks[label] = found
-        write_json(self.path, {"settings": self.settings, "networks": self.networks})
+    def foreign(self) -> UserError:
+        return UserError(f"{self.path} is not of an earlier study, or damaged; choose another --output.")
+
+    def known(self, subject: Subject) -> object | None:
+        """What is there of a network. Raises `UserError` if its file has changed since."""
+        found = self.networks.get(subject.label)
+        if found is not None and self.files.get(subject.label) != state_of(subject.source):
+            raise UserError(f"{subject.source} has changed since {self.path} was made; choose another --output.")
+        return found
+
+    def save(self, subject: Subject, found: object) -> None:
+        self.networks[subject.label], self.files[subject.label] = found, state_of(subject.source)
+        self.write()
+
+    def write(self) -> None:
+        write_json(self.path, {"settings": self.settings, "networks": self.networks, "files": self.files})
 
 
-def study(args: argparse.Namespace, options: dict) -> None:
+def state_of(source: str) -> list | None:
+    """Size and time of the last change of a local weights file."""
+    path = Path(source)
+    return [path.stat().st_size, path.stat().st_mtime] if source and path.exists() else None
+
+
+def run_study(args: argparse.Namespace, options: dict) -> None:
     """Run `args.study`; leaves STUDY.json and STUDY.png in the output folder."""
     if args.study == "shortcuts":
         return shortcuts(args, options)
@@ -61,30 +83,36 @@ def study(args: argparse.Namespace, options: dict) -> None:
     settings = {key: getattr(args, key) for key in ("data", "split", "images", "batch_size", "seed", "draws")}
     findings = Findings(folder / f"{args.study}.json", settings | {"options": options})
     run, draw = STUDIES[args.study]
+    networks = {}  # of this command; the file may have more
     for subject in subjects(args, options, untrained=args.study == "gradients"):
-        run(subject, findings, args)
-        draw(findings, folder / f"{args.study}.png")
+        with errors_about(subject.label):
+            run(subject, findings, args)
+        networks[subject.label] = findings.networks[subject.label]
+        draw(networks, folder / f"{args.study}.png")
     print(f"{findings.path} and {args.study}.png beside it")
 
 
 def responses(subject: Subject, findings: Findings, args: argparse.Namespace) -> None:
-    if subject.label not in findings.networks:
-        subject.model.eval()
-        batches = bar(subject.batches(args.images, False), subject, "batch")
-        findings.save(subject.label, layer_responses(subject.model, batches, lambda model, batch: model(batch[0])))
+    """In evaluation; of an untrained network, whose norms have no statistics yet, as in training."""
+    if findings.known(subject) is None:
+        training = not subject.source
+        training_mode(subject.model) if training else subject.model.eval()
+        batches = bar(subject.batches(args.images, training), subject, "batch", subject.count(args.images))
+        given = 2 if training else 1  # images and targets
+        findings.save(subject, layer_responses(subject.model, batches, lambda model, batch: model(*batch[:given])))
     layers = findings.networks[subject.label]
-    print(f"{subject.label}: {len(layers)} layers, mean of their standard deviations {mean(layers.values()):.4f}")
+    print(f"{subject.label}: {len(layers)} layers, mean of their standard deviations {fmean(layers.values()):.4f}")
 
 
 def gradients(subject: Subject, findings: Findings, args: argparse.Namespace) -> None:
-    if subject.label not in findings.networks:
+    if findings.known(subject) is None:
         blocks = find_blocks(subject.model)
         training_mode(subject.model)
-        batches = bar(subject.batches(args.images, True), subject, "batch")
+        batches = bar(subject.batches(args.images, True), subject, "batch", subject.count(args.images))
         rows = [gradient_highways(blocks, loss_of(subject.model, batch)) for batch in batches]
-        findings.save(subject.label, mean_rows(rows))
+        findings.save(subject, mean_rows(rows))
     first = findings.networks[subject.label][0]
-    share = "" if first["share"] is None else f", of which by shortcuts alone {100 * first['share']:.1f} %"
+    share = "" if first["share"] is None else f", of which by shortcuts alone {abs(100 * first['share']):.1f} %"
     print(f"{subject.label}: norm at {first['block']} {first['norm']:.4g}{share}")
 
 
@@ -96,27 +124,38 @@ def lesions(subject: Subject, findings: Findings, args: argparse.Namespace) -> N
         shapes = block_shapes(blocks, lambda: subject.model(batch[0]))
     plan = list(plan_lesions(blocks, shapes, args.draws, args.seed))
     if not any(row["kind"] == "single" for row in plan):
-        raise UserError(f"{subject.label}: no block can be removed, as all change the size and none has a shortcut.")
-    found = findings.networks.get(subject.label, {"blocks": [block.name for block in blocks], "experiments": []})
+        raise UserError("No block can be removed, as all change the size and none has a shortcut.")
+    found = findings.known(subject) or {"blocks": [block.name for block in blocks], "experiments": []}
+    if not is_begun(found, blocks, plan):
+        raise findings.foreign()
     model = inference_copy(subject)
     copies = find_blocks(model)
     rest = plan[len(found["experiments"]) :]
     for experiment in bar(rest, subject, "lesion"):
         with lesion(model, copies, experiment):
             found["experiments"].append(experiment | subject.score(model))
-        findings.save(subject.label, found)
-    residual = [block for block in blocks if block.is_residual]
-    if residual and "paths" not in found:
+        findings.save(subject, found)
+    if any(block.is_residual for block in blocks) and "paths" not in found:
         found["paths"] = by_path_length(subject, args)
-        findings.save(subject.label, found)
+        findings.save(subject, found)
     print(lesion_table(subject, found))
+
+
+def is_begun(found: object, blocks: list[Block], plan: list[dict]) -> bool:
+    """Whether `found` holds the first experiments of `plan`."""
+    try:
+        done = [{key: row[key] for key in planned} for row, planned in zip(found["experiments"], plan, strict=False)]
+        names = [block.name for block in blocks]
+        return found["blocks"] == names and done == plan[: len(found["experiments"])]
+    except (TypeError, KeyError, IndexError):
+        return False
 
 
 def by_path_length(subject: Subject, args: argparse.Namespace) -> list[dict]:
     blocks = find_blocks(subject.model)
     count = sum(block.is_residual for block in blocks)
     training_mode(subject.model)
-    loss = loss_of(subject.model, next(iter(subject.batches(None, True))))
+    loss = loss_of(subject.model, next(iter(subject.batches(args.images, True))))
     norms: dict[int, list[float]] = {}
     for length in bar(path_lengths(count), subject, "path length"):
         draws = 1 if length in (0, count) else max(1, args.draws)
@@ -145,25 +184,20 @@ def lesion_table(subject: Subject, found: dict) -> str:
     return "\n".join(lines)
 
 
-def bar(items: object, subject: Subject, unit: str) -> tqdm:
-    return tqdm(items, desc=subject.name, unit=unit, disable=None, leave=False)
+def bar(items: Iterable, subject: Subject, unit: str, total: int | None = None) -> tqdm:
+    return tqdm(items, desc=subject.label, unit=unit, total=total, disable=None, leave=False)
 
 
-def mean(values: object) -> float:
-    values = list(values)
-    return sum(values) / len(values)
+def draw_metric(networks: dict, path: Path) -> None:
+    """Raises `UserError` where classifiers and detectors are mixed."""
+    metrics = {"bbox/AP" if "bbox/AP" in found["experiments"][0] else "error" for found in networks.values()}
+    if len(metrics) > 1:
+        raise UserError("Lesions of classifiers and detectors are not in the same units; study them one by one.")
+    draw_lesions(networks, metrics.pop(), path)
 
 
 STUDIES = {
-    "responses": (responses, lambda found, path: draw_responses(found.networks, path)),
-    "gradients": (gradients, lambda found, path: draw_gradients(found.networks, path)),
-    "lesions": (lesions, lambda found, path: draw_lesions(found.networks, metric_of(found), path)),
+    "responses": (responses, draw_responses),
+    "gradients": (gradients, draw_gradients),
+    "lesions": (lesions, draw_metric),
 }
-
-
-def metric_of(findings: Findings) -> str:
-    """The metric of the networks in a lesion study. Raises `UserError` where classifiers and detectors are mixed."""
-    metrics = {"bbox/AP" if "bbox/AP" in found["experiments"][0] else "error" for found in findings.networks.values()}
-    if len(metrics) > 1:
-        raise UserError(f"{findings.path} has classifiers and detectors; choose another --output for one of them.")
-    return metrics.pop()

@@ -1,9 +1,12 @@
 """What `analyze` studies: a classifier or detector, trained or at its initialization, with data to run it on."""
 
 import argparse
+import logging
+import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,25 +16,27 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from ..analysis.truths import setting
-from ..backbones import allow_random_frozen
-from ..classifiers import architecture_of, build_classifier, load_classifier
+from ..backbones import allow_random_frozen, valid_options
+from ..classifiers import build_classifier, load_classifier
 from ..config import Config, load_config
 from ..data.classification import ClassificationDataset
 from ..data.dataset import DetectionDataset
-from ..data.imagenet import load_images
+from ..data.imagenet import FileImages, load_images
 from ..data.loader import data_loader
+from ..data.shards import ShardImages
 from ..data.unreadable import ReadableBatches
 from ..data.views import build_views
 from ..detectors import build_detector, load_detector, stated_config
-from ..errors import UserError
+from ..errors import UserError, reason, unknown
 from ..evaluation.classification import score_classifiers
 from ..inference.predictor import find_device, for_inference
 from ..models.classifier import Classifier
-from ..preprocessing import Normalize, Preprocessing
+from ..preprocessing import Normalize, Preprocessing, input_channels
 from ..weights import read_file
 from .training import load_sets, scorer
 
-Batches = Callable[[int | None, bool], Iterator[tuple]]
+logger = logging.getLogger(__name__)
+
 BATCH_SIZES = {"error": 128, "bbox/AP": 4}  # by the metric, where --batch-size is not given
 
 
@@ -39,18 +44,21 @@ class Subject(NamedTuple):
     """A network with what a study does to it.
 
     Attributes:
-        name: the architecture, such as "cifar_resnet56" or "faster_rcnn of resnet18_fpn".
+        name: the architecture, such as "cifar_resnet56 shortcut=B" or "faster_rcnn of resnet18_fpn".
         source: the weights file, "" at the initialization.
         model: on its device.
-        batches: `batches(count, training)`: batches of images drawn at random, or of all, and targets, on the device.
-        score: `score(model)`: its metrics on all images, in percent.
+        batches: `batches(count, training)`: batches of so many images drawn at random, or of all, in random order,
+            and their targets, on the device. In `training` they are whole, unless there is only one.
+        count: `count(images)`: the number of `batches`.
+        score: `score(model)`: its metrics in percent on --images, or on all.
         metric: the one that matters, "error" or "bbox/AP".
     """
 
     name: str
     source: str
     model: nn.Module
-    batches: Batches
+    batches: Callable[[int | None, bool], Iterator[tuple]]
+    count: Callable[[int | None], int]
     score: Callable[[nn.Module], dict[str, float]]
     metric: str
 
@@ -73,70 +81,95 @@ def subjects(args: argparse.Namespace, options: dict, untrained: bool = False) -
     if not files and not names:
         raise UserError("Give --weights FILE, or --name NAME for an untrained network.")
     if files and names and len(files) != len(names):
-        raise UserError(f"--name has {len(names)} names for {len(files)} of --weights; give one for each, or none.")
+        raise UserError(f"--name has {len(names)} for the {len(files)} of --weights; give one for each, or none.")
     for source, name in zip(files or [None] * len(names), names or [None] * len(files), strict=True):
-        for file in (None, source) if untrained and source is not None else (source,):
+        for trained in (False, True) if untrained and source is not None else (source is not None,):
             torch.manual_seed(args.seed)
-            yield subject(args, file, source, name, options)
+            yield subject(args, source, name, options, trained)
 
 
-def subject(args: argparse.Namespace, file: str | None, source: str | None, name: str | None, options: dict) -> Subject:
-    """The network `name`, or that of `source`, with the weights of `file`."""
+def subject(args: argparse.Namespace, source: str | None, name: str | None, options: dict, trained: bool) -> Subject:
+    """The network of the file `source`, or `name`; with the weights of the file if it is to be `trained`."""
     metadata = {} if source is None else read_file(source).metadata
-    device = find_device(args.device)
     if "config" in metadata and name is None:
-        return detector_subject(args, file, source, metadata, device)
+        if options:
+            raise UserError(f"{source} holds a detector, which says how it is built; leave {', '.join(options)} out.")
+        return detector_subject(args, source, metadata, trained)
     if source is not None and name is None and "architecture" not in metadata:
         raise UserError(f"{source} does not say which network it holds; give its backbone with --name.")
-    return classifier_subject(args, file, source, name, options, device)
+    return classifier_subject(args, source, name, options, trained)
 
 
 def classifier_subject(
-    args: argparse.Namespace,
-    file: str | None,
-    source: str | None,
-    name: str | None,
-    options: dict,
-    device: torch.device,
+    args: argparse.Namespace, source: str | None, name: str | None, options: dict, trained: bool
 ) -> Subject:
     if is_config(args.data):
         raise UserError(f"--data is {args.data}; for a classifier give the folder of its images.")
-    if source is not None and name is None:
-        name, stated = architecture_of(read_file(source), source)
-        options = stated | options
-    with allow_random_frozen():
-        if file is not None:
-            model = load_classifier(file, name, **options)
-            images = load_images(args.data, args.split or "val", known_classes(model, args))
-        else:
-            images = load_images(args.data, args.split or "val")
-            model = build_classifier(name, len(images.classes), **options)
-    if model.fc.out_features != len(images.classes):
-        raise UserError(f"{file} has {model.fc.out_features} classes, but {args.data} has {len(images.classes)}.")
-    preprocessing = complete(model.preprocessing, name, options.get("in_channels", 3))
+    for option in options:
+        if name is not None and option not in (valid := valid_options(name) | {"norm", "freeze_at"}):
+            raise UserError(unknown(f"option of {name}", option, valid))
+    images = load_images(args.data, args.split or "val")
+    try:
+        with allow_random_frozen():
+            if source is not None:
+                model = load_classifier(source, name, **options)
+            else:
+                model = build_classifier(name, len(images.classes), **options)
+            if source is not None and not trained:
+                model = initialized(model)
+    except (TypeError, RuntimeError, ValueError) as error:  # of torch, about impossible values
+        raise UserError(f"{name} cannot be built with {options}: {reason(error)}") from error
+    check_finite(model, source or name)
+    images = in_order(images, model, args, source)
+    known = model.backbone.architecture
+    channels = input_channels(model.backbone)
+    preprocessing = complete(model.preprocessing, known["name"], channels)
     model.prepare = Normalize(preprocessing)
-    views = build_views("center", (), preprocessing)
-    size = args.batch_size or BATCH_SIZES["error"]
-    dataset = ClassificationDataset(images, views, len(preprocessing.std))
+    dataset = ClassificationDataset(images, build_views("center", (), preprocessing), len(preprocessing.std))
+    size, device = args.batch_size or BATCH_SIZES["error"], find_device(args.device)
 
     def batches(count: int | None, training: bool) -> Iterator[tuple]:
-        for stacks, targets in chosen(dataset, count, size, args.num_workers, args.seed):
+        for stacks, targets in chosen(dataset, count, size, args, training):
             yield torch.cat([stack for (stack,) in stacks]).to(device), {"labels": targets["labels"].to(device)}
 
-    to_score = chosen(dataset, args.images, size, args.num_workers, args.seed)
+    to_score = chosen(dataset, args.images, size, args)
 
     def score(net: nn.Module) -> dict[str, float]:
         metrics = score_classifiers([net], to_score)
         return {"error": 100 - metrics["top1"], "top5_error": 100 - metrics["top5"]}
 
-    return Subject(name, file or "", model.to(device), batches, score, "error")
+    count = partial(number_of_batches, len(dataset), size)
+    changed = {key: value for key, value in known["options"].items() if (key, value) != ("norm", "BN")}
+    label = " ".join([known["name"], *(f"{key}={value}" for key, value in changed.items())])
+    return Subject(label, source if trained else "", model.to(device), batches, count, score, "error")
 
 
-def known_classes(model: Classifier, args: argparse.Namespace) -> list[str] | None:
-    """The classes of the weights in their order, if the folders of the data are among them; else None."""
-    found = load_images(args.data, args.split or "val").classes
-    known = list(model.classes or [])
-    return known if set(found) <= set(known) else None
+def initialized(model: Classifier) -> Classifier:
+    """The same network with the weights that training starts from."""
+    known = model.backbone.architecture
+    twin = build_classifier(known["name"], model.fc.out_features, **known["options"])
+    twin.classes, twin.preprocessing = model.classes, model.preprocessing
+    return twin
+
+
+def check_finite(model: nn.Module, what: str) -> None:
+    """Raise `UserError` where a weight is infinite or no number, as after a run that diverged."""
+    for name, tensor in model.state_dict().items():
+        if not torch.isfinite(tensor).all():
+            raise UserError(f"{what}: {name} has values that are not finite; nothing can be measured with it.")
+
+
+def in_order(
+    images: FileImages | ShardImages, model: Classifier, args: argparse.Namespace, source: str | None
+) -> FileImages | ShardImages:
+    """`images` with labels in the order of the classes of the weights. Raises `UserError` if their number differs."""
+    known = list(getattr(model, "classes", None) or images.classes)
+    if set(images.classes) <= set(known):
+        return load_images(args.data, args.split or "val", known)
+    if model.fc.out_features != len(images.classes):
+        raise UserError(f"{source} has {model.fc.out_features} classes, but {args.data} has {len(images.classes)}.")
+    logger.warning("the classes of %s have other names than those of %s; matched by position", source, args.data)
+    return images
 
 
 def complete(known: Preprocessing | None, name: str, channels: int) -> Preprocessing:
@@ -148,36 +181,39 @@ def complete(known: Preprocessing | None, name: str, channels: int) -> Preproces
     return known if known.size else replace(known, **default)
 
 
-def detector_subject(
-    args: argparse.Namespace, file: str | None, source: str, metadata: dict, device: torch.device
-) -> Subject:
+def detector_subject(args: argparse.Namespace, source: str, metadata: dict, trained: bool) -> Subject:
     if args.study == "lesions" and args.images is not None:
         raise UserError("A detector is scored on all images of --data; leave --images out.")
     sections, classes = stated_config(metadata, source), list(metadata["classes"])
-    if file is not None:
-        model = load_detector(file)
+    if trained:
+        model = load_detector(source)
     else:
         bare = OmegaConf.merge(sections, {"weights": None, "backbone": {"weights": None}})
         with allow_random_frozen():
             model = build_detector(bare, len(classes)).eval()
+    check_finite(model, source)
     config = data_config(args, classes)
     sets = load_sets(config, config.data.test)
     if sets[0].classes != classes:
         names = ", ".join(sets[0].classes), ", ".join(classes)
         raise UserError(f"{sets[0].name} of --data has the classes {names[0]}, but the detector has {names[1]}.")
-    size = args.batch_size or BATCH_SIZES["bbox/AP"]
     masks, channels = sections.detector.name == "mask_rcnn", len(model.transform.preprocessing.std)
     config = OmegaConf.merge(config, {"detector": sections.detector, "backbone": {"in_channels": channels}})
+    size, device = args.batch_size or BATCH_SIZES["bbox/AP"], find_device(args.device)
+
+    def dataset(training: bool) -> DetectionDataset:
+        return DetectionDataset(sets, train=training, masks=masks and training, channels=channels, flip=0.0)
 
     def batches(count: int | None, training: bool) -> Iterator[tuple]:
-        dataset = DetectionDataset(sets, train=training, masks=masks and training, channels=channels, flip=0.0)
-        for images, targets in chosen(dataset, count, size, args.num_workers, args.seed):
+        for images, targets in chosen(dataset(training), count, size, args, training):
             moved = [{k: v.to(device) if isinstance(v, Tensor) else v for k, v in t.items()} for t in targets]
             yield [image.to(device) for image in images], moved
 
     measure = scorer(sets, config)
     name = f"{sections.detector.name} of {sections.backbone.name}"
-    return Subject(name, file or "", model.to(device), batches, lambda net: measure(net)[0], "bbox/AP")
+    count = partial(number_of_batches, len(dataset(False)), size)
+    source = source if trained else ""
+    return Subject(name, source, model.to(device), batches, count, lambda net: measure(net)[0], "bbox/AP")
 
 
 def data_config(args: argparse.Namespace, classes: Sequence[str]) -> DictConfig:
@@ -194,12 +230,18 @@ def is_config(data: str) -> bool:
     return Path(data).suffix in (".yaml", ".yml")
 
 
-def chosen(dataset: Dataset, count: int | None, batch_size: int, num_workers: int, seed: int) -> ReadableBatches:
-    """Batches of `count` items drawn with `seed`, or of all. Raises `UserError` if an image cannot be read."""
-    indices = list(range(len(dataset)))
-    if count is not None and count < len(indices):
-        indices = sorted(random.Random(seed).sample(indices, count))
-    return ReadableBatches(data_loader(dataset, num_workers, sampler=indices, batch_size=batch_size), 0)
+def chosen(
+    dataset: Dataset, count: int | None, batch_size: int, args: argparse.Namespace, training: bool = False
+) -> ReadableBatches:
+    """Batches of `count` items, or of all, in an order drawn with --seed; in `training` without a smaller last one."""
+    count = min(count or len(dataset), len(dataset))
+    indices = random.Random(args.seed).sample(range(len(dataset)), count)
+    options = {"batch_size": batch_size, "drop_last": training and count > batch_size}
+    return ReadableBatches(data_loader(dataset, args.num_workers, sampler=indices, **options), 0)
+
+
+def number_of_batches(images: int, batch_size: int, count: int | None) -> int:
+    return math.ceil(min(count or images, images) / batch_size)
 
 
 def inference_copy(found: Subject) -> nn.Module:

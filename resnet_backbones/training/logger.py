@@ -5,7 +5,7 @@ import logging
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from logging.handlers import MemoryHandler
 from pathlib import Path
 
@@ -123,9 +123,12 @@ class MetricLogger:
         for name, value in row.items():
             self.board.add_scalar(name, value, step)
 
-    def pause(self) -> None:
-        """Exclude what has passed since the last record (an evaluation) from images per second."""
-        self.mark = (time.perf_counter(), self.mark[1])
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """What happens here, an evaluation, does not count in images per second."""
+        start = time.perf_counter()
+        yield
+        self.mark = (self.mark[0] + time.perf_counter() - start, self.mark[1])
 
 
 def rows_until(path: Path, step: int) -> list[str]:

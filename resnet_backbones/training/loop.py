@@ -159,7 +159,8 @@ def score(
     preemption: Preemption,
 ) -> dict[str, float]:
     """Evaluate the model, with its averaged weights if there are any, and keep the best in `best.pt`."""
-    with preemption.exits_at_once(), state.average.applied() if state.average is not None else nullcontext():
+    averaged = state.average.applied() if state.average is not None else nullcontext()
+    with preemption.exits_at_once(), averaged, log.paused():
         metrics = evaluate()
         log.scalars(state.step, metrics)
         if best_metric not in metrics:
@@ -169,7 +170,6 @@ def score(
             state.best, state.stale = metrics[best_metric], 0
             content = {"model": state.model.state_dict(), "step": state.step, "metrics": metrics}
             save_checkpoint(output_dir / "best.pt", content | metadata)
-    log.pause()
     return metrics
 
 

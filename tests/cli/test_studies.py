@@ -97,7 +97,12 @@ def test_a_study_goes_on_where_it_was(analyze, tmp_path):
     assert json.loads(path.read_text()) == whole
     status, _, err = analyze("lesions", "--weights", weights, "--draws", "2")
     assert status == 2
-    assert f"{path} is of draws 1, which is now 2; choose another --output, or remove the file." in err
+    assert f"{path} was made with draws 1, not 2; choose another --output, or remove the file." in err
+    whole["networks"][label]["experiments"][1]["blocks"] = ["layer9"]
+    path.write_text(json.dumps(whole))
+    assert "is not of an earlier study, or damaged" in analyze("lesions", "--weights", weights, "--draws", "1")[2]
+    save_classifier(tmp_path / "a.safetensors", "cifar_plain20")
+    assert f"{weights} has changed since" in analyze("lesions", "--weights", weights, "--draws", "1")[2]
     path.write_text("{")
     assert "is not of an earlier study, or damaged" in analyze("lesions", "--weights", weights)[2]
 
@@ -150,14 +155,19 @@ def test_shortcuts_side_by_side(analyze, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["lesions", "--name", "vgg11"], "This network has no blocks: its stages are single layers."),
+        (["lesions", "--name", "vgg11"], "vgg11, untrained: This network has no blocks: its stages are single layers."),
         (["gradients", "--name", "resnet1"], "Unknown backbone 'resnet1'"),
         (["responses"], "Give --weights FILE, or --name NAME for an untrained network."),
         (["responses", "--name", "resnet18", "--images", "0"], "--images is 0; it must be at least 1."),
         (["responses", "--name", "resnet18", "shortcat=A"], "Unknown option of resnet18 'shortcat'"),
         (["responses", "--name", "resnet18", "--split", "test"], "There are no images in"),
+        (["responses", "--name", "resnet18", "drop_path=abc"], "cannot be built with {'drop_path': 'abc'}"),
+        (["responses", "--name", "resnet18", "weights=a.pt"], "Unknown option of resnet18 'weights'"),
+        (["responses", "--name", "resnet18", "--seed", "-1"], "--seed is -1; it must be from 0 to 4294967295."),
+        (["shortcuts", "--name", "resnet18", "shortcut=B"], "leave shortcut= out."),
+        (["shortcuts", "--name", "resnet18", "--images", "8"], "--images is of no use"),
         (["shortcuts", "--name", "swin_t"], "swin_t has no option shortcut; choose a residual network."),
-        (["lesions", "--name", "densenet121"], "no block can be removed"),
+        (["lesions", "--name", "densenet121"], "densenet121, untrained: No block can be removed"),
     ],
 )
 def test_what_cannot_be_studied_is_said_in_a_line(analyze, arguments, message):
@@ -173,7 +183,31 @@ def test_weights_that_do_not_fit(analyze, tmp_path):
     err = analyze("responses", "--weights", str(tmp_path / "bare.pth"))[2]
     assert "bare.pth does not say which network it holds; give its backbone with --name." in err
     err = analyze("responses", "--weights", weights, weights, "--name", "cifar_resnet20")[2]
-    assert "--name has 1 names for 2 of --weights; give one for each, or none." in err
+    assert "--name has 1 for the 2 of --weights; give one for each, or none." in err
     write_images(tmp_path / "other", {"wasp": 2, "bee": 2})
     err = analyze("responses", "--weights", weights, data=str(tmp_path / "other"))[2]
     assert "a.safetensors has 3 classes" in err
+
+
+def test_the_untrained_twin_differs_in_its_weights_alone(analyze, tmp_path):
+    """It has the shortcut, the classes and the preprocessing of the file, and sees the same batches."""
+    weights = [save_classifier(tmp_path / f"{k}.safetensors", "cifar_resnet20", shortcut=k)[1] for k in "BC"]
+    assert analyze("gradients", "--weights", *weights, "--batch-size", "4")[0] == 0
+    found = read(tmp_path, "gradients")["networks"]
+    labels = [
+        f"cifar_resnet20 shortcut={k}, {end}"
+        for k, file in zip("BC", weights, strict=True)
+        for end in ("untrained", file)
+    ]
+    assert list(found) == labels
+    assert found[labels[0]][0]["norm"] != found[labels[2]][0]["norm"]
+
+
+def test_weights_that_are_not_finite_are_refused(analyze, tmp_path):
+    model, weights = save_classifier(tmp_path / "a.safetensors", "cifar_resnet20")
+    state = model.state_dict()
+    state["layer2.0.conv1.weight"][0] = float("nan")
+    save_safetensors(tmp_path / "a.safetensors", state, metadata_of(model) | {"classes": ["ant", "bee", "cat"]})
+    status, _, err = analyze("responses", "--weights", weights)
+    assert status == 2
+    assert "backbone.layer2.0.conv1.weight has values that are not finite" in err or "layer2.0.conv1.weight has" in err
