@@ -43,7 +43,7 @@ def load_classifier(source: str, name: str | None = None, **options) -> Classifi
     holds no classifier of this form.
     """
     checkpoint = read_ours(source)
-    if name is None:
+    if name in (None, checkpoint.metadata.get("architecture", {}).get("name")):
         name, stated = architecture_of(checkpoint, source)
         options = stated | options
     if name is None:

@@ -187,6 +187,8 @@ def test_weights_that_do_not_fit(analyze, tmp_path):
     write_images(tmp_path / "other", {"wasp": 2, "bee": 2})
     err = analyze("responses", "--weights", weights, data=str(tmp_path / "other"))[2]
     assert "a.safetensors has 3 classes" in err
+    other = save_classifier(tmp_path / "b.safetensors", "cifar_resnet20", shortcut="B")[1]
+    assert analyze("responses", "--weights", other, "--name", "cifar_resnet20")[0] == 0  # what the file says goes along
 
 
 def test_the_untrained_twin_differs_in_its_weights_alone(analyze, tmp_path):
