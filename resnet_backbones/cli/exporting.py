@@ -21,7 +21,7 @@ from ..export.network import Network
 from ..export.verification import like
 from ..inference.predictor import load_model
 from ..weights import read_file
-from .training import load_sets, scorer
+from .training import check_detector_classes, load_sets, scorer
 
 CALIBRATION = 100  # images, evenly chosen
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
@@ -73,11 +73,7 @@ def test_sets(network: Network, config: DictConfig, weights: str) -> list[Annota
     if network.kind != "detection":
         raise UserError(f"--data is for detectors, and {weights} holds a network for {network.kind}; leave it out.")
     sets = load_sets(config, config.data.test)
-    if sets[0].classes != network.metadata["classes"]:
-        raise UserError(
-            f"{sets[0].name} of --data has the classes {', '.join(sets[0].classes)}, but the detector has "
-            f"{', '.join(network.metadata['classes'])}."
-        )
+    check_detector_classes(sets[0], network.metadata["classes"])
     given, taken = image_channels(config), network.example.shape[1]
     if given != taken:
         raise UserError(f"backbone.in_channels of --data is {given}, but the detector takes {taken} channels.")

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import Dataset
 
 from ..analysis.truths import setting
@@ -32,8 +32,9 @@ from ..evaluation.classification import score_classifiers
 from ..inference.predictor import find_device, for_inference
 from ..models.classifier import Classifier
 from ..preprocessing import Normalize, Preprocessing, input_channels
+from ..training.loop import to_device
 from ..weights import read_file
-from .training import load_sets, scorer
+from .training import check_detector_classes, load_sets, scorer
 
 logger = logging.getLogger(__name__)
 
@@ -194,9 +195,7 @@ def detector_subject(args: argparse.Namespace, source: str, metadata: dict, trai
     check_finite(model, source)
     config = data_config(args, classes)
     sets = load_sets(config, config.data.test)
-    if sets[0].classes != classes:
-        names = ", ".join(sets[0].classes), ", ".join(classes)
-        raise UserError(f"{sets[0].name} of --data has the classes {names[0]}, but the detector has {names[1]}.")
+    check_detector_classes(sets[0], classes)
     masks, channels = sections.detector.name == "mask_rcnn", len(model.transform.preprocessing.std)
     config = OmegaConf.merge(config, {"detector": sections.detector, "backbone": {"in_channels": channels}})
     size, device = args.batch_size or BATCH_SIZES["bbox/AP"], find_device(args.device)
@@ -206,12 +205,11 @@ def detector_subject(args: argparse.Namespace, source: str, metadata: dict, trai
 
     def batches(count: int | None, training: bool) -> Iterator[tuple]:
         for images, targets in chosen(dataset(training), count, size, args, training):
-            moved = [{k: v.to(device) if isinstance(v, Tensor) else v for k, v in t.items()} for t in targets]
-            yield [image.to(device) for image in images], moved
+            yield to_device(images, device), to_device(targets, device)
 
     measure = scorer(sets, config)
     name = f"{sections.detector.name} of {sections.backbone.name}"
-    count = partial(number_of_batches, len(dataset(False)), size)
+    count = partial(number_of_batches, sum(map(len, sets)), size)
     source = source if trained else ""
     return Subject(name, source, model.to(device), batches, count, lambda net: measure(net)[0], "bbox/AP")
 

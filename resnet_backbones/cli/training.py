@@ -97,6 +97,15 @@ def load_sets(config: DictConfig, names: list[str]) -> list[Annotations]:
     return sets
 
 
+def check_detector_classes(data: Annotations, classes: list[str]) -> None:
+    """Raise `UserError` unless `data`, given as --data, has the classes of a detector."""
+    if data.classes != classes:
+        raise UserError(
+            f"{data.name} of --data has the classes {', '.join(data.classes)}, but the detector has "
+            f"{', '.join(classes)}."
+        )
+
+
 def train_loader(sets: list[Annotations], config: DictConfig) -> Callable:
     """`build_train_loader(start=…)` of `sets`, for `fit`."""
     data, masks = config.data, config.detector.name == "mask_rcnn"
