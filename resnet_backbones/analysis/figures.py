@@ -25,6 +25,7 @@ def draw_responses(networks: Mapping[str, Mapping[str, float]], path: Path) -> N
         axes[1].plot(range(1, len(values) + 1), sorted(values, reverse=True), marker=".", label=names[label])
     for axis, what in zip(axes, ("layer", "layer, by magnitude"), strict=True):
         axis.set(xlabel=what, ylabel="standard deviation of the response")
+        axis.xaxis.get_major_locator().set_params(integer=True)
         axis.legend()
     figure.savefig(path, dpi=120)
 
@@ -42,15 +43,17 @@ def draw_gradients(networks: Mapping[str, Sequence[Mapping]], path: Path) -> Non
     left.set(xlabel="block", ylabel="norm of the loss's gradient at the block's input", yscale="log")
     right.set(xlabel="block", ylabel="share that passed no residual")
     for axis in (left, right):
+        axis.xaxis.get_major_locator().set_params(integer=True)
         if axis.lines:
             axis.legend(fontsize="small")
     figure.savefig(path, dpi=120)
 
 
 def draw_lesions(networks: Mapping[str, Mapping], metric: str, path: Path) -> None:
-    """The metric without each block, without several, and with several out of order (1605.06431 Figures 3 and 5), and
-    the gradient by path length (Figure 6)."""
-    figure, ((single, many), (order, lengths)) = new_figure(2, 2, (12, 9))
+    """The metric without each block, without several, and with several out of order (1605.06431 Figures 3 and 5); by
+    path length the gradient along one path and what all of a length contribute (Figure 6)."""
+    figure, ((single, many, order), (lengths, contributions, unused)) = new_figure(2, 3, (16, 9))
+    unused.set_axis_off()
     names = short(list(networks))
     for k, (label, found) in enumerate(networks.items()):
         rows, color = found["experiments"], f"C{k}"
@@ -63,12 +66,16 @@ def draw_lesions(networks: Mapping[str, Mapping], metric: str, path: Path) -> No
             some = [row | {"count": len(row.get("blocks", ()))} for row in rows if row["kind"] == kind]
             axis.plot([row[key] for row in some], [row[metric] for row in some], ".", color=color, label=names[label])
         paths = found.get("paths", [])
-        lengths.plot([row["length"] for row in paths], [row["gradient"] for row in paths], ".-", color=color)
+        for axis, key in ((lengths, "gradient"), (contributions, "contribution")):
+            axis.plot([row["length"] for row in paths], [row[key] for row in paths], ".-", color=color)
     single.set(xlabel="block that is removed", ylabel=metric)
     many.set(xlabel="number of blocks removed", ylabel=metric)
     order.set(xlabel="Kendall's correlation with the order as trained", ylabel=metric)
-    lengths.set(xlabel="path length, blocks", ylabel="norm of the gradient along a path", yscale="log")
+    lengths.set(xlabel="path length in residuals", ylabel="norm of the gradient along a path", yscale="log")
+    contributions.set(xlabel="path length in residuals", ylabel="gradient of all paths of a length, relative")
     order.invert_xaxis()
+    for axis in (single, many, lengths, contributions):
+        axis.xaxis.get_major_locator().set_params(integer=True)
     single.legend(fontsize="small")
     figure.savefig(path, dpi=120)
 

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from ..errors import UserError
 from ..models.layers import FrozenBatchNorm2d
@@ -50,11 +51,17 @@ def layer_responses(
     moments = {name: (module, Moments()) for name, module in responding(model, lambda: run(model, first)).items()}
     with ExitStack() as stack:
         for module, total in moments.values():
-            hook = module.register_forward_hook(lambda _, inputs, output, total=total: total.add(output))
-            stack.callback(hook.remove)
+            stack.callback(hook_response(module, total.add).remove)
         for batch in itertools.chain([first], batches):
             run(model, batch)
     return {name: total.std() for name, (_, total) in moments.items()}
+
+
+def hook_response(module: nn.Module, take: Callable[[Tensor], None]) -> RemovableHandle:
+    """Call `take` with what `module` gives, or where it is a norm of timm that also activates, with that before."""
+    if isinstance(module, NORMS) and isinstance(getattr(module, "act", None), nn.Module):
+        return module.act.register_forward_pre_hook(lambda _, inputs: take(inputs[0]))
+    return module.register_forward_hook(lambda _, inputs, output: take(output))
 
 
 def responding(model: nn.Module, run: Callable[[], object]) -> dict[str, nn.Module]:

@@ -1,6 +1,7 @@
 """The classifier of a config: built, or loaded with its classes and preprocessing."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -12,6 +13,8 @@ from ..backbones import allow_random_frozen
 from ..classifiers import build_classifier, load_classifier
 from ..config import image_channels
 from ..data.augmentation import BatchAugmentation
+from ..data.imagenet import FileImages, load_images
+from ..data.shards import ShardImages
 from ..errors import UserError
 from ..models.classifier import Classifier, soft_binary_cross_entropy
 from ..preprocessing import Normalize, Preprocessing, merged_preprocessing
@@ -76,16 +79,35 @@ def load_trained(config: DictConfig, source: str) -> Classifier:
         return load_classifier(source, **options)
 
 
-def check_classes(model: Classifier, num_classes: int, classes: list[str] | None, source: str) -> Classifier:
+def check_classes(model: Classifier, num_classes: int, classes: Sequence[str] | None, source: str) -> Classifier:
     """`model`. Raises `UserError` if it has another number of classes, or the same ones in another order."""
-    remedy = "to start from its backbone alone, give it as backbone.weights"
     if model.fc.out_features != num_classes:
         count = f"{model.fc.out_features} class{'es' if model.fc.out_features > 1 else ''}"
-        raise UserError(f"{source} has {count}, but the data has {num_classes}; {remedy}.")
+        raise UserError(f"{source} has {count}, not {num_classes} as expected here.")
     known = list(model.classes or [])
     if classes is not None and known != list(classes) and sorted(known) == sorted(classes):
+        remedy = "give data.classes in that order, or the file as backbone.weights"
         raise UserError(f"{source} has its classes in another order, {', '.join(known[:5])} …; {remedy}.")
     return model
+
+
+def load_test_images(
+    root: str, split: str, model: Classifier, source: str, classes: Sequence[str] | None = None
+) -> FileImages | ShardImages:
+    """The images of a split, with labels in the order of the classes that `model`, the one of `source`, was trained on.
+
+    If the names of the classes differ, as torchvision's do from ImageNet's folders, the folders are taken in sorted
+    order. Raises `UserError` if their number differs, too.
+    """
+    images = load_images(root, split, classes)
+    if classes is None and model.classes is not None and set(images.classes) <= set(model.classes):
+        return load_images(root, split, model.classes)
+    if model.fc.out_features != len(images.classes):
+        raise UserError(f"{source} has {model.fc.out_features} classes, but {root} has {len(images.classes)}.")
+    check_classes(model, len(images.classes), images.classes, source)
+    if model.classes is not None and list(model.classes) != list(images.classes):
+        logger.warning("the classes of %s have other names than those of %s; matched by position", source, root)
+    return images
 
 
 def resolve_preprocessing(config: DictConfig, known: Preprocessing | None) -> Preprocessing:

@@ -22,7 +22,6 @@ from ..data.views import build_views
 from ..errors import UserError, errors_about
 from ..evaluation.classification import evaluate_classifiers
 from ..evaluation.report import metrics_table, write_json
-from ..models.classifier import Classifier
 from ..models.compile import compile_backbone
 from ..models.fuse import fold_norms
 from ..preprocessing import Preprocessing, input_channels
@@ -34,9 +33,9 @@ from ..weights import save_safetensors
 from .classifiers import (
     backbone_options,
     build_for_training,
-    check_classes,
     describe,
     load_ensemble,
+    load_test_images,
     resolve_preprocessing,
     set_preprocessing,
 )
@@ -107,7 +106,8 @@ def evaluate(given: DictConfig) -> None:
     """Evaluate `weights`, together with `ensemble`; leaves `metrics.json` and `report.html` in `output_dir`."""
     device, config = start(given)
     models = load_ensemble(config)
-    images = load_test_images(config, models[0])
+    data = config.data
+    images = load_test_images(data.root, data.val, models[0], config.weights, data.classes)
     loader = view_loader(config, images, models[0].preprocessing, config.evaluation.views)
     models = [for_inference(model.to(device), config.solver) for model in models]
     output_dir = open_output(given)
@@ -179,22 +179,6 @@ def comparison_table(rows: list[dict]) -> str:
 def save_metrics(metrics: dict[str, float], output_dir: Path) -> None:
     write_json(output_dir / "metrics.json", metrics)
     logger.info("metrics in percent:\n%s", metrics_table(metrics))
-
-
-def load_test_images(config: DictConfig, model: Classifier) -> FileImages | ShardImages:
-    """The validation images, with labels in the order of the classes that `model` was trained on.
-
-    If the names of the classes differ, as torchvision's do from ImageNet's folders, the folders are taken in sorted
-    order. Raises `UserError` if their number differs, too.
-    """
-    data = config.data
-    images = load_images(data.root, data.val, data.classes)
-    if data.classes is None and model.classes is not None and set(images.classes) <= set(model.classes):
-        return load_images(data.root, data.val, model.classes)
-    check_classes(model, len(images.classes), images.classes, config.weights)
-    if model.classes is not None and list(model.classes) != list(images.classes):
-        logger.warning("the classes of the weights have other names than those of %s; matched by position", data.val)
-    return images
 
 
 def train_loader(config: DictConfig, images: FileImages | ShardImages, preprocessing: Preprocessing) -> partial:

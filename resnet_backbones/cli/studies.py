@@ -84,7 +84,12 @@ def run_study(args: argparse.Namespace, options: dict) -> None:
     findings = Findings(folder / f"{args.study}.json", settings | {"options": options})
     run, draw = STUDIES[args.study]
     networks = {}  # of this command; the file may have more
-    for subject in subjects(args, options, untrained=args.study == "gradients"):
+    studied = list(subjects(args, options, untrained=args.study == "gradients"))
+    for subject in studied:  # before the first one takes its time
+        with errors_about(subject.label):
+            if args.study != "responses":
+                find_blocks(subject.model)
+    for subject in studied:
         with errors_about(subject.label):
             run(subject, findings, args)
         networks[subject.label] = findings.networks[subject.label]

@@ -1,7 +1,6 @@
 """What `analyze` studies: a classifier or detector, trained or at its initialization, with data to run it on."""
 
 import argparse
-import logging
 import math
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -21,9 +20,8 @@ from ..classifiers import build_classifier, load_classifier
 from ..config import Config, load_config
 from ..data.classification import ClassificationDataset
 from ..data.dataset import DetectionDataset
-from ..data.imagenet import FileImages, load_images
+from ..data.imagenet import load_images
 from ..data.loader import data_loader
-from ..data.shards import ShardImages
 from ..data.unreadable import ReadableBatches
 from ..data.views import build_views
 from ..detectors import build_detector, load_detector, stated_config
@@ -34,9 +32,8 @@ from ..models.classifier import Classifier
 from ..preprocessing import Normalize, Preprocessing, input_channels
 from ..training.loop import to_device
 from ..weights import read_file
+from .classifiers import load_test_images
 from .training import check_detector_classes, load_sets, scorer
-
-logger = logging.getLogger(__name__)
 
 BATCH_SIZES = {"error": 128, "bbox/AP": 4}  # by the metric, where --batch-size is not given
 
@@ -121,7 +118,8 @@ def classifier_subject(
     except (TypeError, RuntimeError, ValueError) as error:  # of torch, about impossible values
         raise UserError(f"{name} cannot be built with {options}: {reason(error)}") from error
     check_finite(model, source or name)
-    images = in_order(images, model, args, source)
+    if source is not None:
+        images = load_test_images(args.data, args.split or "val", model, source)
     known = model.backbone.architecture
     channels = input_channels(model.backbone)
     preprocessing = complete(model.preprocessing, known["name"], channels)
@@ -158,19 +156,6 @@ def check_finite(model: nn.Module, what: str) -> None:
     for name, tensor in model.state_dict().items():
         if not torch.isfinite(tensor).all():
             raise UserError(f"{what}: {name} has values that are not finite; nothing can be measured with it.")
-
-
-def in_order(
-    images: FileImages | ShardImages, model: Classifier, args: argparse.Namespace, source: str | None
-) -> FileImages | ShardImages:
-    """`images` with labels in the order of the classes of the weights. Raises `UserError` if their number differs."""
-    known = list(getattr(model, "classes", None) or images.classes)
-    if set(images.classes) <= set(known):
-        return load_images(args.data, args.split or "val", known)
-    if model.fc.out_features != len(images.classes):
-        raise UserError(f"{source} has {model.fc.out_features} classes, but {args.data} has {len(images.classes)}.")
-    logger.warning("the classes of %s have other names than those of %s; matched by position", source, args.data)
-    return images
 
 
 def complete(known: Preprocessing | None, name: str, channels: int) -> Preprocessing:

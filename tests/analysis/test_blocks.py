@@ -161,6 +161,18 @@ def test_responses_are_those_of_the_norms(images):
     assert found["layer2.1.conv2"] == pytest.approx(taken[1].std(correction=0).item(), rel=1e-4)
 
 
+def test_responses_of_timms_norms_are_before_their_activation(images):
+    pytest.importorskip("timm")
+    net = net_of("timm:regnety_002")
+    norm = next(module for name, module in net.named_modules() if name.endswith("s1.b1.conv1.bn"))
+    taken = []
+    norm.act.register_forward_pre_hook(lambda m, inputs: taken.append(inputs[0].detach().clone()))
+    found = layer_responses(net, [images], lambda model, batch: model(batch))
+    (std,) = [std for name, std in found.items() if name.endswith("s1.b1.conv1.conv")]
+    assert taken[0].min() < 0
+    assert std == pytest.approx(taken[0].std(correction=0).item(), rel=1e-4)
+
+
 def test_gradients_at_the_inputs_of_blocks(images):
     net = net_of("resnet18").double()
     images = images.double()

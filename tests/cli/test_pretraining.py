@@ -329,7 +329,7 @@ def test_a_detector_takes_backbone_and_preprocessing_from_the_file(pretrain, tmp
             ["weights={file}", "--eval-only", "backbone.name=cifar_plain20"],
             "holds a cifar_resnet20, but the backbone is",
         ),
-        (["weights={file}", "--eval-only", "data.classes=[ant,bee,cat,dog]"], "has 3 classes, but the data has 4"),
+        (["weights={file}", "--eval-only", "data.classes=[ant,bee,cat,dog]"], "has 3 classes, but"),
         (["weights={file}", "preprocessing.image_mean=[0,0,0]"], "image_mean is [0.0, 0.0, 0.0], but the backbone's"),
         (["--eval-only"], "--eval-only needs the weights to score: weights=FILE"),
         (["solver.lr=1e30"], "The loss is not finite at step "),

@@ -177,6 +177,13 @@ def test_what_cannot_be_studied_is_said_in_a_line(analyze, arguments, message):
     assert err.strip().count("\n") == 0
 
 
+def test_nothing_is_measured_if_one_of_the_networks_cannot_be(analyze, tmp_path):
+    status, _, err = analyze("gradients", "--name", "cifar_resnet20", "vgg11")
+    assert status == 2
+    assert "vgg11, untrained: This network has no blocks" in err
+    assert not (tmp_path / "out/gradients.json").exists()
+
+
 def test_weights_that_do_not_fit(analyze, tmp_path):
     _, weights = save_classifier(tmp_path / "a.safetensors", "cifar_resnet20")
     torch.save({"conv1.weight": torch.ones(16, 3, 3, 3)}, tmp_path / "bare.pth")
