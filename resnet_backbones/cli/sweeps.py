@@ -3,7 +3,6 @@
 import argparse
 import json
 import time
-from pathlib import Path
 
 from omegaconf import OmegaConf
 
@@ -12,10 +11,10 @@ from ..analysis.figures import draw_costs
 from ..backbones import valid_options
 from ..config import PretrainConfig, load_config
 from ..errors import UserError
-from ..evaluation.report import write_json
 from ..paths import output_folder
+from .findings import Findings
 from .pretraining import check, compare, comparison_table
-from .subjects import inference_copy, subjects
+from .subjects import Subject, inference_copy, subjects
 
 CONFIG = "cifar10_shortcuts.yaml"
 KINDS = ("A", "A_centered", "B", "C", "none")
@@ -29,38 +28,40 @@ def shortcuts(args: argparse.Namespace, options: dict) -> None:
     if not args.weights and not args.name:
         raise UserError("Give --weights FILE, or --name NAME to train it with each shortcut.")
     folder = output_folder(args.output)
-    rows = measured(args, options) if args.weights else trained(args, options, folder)
-    draw_costs(rows, folder / "shortcuts.png")
-    write_json(folder / "shortcuts.json", {"settings": settings_of(args, options), "networks": rows})
-    print(f"{folder / 'shortcuts.json'} and shortcuts.png beside it")
-
-
-def settings_of(args: argparse.Namespace, options: dict) -> dict:
     keys = ("weights", "name", "data", "split", "images", "batch_size", "seed")
-    return {key: getattr(args, key) for key in keys} | {"options": options}
+    settings = {key: getattr(args, key) for key in keys} | {"options": options}
+    findings = Findings(folder / "shortcuts.json", settings)
+    rows = (measured if args.weights else trained)(args, options, findings)
+    draw_costs(rows, folder / "shortcuts.png")
+    print(f"{findings.path} and shortcuts.png beside it")
 
 
-def measured(args: argparse.Namespace, options: dict) -> list[dict]:
+def measured(args: argparse.Namespace, options: dict, findings: Findings) -> list[dict]:
     """A row for each of --weights; `seconds` are those of scoring all images, loading included."""
     rows = []
     for subject in subjects(args, options):
         if subject.metric != "error":
             raise UserError(f"{subject.source} is a detector; shortcuts compares classifiers.")
-        images, _ = next(iter(subject.batches(1, False)))
-        model = inference_copy(subject)
-        model(images)  # the first call of a network takes longer
-        start = time.perf_counter()
-        error = subject.score(model)["error"]
-        seconds = time.perf_counter() - start
-        size, channels = tuple(images.shape[-2:]), images.shape[1]
-        total = analyze(subject.model, size, channels)["total"]
-        costs = {"parameters": total["parameters"], "flops": total["flops"], "seconds": seconds}
-        rows.append({"name": subject.label, **costs, "error": error})
+        if findings.known(subject) is None:
+            findings.save(subject, costs_of(subject))
+        rows.append(findings.networks[subject.label])
     print(comparison_table(rows))
     return rows
 
 
-def trained(args: argparse.Namespace, options: dict, folder: Path) -> list[dict]:
+def costs_of(subject: Subject) -> dict:
+    images, _ = next(iter(subject.batches(1, False)))
+    model = inference_copy(subject)
+    model(images)  # the first call of a network takes longer
+    start = time.perf_counter()
+    error = subject.score(model)["error"]
+    seconds = time.perf_counter() - start
+    total = analyze(subject.model, tuple(images.shape[-2:]), images.shape[1])["total"]
+    costs = {"parameters": total["parameters"], "flops": total["flops"]}
+    return {"name": subject.label, **costs, "seconds": seconds, "error": error}
+
+
+def trained(args: argparse.Namespace, options: dict, findings: Findings) -> list[dict]:
     """A row for each of --name with each shortcut, trained on --data by the schedule of `CONFIG`."""
     for key in ("images", "split", "device"):
         if getattr(args, key) is not None:
@@ -72,24 +73,14 @@ def trained(args: argparse.Namespace, options: dict, folder: Path) -> list[dict]
             raise UserError(f"{name} has no option shortcut; choose a residual network.")
     pairs = "".join(f" {key}={json.dumps(value, separators=(',', ':'))}" for key, value in options.items())
     entries = [f"{name} shortcut={kind}{pairs}" for name in args.name for kind in KINDS]
-    given = {"data": {"root": args.data, "num_workers": args.num_workers}, "output_dir": str(folder)}
+    given = {"data": {"root": args.data, "num_workers": args.num_workers}, "output_dir": str(findings.path.parent)}
     given |= {"seed": args.seed, "compare": entries}
     config = OmegaConf.merge(load_config(CONFIG, [], PretrainConfig), given)
     if args.batch_size:
         config.solver.batch_size = args.batch_size
     check(config, eval_only=False)
-    begin(folder / "shortcuts.json", settings_of(args, options))
-    return compare(config, resume=True)
-
-
-def begin(path: Path, settings: dict) -> None:
-    """Raise `UserError` where the trainings in the folder of `path` are of other `settings`; else note these."""
-    settings = json.loads(json.dumps(settings))
-    if path.exists():
-        try:
-            known = json.loads(path.read_text())["settings"]
-        except (ValueError, TypeError, KeyError):
-            known = None
-        if known != settings:
-            raise UserError(f"{path} is of another command, or damaged; choose another --output.")
-    write_json(path, {"settings": settings, "networks": []})
+    findings.write()  # so that nothing else goes on in its folder
+    rows = compare(config, resume=True)
+    findings.networks = {row["name"]: row for row in rows}
+    findings.write()
+    return rows

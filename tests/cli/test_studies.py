@@ -146,7 +146,7 @@ def test_shortcuts_side_by_side(analyze, tmp_path):
     c = save_classifier(tmp_path / "c.safetensors", "cifar_resnet20", shortcut="C")[1]
     status, _, err = analyze("shortcuts", "--weights", a, c)
     assert status == 0, err
-    rows = read(tmp_path, "shortcuts")["networks"]
+    rows = list(read(tmp_path, "shortcuts")["networks"].values())
     assert rows[0]["parameters"] == 269_722 - 7 * 65  # of 10 classes in Table 6
     projections = 3 * (16 * 16 + 32) + (16 * 32 + 64) + 2 * (32 * 32 + 64) + (32 * 64 + 128) + 2 * (64 * 64 + 128)
     assert rows[1]["parameters"] - rows[0]["parameters"] == projections
