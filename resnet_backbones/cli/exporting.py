@@ -12,6 +12,7 @@ from ..backbones import build_backbone
 from ..config import image_channels, load_config
 from ..data.annotations import Annotations
 from ..data.dataset import DetectionDataset
+from ..data.formats.listing import image_suffixes, is_image
 from ..data.images import read_image
 from ..data.unreadable import Unreadable, check_headers
 from ..detectors import stated_config
@@ -24,7 +25,6 @@ from ..weights import read_file
 from .training import check_detector_classes, load_sets, scorer
 
 CALIBRATION = 100  # images, evenly chosen
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 
 
 def export_weights(args: argparse.Namespace) -> None:
@@ -98,9 +98,9 @@ def images_of(folder: Path, network: Network) -> list[Tensor]:
     """
     if not folder.is_dir():
         raise UserError(f"--images {folder} {'is no folder' if folder.exists() else 'does not exist'}.")
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    paths = sorted(path for path in folder.rglob("*") if is_image(path.name))
     if not paths:
-        raise UserError(f"--images {folder} has no images; looked for {', '.join(SUFFIXES)}.")
+        raise UserError(f"--images {folder} has no images; looked for {', '.join(sorted(image_suffixes()))}.")
     images, faults = [], []
     for path in paths:
         try:

@@ -10,10 +10,9 @@ from torch import Tensor
 
 from ..errors import UserError
 from .files import FolderTree, TarTree, open_tree
+from .formats.listing import is_image
 from .ilsvrc import ilsvrc_answers, ilsvrc_folder
 from .shards import ShardImages, is_shards
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
 
 class FileImages:
@@ -58,7 +57,7 @@ def load_images(root: str, split: str, classes: Sequence[str] | None = None) -> 
     tree = open_tree(root or split)
     folder = (ilsvrc_folder(tree, split) or split) if root else ""
     path = tree.path(folder)
-    names = [name for name in tree.names(folder) if name.lower().endswith(SUFFIXES)]
+    names = [name for name in tree.names(folder) if is_image(name)]
     if not names:
         raise UserError(
             f"There are no images in {path}; {root or split} has {', '.join(tree.folders()) or 'no folders'}. See "

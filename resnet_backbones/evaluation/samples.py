@@ -34,7 +34,7 @@ def save_samples(
         image_id = data.image_id(k)
         found = [p for p in predictions if p["image_id"] == image_id and p["score"] >= min_score]
         try:
-            picture = draw_comparison(data, k, sorted(found, key=lambda p: p["score"]), channels)
+            picture = side_by_side(data, k, sorted(found, key=lambda p: p["score"]), channels)
         except UserError as error:
             logger.warning("%s It has no sample.", error)
             continue
@@ -47,7 +47,7 @@ def save_samples(
     return paths
 
 
-def draw_comparison(data: Annotations, k: int, found: list[dict], channels: int = 3) -> Image.Image:
+def side_by_side(data: Annotations, k: int, found: list[dict], channels: int = 3) -> Image.Image:
     """Image k twice, side by side: with the predictions `found` and with the ground truth."""
     pixels = read_image(data.path(k), tuple(data.sizes[k].tolist()), channels)
     true = data.objects(k)
