@@ -1,1 +1,1 @@
-"""Side-by-side measurements: ours beside torchvision, detectron2 and timm, in turns within one process."""
+"""Side-by-side measurements: ours against torchvision, detectron2 and timm, in turns within one process."""

@@ -1,4 +1,4 @@
-"""How far the results of two nets of the same weights are apart."""
+"""How far the results of two nets with the same weights differ."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,16 +8,16 @@ from torch import Tensor, nn
 
 
 def feature_difference(ours: list[Tensor], theirs: list[Tensor]) -> float:
-    """The greatest over all features, relative to the largest value of each of ours."""
+    """The largest difference over all features, relative to the largest value of each of ours."""
     return max(float((b - a).abs().max() / a.abs().max()) for a, b in zip(ours, theirs, strict=True))
 
 
 @torch.no_grad()
 def loss_difference(ours: nn.Module, theirs: nn.Module, images: list[Tensor], targets: list[dict]) -> float:
-    """The greatest over all losses of two detectors in torchvision's form, relative to each of ours."""
+    """The largest difference over all losses of two detectors in torchvision's form, relative to each of ours."""
     losses = []
     for model in (ours, theirs):
-        torch.manual_seed(1)  # the anchors that are drawn
+        torch.manual_seed(1)  # for the draw of anchors
         with all_rois(model):
             losses.append(model(images, [dict(target) for target in targets]))
     return max(float((losses[1][name] - loss).abs() / loss.abs()) for name, loss in losses[0].items())
@@ -25,7 +25,7 @@ def loss_difference(ours: nn.Module, theirs: nn.Module, images: list[Tensor], ta
 
 @contextmanager
 def all_rois(model: nn.Module) -> Iterator[None]:
-    """No draw of RoIs: which of them a draw takes hangs on the last bit of the proposals' scores."""
+    """Take all RoIs: which of them a draw takes depends on the last bit of the proposals' scores."""
     sampler = model.roi_heads.fg_bg_sampler
     count, sampler.batch_size_per_image = sampler.batch_size_per_image, 10**6
     try:
@@ -35,10 +35,10 @@ def all_rois(model: nn.Module) -> Iterator[None]:
 
 
 def detection_differences(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> dict[str, float]:
-    """Of two images' detections, each of theirs paired with the nearest box of its class in ours.
+    """The differences of two detectors on an image, each detection of theirs paired with our nearest box of its class.
 
     "unpaired" are those that have none within a pixel, and how many more ours has; "boxes, px" and "scores" are the
-    greatest differences over all pairs.
+    largest differences over all pairs.
     """
     theirs_only, ours_only = len(theirs["boxes"]), len(ours["boxes"])
     if not theirs_only or not ours_only:

@@ -72,7 +72,7 @@ def detectron2():
 
 
 def own_mib() -> float:
-    """The memory of this process that no other one shares."""
+    """The memory of this process that it shares with no other."""
     rows = (line.split() for line in Path("/proc/self/smaps_rollup").read_text().splitlines()[1:])
     return sum(int(row[1]) for row in rows if row[0].startswith("Private")) / 1024
 

@@ -31,7 +31,7 @@ EXPORTS = {
 
 
 def deployments(settings: Settings) -> list[Row]:
-    """CPU time of inference on one image; "ours" is the fused eager model, which the ratios are to."""
+    """CPU time of inference on one image; "ours", the base of the ratios, is the fused eager model."""
     settings = dataclasses.replace(settings, device="cpu", amp="none")
     model = build_detector("ours", settings, shared_state(settings)).eval()
     image = (make_batch(settings)[0][0] * 255).round().to(torch.uint8)
@@ -69,7 +69,7 @@ def with_compiled_backbone(model: nn.Module) -> nn.Module:
 def exported(
     model: nn.Module, folder: Path, format: str, precision: str, image: Tensor
 ) -> Callable[[], dict[str, Tensor]] | str:
-    """The exported network of an image, calibrated on drawn pictures, or why there is none."""
+    """The exported network on an image, calibrated on generated pictures, or why there is none."""
     path, network = folder / f"{precision}{FORMATS[format]}", network_of(model)
     try:
         save_network(network, path, format, precision, drawn_inputs(network))

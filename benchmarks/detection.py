@@ -1,4 +1,4 @@
-"""The detectors that are compared, of the same weights, their batch and their training step."""
+"""The detectors that are compared, with the same weights, their batch and their training step."""
 
 from collections.abc import Callable
 
@@ -15,9 +15,9 @@ from .peers import BN_IN_EVAL, longest_side, peer_detector
 from .settings import Settings
 
 CLASSES = 90  # COCO's, as torchvision counts them
-OBJECTS = 10  # an image
+OBJECTS = 10  # per image
 SPREAD = 0.05  # of the weights of the class scores, which lets about a hundred detections pass
-LEARNING_RATE = 1e-6  # so small that all rounds are of the same weights
+LEARNING_RATE = 1e-6  # so small that all rounds have the same weights
 
 
 def build_detector(who: str, settings: Settings, state: dict[str, Tensor]) -> nn.Module:

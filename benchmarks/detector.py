@@ -43,7 +43,7 @@ def detectors(settings: Settings) -> list[Row]:
 
 
 def memory_of_training(settings: Settings) -> list[Row]:
-    """Peaks of the training step, on a CPU those of a process of its own, too; also where BN is in evaluation."""
+    """Peaks of the training step, on a CPU also in a process of its own; also with BN in evaluation mode."""
     device, state = torch.device(settings.device), shared_state(settings)
     rows = []
     for who in (*CONTENDERS[:2], BN_IN_EVAL, *CONTENDERS[2:]):
@@ -53,7 +53,7 @@ def memory_of_training(settings: Settings) -> list[Row]:
             row.remark = model
         else:
             step = training_step(who, model, settings)
-            step()  # the optimizer's momentum is there from now on
+            step()  # from now on the optimizer's momentum exists
             row.peak_bytes = tensor_peak(step, device)
             if device.type == "cpu":
                 row.process_bytes = process_peak(build_step, who, settings)
@@ -62,14 +62,14 @@ def memory_of_training(settings: Settings) -> list[Row]:
 
 
 def build_step(who: str, settings: Settings) -> Callable[[], object]:
-    """A contender's step from nothing, for a process of its own."""
+    """A contender's step from scratch, for a process of its own."""
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     return training_step(who, build_detector(who, settings, shared_state(settings)), settings)
 
 
 def _differences(models: dict[str, nn.Module | str], settings: Settings) -> tuple[dict[str, float], dict[str, float]]:
-    """Of torchvision's losses and detections from ours, in fp32 and before any training."""
+    """How torchvision's losses and detections differ from ours, in fp32 and before any training."""
     ours, theirs = models["ours"], models["torchvision"]
     if isinstance(theirs, str):
         return {}, {}

@@ -40,9 +40,9 @@ def own_detector(name: str, classes: int, short_side: int, state: dict[str, Tens
         "PIXEL_STD": [255 * v for v in IMAGENET_STD],
         "ANCHOR_GENERATOR.SIZES": [[32], [64], [128], [256], [512]],
         "RPN.IN_FEATURES": levels,
-        "RPN.PRE_NMS_TOPK_TRAIN": 2000,  # a level
+        "RPN.PRE_NMS_TOPK_TRAIN": 2000,  # per level
         "RPN.PRE_NMS_TOPK_TEST": 1000,
-        "RPN.POST_NMS_TOPK_TRAIN": 2000,  # an image
+        "RPN.POST_NMS_TOPK_TRAIN": 2000,  # per image
         "RPN.POST_NMS_TOPK_TEST": 1000,
         "ROI_HEADS.NAME": "StandardROIHeads",
         "ROI_HEADS.IN_FEATURES": levels[:4],
@@ -67,7 +67,7 @@ def own_loader(annotations: str, folder: str, batch_size: int) -> DataLoader:
 
 
 class Convention(nn.Module):
-    """torchvision's inputs for a detector of detectron2, whose outputs stay its own."""
+    """torchvision's inputs for a detector of detectron2, which keeps its own outputs."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()

@@ -3,7 +3,7 @@
 
     python -m benchmarks.hosts [--rounds 9]
 
-torchvision's Faster R-CNN on an image of 400x600 and its DeepLabV3 on one of 320x480, also over its own ResNet-50.
+torchvision's Faster R-CNN on an image of 400x600 and its DeepLabV3 on one of 320x480, also over their own ResNet-50.
 """
 
 import argparse
@@ -33,7 +33,7 @@ def inference(model: nn.Module, images: torch.Tensor | list[torch.Tensor]) -> Ca
 
 
 def contenders(theirs: nn.Module, ours: nn.Module, images: torch.Tensor | list[torch.Tensor]) -> dict[str, Callable]:
-    """All of the same weights."""
+    """All with the same weights."""
     ours.load_state_dict(theirs.state_dict())
     fused = fuse(ours).to(memory_format=torch.channels_last)
     return {

@@ -1,4 +1,4 @@
-"""Loaders of detection: images/s from a COCO data set of drawn JPEGs to batches of bytes and boxes."""
+"""Detection loaders: images/s from a COCO data set of generated JPEGs to batches of bytes and boxes."""
 
 import contextlib
 import cProfile
@@ -25,7 +25,7 @@ from .settings import Settings
 from .timing import Row, measure
 
 BATCH, WIDTH, HEIGHT = 2, 640, 480
-OBJECTS = 7  # an image; COCO's train2017 has 7.3
+OBJECTS = 7  # per image; COCO's train2017 has 7.3
 SHOWN = 5  # functions of the profile
 
 
@@ -91,7 +91,7 @@ def _all(batches: Iterable) -> Callable[[], object]:
 
 
 def _profile(run: Callable[[], object]) -> str:
-    """The functions that take most of a call's time themselves, with their shares."""
+    """The functions with the most self time in a call, with their shares."""
     profiler = cProfile.Profile()
     profiler.runcall(run)
     times = {name: spent for (_, _, name), (_, _, spent, _, _) in pstats.Stats(profiler).stats.items()}

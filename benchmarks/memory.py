@@ -18,7 +18,7 @@ def tensor_peak(run: Callable[[], object], device: torch.device) -> int:
     """The most bytes of tensors that a call holds at one time, above those that were there before.
 
     On the CPU it comes from the profiler's record of every allocation. It is exact, but excludes fragmentation and
-    what a library allocates outside torch; `process_peak` does.
+    what a library allocates outside torch, which `process_peak` includes.
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -52,7 +52,7 @@ def _growth(build: Callable[..., Callable[[], object]], args: tuple) -> int | No
     before = _status("VmRSS")
     for _ in range(3):
         run()
-    # Not getrusage's figure, which a process inherits from the one that started it.
+    # Not getrusage's value, which a process inherits from the one that started it.
     peak = _status("VmHWM")
     return None if before is None or peak is None else peak - before
 

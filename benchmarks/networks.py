@@ -41,7 +41,7 @@ def prepared(who: str, net: nn.Module, training: bool) -> nn.Module:
 
 
 def frozen_backbone(name: str, state: dict[str, Tensor] | None = None) -> nn.Module:
-    """Ours with every norm FrozenBN, stem and res2 frozen, and weights of `state`."""
+    """Ours with every norm FrozenBN, stem and res2 frozen, and the weights in `state`."""
     with allow_random_frozen():  # nothing is learnt here
         net = build_backbone(name, norm="FrozenBN", freeze_at=2)
     if state is not None:
@@ -50,10 +50,10 @@ def frozen_backbone(name: str, state: dict[str, Tensor] | None = None) -> nn.Mod
 
 
 def settle(net: nn.Module, images: Tensor) -> nn.Module:
-    """`net` of random weights that behave like trained ones when they are frozen.
+    """`net` with random weights that behave like trained ones when they are frozen.
 
-    Its BN has the statistics of `images`, without which a deep net overflows, and what a block adds to its shortcut is
-    small, without which differences of the last bit grow from block to block.
+    Its BN has the statistics of `images`, as otherwise a deep net overflows, and what a block adds to its shortcut is
+    small, as otherwise differences of the last bit grow from block to block.
     """
     for block in net.modules():
         if hasattr(block, "downsample"):
@@ -104,7 +104,7 @@ def _measure(part: str, name: str, make_peer: Callable, peers: tuple[str, ...], 
 
 
 def _differences(nets: dict[str, nn.Module | str], images: Tensor) -> dict[str, dict[str, float]]:
-    """Of each peer's features from ours."""
+    """How each peer's features differ from ours."""
     with torch.no_grad():
         ready = {who: prepared(who, net, False) for who, net in nets.items() if not isinstance(net, str)}
         features = {who: _as_list(net(images)) for who, net in ready.items()}

@@ -1,4 +1,4 @@
-"""The parts by name; each gives rows, which it measures when it is called."""
+"""The parts by name; each returns rows, which it measures when called."""
 
 import torch
 
@@ -24,7 +24,7 @@ MEASURES = dict(
 
 
 def prepare(settings: Settings) -> None:
-    """Set torch's threads. Raises `UserError` where the device is not there."""
+    """Set torch's threads. Raises `UserError` if the device is not available."""
     if settings.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device is cuda, but there is no GPU; leave it out.")
     if settings.threads is not None:

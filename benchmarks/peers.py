@@ -1,4 +1,4 @@
-"""The same nets by other libraries: all norms FrozenBN, stem and res2 frozen, our weights."""
+"""The same nets from other libraries: all norms FrozenBN, stem and res2 frozen, our weights."""
 
 import importlib
 from types import ModuleType
@@ -31,7 +31,7 @@ def import_detectron2() -> ModuleType:
 def peer_backbone(peer: str, name: str, state: dict[str, Tensor]) -> nn.Module:
     """The backbone `name` of torchvision, detectron2 or timm, giving four features from a batch of images.
 
-    `state` is of ours. Raises `MissingError` where the library is not installed or has no such net.
+    `state` is ours. Raises `MissingError` if the library is not installed or has no such net.
     """
     if peer == "detectron2":
         return import_detectron2().own_backbone(name, state)
@@ -47,10 +47,10 @@ def peer_fpn(peer: str, name: str, state: dict[str, Tensor]) -> nn.Module:
 
 
 def peer_detector(peer: str, name: str, classes: int, short_side: int, state: dict[str, Tensor]) -> nn.Module:
-    """Faster R-CNN with an FPN of the same settings, called as torchvision's is; `state` is of torchvision's."""
+    """Faster R-CNN with an FPN and the same settings, called like torchvision's; `state` is torchvision's."""
     if peer == "detectron2":
         return import_detectron2().own_detector(name, classes, short_side, state)
-    # `fasterrcnn_resnet50_fpn` itself has FrozenBN only where it loads weights.
+    # `fasterrcnn_resnet50_fpn` itself has FrozenBN only if it loads weights.
     body = _torchvision_fpn(name, nn.BatchNorm2d if peer == BN_IN_EVAL else FrozenBatchNorm2d)
     model = FasterRCNN(body, classes + 1, min_size=short_side, max_size=longest_side(short_side))
     return _with_weights(model, state)

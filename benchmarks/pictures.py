@@ -1,4 +1,4 @@
-"""JPEG files to read: smooth random pictures with some noise, which compress about as photographs do."""
+"""JPEG files to read: smooth random pictures with some noise, which compress about as well as photographs."""
 
 from pathlib import Path
 

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Images/s of the training loader alone on crops of 224 x 224: ours beside torchvision's reference pipeline.
+"""Images/s of the training loader alone on crops of 224 x 224: ours against torchvision's reference pipeline.
 
     python -m benchmarks.pretraining_loader [--images FOLDER] [--workers 1] [--turns 5]
 
-FOLDER holds class folders of JPEGs; without it, 400 JPEGs of 500 x 375 are drawn. Both pipelines read, decode, crop
+FOLDER holds class folders of JPEGs; without it, 400 JPEGs of 500 x 375 are generated. Both pipelines read, decode, crop
 (random area, flip) and collate batches of 64 for the model's device, in turns; torchvision's also makes floats and
 normalizes them, which ours leaves to the device.
 """
@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument("--images", help="a folder of class folders")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--batches", type=int, default=20, help="in a turn")
+    parser.add_argument("--batches", type=int, default=20, help="per turn")
     args = parser.parse_args()
     torch.set_num_threads(1)
     with one_line_errors(), tempfile.TemporaryDirectory() as drawn:

@@ -1,4 +1,4 @@
-"""What is left of our detector's training step: the operators by the time that they take themselves."""
+"""Where our detector's training step spends its time: the operators by self time."""
 
 from torch.profiler import ProfilerActivity
 from torch.profiler import profile as record
@@ -11,7 +11,7 @@ SHOWN = 12  # operators, the longest ones; the rest are one row
 
 
 def profiles(settings: Settings) -> list[Row]:
-    """A row for the whole step, which the profiler slows down a little, and one for each operator, a mean of rounds."""
+    """A row for the whole step, which the profiler slows down a little, and one per operator, its mean over rounds."""
     on_gpu = settings.device == "cuda"
     step = training_step("ours", build_detector("ours", settings, shared_state(settings)), settings)
     step()

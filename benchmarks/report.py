@@ -1,4 +1,4 @@
-"""The measured rows as a Markdown table, under what they were measured on, and as JSON."""
+"""The measured rows as a Markdown table, below the conditions of the measurement, and as JSON."""
 
 import importlib.metadata
 import os
@@ -16,7 +16,7 @@ LIBRARIES = ("torch", "torchvision", "detectron2", "timm", "pycocotools", "hotco
 
 
 def conditions(version: str, command: str, settings: Settings) -> dict[str, str]:
-    """Hardware, versions, ours being `version`, and command."""
+    """Hardware, versions (ours is `version`), and command."""
     versions = {"resnet_backbones": version, "Python": platform.python_version()}
     for library in LIBRARIES:
         try:
@@ -35,7 +35,7 @@ def conditions(version: str, command: str, settings: Settings) -> dict[str, str]
 
 
 def header(conditions: dict[str, str], compiled: bool) -> str:
-    """What stands above the rows."""
+    """What comes above the rows."""
     bases = BASES if compiled else BASES[:1]
     cells = ["measured", "by", "seconds", "images/s", *(f"{base} / it" for base in bases), "tensors MiB"]
     cells += ["process MiB", "remark"]
@@ -49,7 +49,7 @@ def header(conditions: dict[str, str], compiled: bool) -> str:
 
 
 def lines(rows: list[Row], compiled: bool) -> list[str]:
-    """The table's lines of a part."""
+    """The table's lines for a part."""
     ours = {row.measured: row for row in rows if row.contender == BASES[0]}
     return [_line(_cells(row, ours[row.measured], compiled)) for row in rows]
 

@@ -24,7 +24,7 @@ from .settings import Settings
 from .timing import Row, measure
 
 CLASSES, OBJECTS, DETECTIONS, SIDE = 80, 7, 100, 640
-COMMAND_IMAGES = 1000  # that the commands score
+COMMAND_IMAGES = 1000  # scored by the commands
 SCRIPT = """
 import json, sys
 from pycocotools.coco import COCO
@@ -38,7 +38,7 @@ evaluation.summarize()
 
 
 def evaluators(settings: Settings) -> list[Row]:
-    """The seconds are of CPU time: of the functions from a file's content to the metrics, of the commands all of it."""
+    """Seconds of CPU time: for the functions from a file's content to the metrics, for the commands all of it."""
     rows = []
     for iou_type in ("bbox", "segm"):
         rows += functions(iou_type, settings)
@@ -98,7 +98,7 @@ def children_time() -> float:
 
 
 def reference(truth: dict, found: list[dict], iou_type: str) -> list[float]:
-    """pycocotools' twelve metrics, of copies, since it adds keys to what it is given."""
+    """pycocotools' twelve metrics, from copies, since it adds keys to what it is given."""
     with contextlib.redirect_stdout(io.StringIO()):
         api = COCO()
         api.dataset = truth | {"annotations": [dict(o) for o in truth["annotations"]]}
@@ -111,9 +111,9 @@ def reference(truth: dict, found: list[dict], iou_type: str) -> list[float]:
 
 
 def generate(images: int, iou_type: str = "bbox") -> tuple[dict, list[dict]]:
-    """Ground truth of 7 objects an image, and 100 detections: half of them near an object, half anywhere.
+    """Ground truth of 7 objects per image, and 100 detections: half of them near an object, half anywhere.
 
-    For segm, objects are ellipses as polygons, detections are such as RLE and without boxes.
+    For segm, objects are ellipses as polygons, detections ellipses as RLE, without boxes.
     """
     rng = np.random.default_rng(0)
     count = images * OBJECTS

@@ -12,21 +12,21 @@ AMP = ("none", "bf16")
 class Settings:
     """The command line of `benchmarks/speed.py`.
 
-    Raises `UserError` for a value that cannot be.
+    Raises `UserError` for an impossible value.
     """
 
     only: tuple[str, ...] = PARTS
     name: str = "resnet50"  # of the backbone, the FPN's body and the detector's
     size: int = 512  # side of the images of backbone and fpn, pixels
     batch: int = 1  # of those images
-    short_side: int = 400  # of the detector's images, the longer one is half as long again
+    short_side: int = 400  # of the detector's images; the longer one is 1.5 times as long
     jpegs: int = 64  # that the loaders read
     images: int = 5000  # that the evaluators score, of 100 detections each
     rounds: int = 5
     threads: int | None = None  # of torch; None leaves its own choice
     device: str = "cpu"
     amp: str = "none"
-    compile: bool = False  # backbones and FPNs under torch.compile, too
+    compile: bool = False  # also backbones and FPNs under torch.compile
 
     def __post_init__(self) -> None:
         for part in self.only:

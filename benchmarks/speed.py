@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Time and memory of ours beside torchvision, detectron2 and timm, each where it is installed, as a Markdown table.
+"""Time and memory of ours against torchvision, detectron2 and timm, where installed, as a Markdown table.
 
-python -m benchmarks.speed                                 # every part on ResNet-50, on a GPU where there is one
+python -m benchmarks.speed                                 # every part on ResNet-50, on a GPU if there is one
 python -m benchmarks.speed --only backbone fpn --name resnet101 --compile --rounds 9 --threads 2
 python -m benchmarks.speed --only detector --device cuda --amp bf16 --json detector.json
 
@@ -9,9 +9,9 @@ backbone   ResNet, FrozenBN, stem and res2 frozen: forward, and forward and back
 fpn        the same with an FPN
 detector   Faster R-CNN with an FPN: a training step of two images, and inference
 memory     the peak memory of that training step, also with BN in evaluation instead of FrozenBN
-loader     images/s of the detection loader over drawn JPEGs
-evaluator  COCO's box metrics, CPU time, beside pycocotools
-profile    which operators our training step spends its time in
+loader     images/s of the detection loader over generated JPEGs
+evaluator  COCO's box metrics, CPU time, against pycocotools
+profile    the operators that our training step spends its time in
 ablation   our training step without one mechanism at a time
 deployment CPU time of inference: eager, fused, compiled, ONNX Runtime and OpenVINO in fp32, bf16 and int8
 
@@ -53,10 +53,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     for name, text in COUNTS.items():
         flag = f"--{name.replace('_', '-')}"
         parser.add_argument(flag, type=int, default=DEFAULTS[name], metavar="N", help=f"{text}; {DEFAULTS[name]}")
-    parser.add_argument("--device", metavar="cpu|cuda", help="by default a GPU where there is one")
+    parser.add_argument("--device", metavar="cpu|cuda", help="by default a GPU if there is one")
     parser.add_argument("--amp", default="none", metavar="|".join(AMP), help="autocast")
-    parser.add_argument("--compile", action="store_true", help="backbones and FPNs under torch.compile, too")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also every round's seconds, as JSON")
+    parser.add_argument("--compile", action="store_true", help="also backbones and FPNs under torch.compile")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write every round's seconds, as JSON")
     return parser.parse_args(argv)
 
 

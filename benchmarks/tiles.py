@@ -1,4 +1,4 @@
-"""What tiles find in pictures that are much larger than those a detector was trained on.
+"""What tiles find in images that are much larger than those a detector was trained on.
 
     python -m benchmarks.tiles output/bccd_faster_rcnn_R18/best.pt --config bccd_faster_rcnn_R18.yaml
 
@@ -65,9 +65,9 @@ def score(data: Annotations, found: dict[int, Detections]) -> float:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("weights")
-    parser.add_argument("--config", default="bccd_faster_rcnn_R18.yaml", help="whose first test set is taken")
+    parser.add_argument("--config", default="bccd_faster_rcnn_R18.yaml", help="whose first test set is used")
     parser.add_argument("--side", type=int, default=4, help="rows and columns of a mosaic")
-    parser.add_argument("--mosaics", type=int, help="how many; as many as there are images for by default")
+    parser.add_argument("--mosaics", type=int, help="how many; by default as many as there are images for")
     parser.add_argument("--tile", type=int, nargs="+", default=[480], help="sides of tiles")
     parser.add_argument("--overlap", type=float, default=0.5)
     args = parser.parse_args(argv)

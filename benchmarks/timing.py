@@ -14,16 +14,16 @@ BASES = ("ours", "ours compiled")  # which the others are compared with
 
 @dataclass
 class Row:
-    """What one contender took.
+    """The time and memory of one contender.
 
-    `ratios` holds for each of `BASES` that took part the lower quartile, the median and the upper quartile over rounds
-    of its seconds / this one's. Without `seconds` the remark says why there are none.
+    `ratios` holds, for each of `BASES` that took part, the lower quartile, the median and the upper quartile over rounds
+    of its seconds / this one's. Without `seconds`, the remark says why there are none.
     """
 
     measured: str
     contender: str
     seconds: list[float] = field(default_factory=list)  # of each round
-    images: int = 0  # in a round
+    images: int = 0  # per round
     peak_bytes: int | None = None  # of tensors, above those there before
     process_bytes: int | None = None  # of a process of its own, above those there before
     ratios: dict[str, list[float]] = field(default_factory=dict)
@@ -45,10 +45,10 @@ def measure(
     device: torch.device,
     clock: Callable[[], float] = time.perf_counter,
 ) -> list[Row]:
-    """A row of each contender, a call that is timed or the reason why there is none.
+    """A row for each contender, a call that is timed or the reason why there is none.
 
     They are called in turns, `warmup` times untimed and then `rounds` times timed, each round beginning with another
-    one. On a GPU, `clock` is read when all that was asked for is done.
+    one. On a GPU, `clock` is read once all work has finished.
     """
     runs = {name: run for name, run in contenders.items() if callable(run)}
     seconds: dict[str, list[float]] = {name: [] for name in runs}
@@ -87,7 +87,7 @@ def ratios(seconds: Mapping[str, list[float]], name: str) -> dict[str, list[floa
 
 
 def add_peaks(rows: list[Row], contenders: Mapping[str, Callable[[], object] | str], device: torch.device) -> None:
-    """Note each contender's peak memory, of one more call."""
+    """Note each contender's peak memory, from one more call."""
     for row in rows:
         run = contenders[row.contender]
         if callable(run):

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Seconds per training iteration of Faster R-CNN: our loop and model beside a bare loop over torchvision's own model.
+"""Seconds per training iteration of Faster R-CNN: our loop and model against a bare loop over torchvision's own.
 
     python -m benchmarks.training_loop --config bccd_faster_rcnn_R18.yaml [solver.max_iter=40]
 

@@ -11,7 +11,7 @@ from .errors import UserError, one_line_errors, unknown
 # Each is a module of `cli`, imported when it is called for.
 COMMANDS = {
     "train": "train a detector from a config, or evaluate one",
-    "pretrain": "train a classifier, whose backbone detectors load, or evaluate some",
+    "pretrain": "train a classifier, whose backbone detectors can load, or evaluate one",
     "predict": "predict on images, folders, URLs and videos with a checkpoint",
     "export": "export a detector, classifier or backbone to ONNX, OpenVINO or torch.export",
     "evaluate": "score detections in COCO's results format",
@@ -22,7 +22,7 @@ COMMANDS = {
     "analyze": "show parameters, FLOPs and activations of a backbone, stage by stage",
     "list": "list the names of the backbones",
     "train-detectron2": "train one of our backbones with detectron2's own trainer",
-    "submit-slurm": "submit a training to Slurm",
+    "submit-slurm": "submit a training run to Slurm",
     "write-truths": "measure the backbones again and update the table in configs/README.md",
 }
 HELP = """usage: resnet-backbones COMMAND [arguments]

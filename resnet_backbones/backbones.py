@@ -1,4 +1,4 @@
-"""The family table: every backbone by name. A variant is one row; `NAME_fpn` follows by itself."""
+"""The family table: every backbone by name. A variant is one row; `NAME_fpn` comes with it."""
 
 import fnmatch
 import functools
@@ -103,7 +103,7 @@ CIFAR_RESNETS = {
 }
 
 
-# Keyword arguments that make a row of the table, for rows of one's own; errors do not list them as options.
+# Keyword arguments that make a row of the table, for your own rows; errors do not list them as options.
 OF_A_ROW = {"net", "block", "depths", "stem", "width", "groups", "width_per_group", "reduce_first", "attention"}
 
 
@@ -113,7 +113,7 @@ class RandomFrozenWarning(UserWarning):
 
 @contextmanager
 def allow_random_frozen() -> Iterator[None]:
-    """No `RandomFrozenWarning` here: the weights are loaded later, or nothing is trained."""
+    """Suppress `RandomFrozenWarning`: the weights are loaded later, or nothing is trained."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RandomFrozenWarning)
         yield
@@ -133,7 +133,7 @@ def residual(
     checkpoint_stages: Sequence[str] = (),
     **row,
 ) -> ResNet:
-    """A row of the table, changed by the functions of `models/variants.py`."""
+    """The network of a row of the table, changed by the functions of `models/variants.py`."""
     backbone = net(block, depths, **row)
     if output_stride != 32:
         variants.dilate(backbone, output_stride, dilate_first)
@@ -157,7 +157,7 @@ def with_fpn(
     out_features: Sequence[str] | Mapping[str, str] = ("p2", "p3", "p4", "p5", "p6"),
     **body_options,
 ) -> FPN:
-    """The backbone that `make_body` builds, with an FPN on it."""
+    """The backbone that `make_body` builds, with an FPN on top."""
     return FPN(make_body(**body_options), fpn_channels, fpn_norm, out_features, fpn_p6_input)
 
 
@@ -190,11 +190,11 @@ def build_backbone(
             whose 3x3 is deformable) and `deform_modulated` (version 2, the default), `drop_path` (stochastic depth),
             `zero_init_residual`, and `checkpoint_stages` (less memory, more time).
 
-    The backbone has its `architecture` and, where the weights say it, the `preprocessing` that they were trained with,
-    which the detectors follow.
+    The backbone has its `architecture` and, if the weights state it, the `preprocessing` that they were trained with,
+    which the detectors apply.
 
     Raises `UserError` for an unknown name or option, an impossible combination and weights that do not fit. Warns
-    (`RandomFrozenWarning`) where something is frozen at random weights: it silently ruins training.
+    (`RandomFrozenWarning`) if something is frozen at random weights, which silently ruins training.
     """
     make = _maker(name)
     for option in options:
@@ -235,7 +235,7 @@ def _maker(name: str) -> Callable[..., nn.Module]:
 
 
 def _options_of(make: Callable) -> set[str]:
-    """The keyword arguments of `make` and of what it passes its own on to."""
+    """The keyword arguments of `make` and of what it passes them on to."""
     partial = make if isinstance(make, functools.partial) else functools.partial(make)
     if partial.func is with_fpn:
         return _keywords(with_fpn) | _options_of(*partial.args)
@@ -255,7 +255,7 @@ def _keywords(function: Callable) -> set[str]:
 
 for _name, _row in RESNETS.items():
     register_family(_name, functools.partial(residual, **_row))
-for _name, _row in CIFAR_RESNETS.items():  # three stages of strides 1, 2 and 4: nothing for a pyramid
+for _name, _row in CIFAR_RESNETS.items():  # three stages of strides 1, 2 and 4: too few for a pyramid
     BACKBONES.add(_name, functools.partial(residual, **_row))
 for _name, _make in EXTRACTORS.items():
     register_family(_name, _make)

@@ -24,7 +24,7 @@ def build_classifier(
     loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
     **options,
 ) -> Classifier:
-    """A classifier on the backbone `name`; `options` are those of `build_backbone`, whose errors and warnings it has.
+    """A classifier on the backbone `name`; `options`, errors and warnings are those of `build_backbone`.
 
     The backbone gives its last feature only; `out_features=["res4"]` ends it earlier. `weights` are the backbone's.
     """
@@ -38,8 +38,8 @@ def build_classifier(
 def load_classifier(source: str, name: str | None = None, **options) -> Classifier:
     """The classifier at `source`, such as a `model.safetensors` of `resnet-backbones pretrain`, with its preprocessing.
 
-    `name` and `options` of `build_classifier` are needed where the file does not name its architecture. The last layer
-    may have any name (`weights.matching.last_layer`). Raises `UserError` where the file is of another architecture, or
+    `name` and `options` of `build_classifier` are needed if the file does not name its architecture. The last layer
+    may have any name (`weights.matching.last_layer`). Raises `UserError` if the file is of another architecture, or
     holds no classifier of this form.
     """
     checkpoint = read_ours(source)
@@ -81,7 +81,7 @@ def for_channels(known: Preprocessing, channels: int) -> Preprocessing:
 
 
 def architecture_of(checkpoint: Checkpoint, source: str, name: str | None = None) -> tuple[str | None, dict]:
-    """The `name` and `options` of `build_backbone` in a checkpoint's metadata; None and {} where it has none.
+    """The `name` and `options` of `build_backbone` in a checkpoint's metadata; None and {} if it has none.
 
     Args:
         source: the file, for messages.

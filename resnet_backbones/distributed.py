@@ -11,7 +11,7 @@ from torch import nn
 
 from .errors import UserError
 
-PIECE = 1000  # results gathered at a time, which bounds the memory of their transport
+PIECE = 1000  # results gathered at a time, to limit the memory that this takes
 
 
 def init() -> torch.device:
@@ -55,12 +55,12 @@ def launched() -> bool:
 
 
 def restarts() -> int:
-    """How often torchrun has restarted the ranks after it lost some."""
+    """How often torchrun has restarted the ranks after losing some."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
 
 
 def wrap(model: nn.Module, device: torch.device) -> nn.Module:
-    """`model` in DistributedDataParallel; itself where there is one rank.
+    """`model` in DistributedDataParallel; itself if there is one rank.
 
     Raises `UserError` for SyncBN on the CPU, where torch does not have it.
     """
@@ -131,9 +131,9 @@ def shares(counts: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
 
 @contextmanager
 def seeded(seed: int | None, stream: int = 0, device: torch.device | str = "cpu") -> Iterator[None]:
-    """torch's own draws on `device` from `seed` + `stream`; afterwards they go on from where they were.
+    """Seed torch's draws on `device` with `seed` + `stream`; afterwards they continue from where they were.
 
-    What is drawn for an image so depends on the image alone, whatever rank or worker has it. None changes nothing.
+    So what is drawn for an image depends on the image alone, whichever rank or worker has it. None changes nothing.
     """
     on_gpu = torch.device(device).type == "cuda"
     with torch.random.fork_rng([device] if on_gpu else [], enabled=seed is not None):

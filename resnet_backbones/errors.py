@@ -28,7 +28,7 @@ def printable(text: str) -> str:
 
 
 def unknown(kind: str, name: str, valid: Iterable[str]) -> str:
-    """The message for a name that does not exist: the near matches, then all valid names."""
+    """The message for a name that does not exist: close matches, then all valid names."""
     valid = sorted(map(str, valid))
     near = difflib.get_close_matches(str(name), valid, n=3)
     hint = f" Did you mean {' or '.join(near)}?" if near else ""

@@ -22,12 +22,12 @@ class Preprocessing:
     Args:
         mean: one number for each of the C channels, or (C, size, size) for a mean image.
         std: one number per channel.
-        channel_order: "RGB", which also stands for any channels but three, or "BGR".
+        channel_order: "RGB", also for any number of channels other than three, or "BGR".
         input_range: the largest value of an image, usually 1 or 255.
         resize, size, interpolation: of a classifier's evaluation: the shorter side and the center crop in pixels, and
             a name of torchvision's `InterpolationMode`. Detectors resize in their own way.
 
-    Raises `UserError` for values outside these.
+    Raises `UserError` for other values.
     """
 
     mean: Sequence = IMAGENET_MEAN
@@ -122,15 +122,15 @@ def detector_preprocessing(
     Args:
         image_mean, image_std: per channel, for RGB in [0, 1]; None takes the weights' or ImageNet's.
 
-    Raises `UserError` naming both if `image_mean` or `image_std` differs from the weights' or has not as many numbers
-    as the backbone takes channels.
+    Raises `UserError` naming both if `image_mean` or `image_std` differs from the weights' or does not have one number
+    for each channel that the backbone takes.
     """
     known, channels = getattr(backbone, "preprocessing", None), input_channels(backbone)
     return merged_preprocessing(known, image_mean, image_std, "detector", channels).per_channel()
 
 
 def input_channels(backbone: nn.Module) -> int:
-    """The number of channels that the first convolution of a backbone takes; 3 where it has none."""
+    """The number of channels that the first convolution of a backbone takes; 3 if it has none."""
     convolutions = (m for m in getattr(backbone, "body", backbone).modules() if isinstance(m, nn.Conv2d))
     return next((conv.in_channels for conv in convolutions), 3)
 
@@ -153,7 +153,7 @@ def merged_preprocessing(
     for name, given in (("mean", image_mean), ("std", image_std)):
         if given is not None and len(given) != channels:
             raise UserError(
-                f"{section}.image_{name} is {list(given)}, {len(given)} in number, but the backbone takes {channels} "
+                f"{section}.image_{name} is {list(given)}, of length {len(given)}, but the backbone takes {channels} "
                 "channels (backbone.in_channels); give one number per channel."
             )
     if known is None or len(known.std) != channels:

@@ -9,7 +9,7 @@ from .errors import UserError, unknown
 
 
 class Registry(fvcore.common.registry.Registry):
-    """`Registry("backbone")`: an unknown name lists the near and the valid ones, a second registration raises."""
+    """`Registry("backbone")`: an unknown name lists close matches and all valid ones, a second registration raises."""
 
     def add(self, name: str, obj: Callable) -> None:
         """Register `obj` under a name of its own (`register` takes `obj.__name__`)."""

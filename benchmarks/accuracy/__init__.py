@@ -1,1 +1,1 @@
-"""AP over seeds, beside detectron2's own trainer and a bare loop over torchvision's detectors."""
+"""AP over seeds, against detectron2's own trainer and a bare loop over torchvision's detectors."""

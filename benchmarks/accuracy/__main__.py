@@ -5,9 +5,9 @@
     python -m benchmarks.accuracy --systems ours --variant "ema: solver.ema_decay=0.99" [key=value …]
 
 All read the same config, with the trailing key=value pairs: the same images, sizes, schedule and, per seed, initial
-weights; all are scored by the same scorer. A variant is ours with more pairs. Each training is a process of its own and
-leaves one JSON file in --output; those that are there are not repeated. Prints means with 95 % intervals (Student's t)
-and each system's paired difference from the first one.
+weights; all are scored by the same scorer. A variant is ours with more pairs. Each training run is a process of its own
+and writes one JSON file to --output; finished ones are not repeated. Prints means with 95 % intervals (Student's t) and
+each system's paired difference from the first one.
 """
 
 import argparse
@@ -35,7 +35,7 @@ def main() -> None:
     with one_line_errors():
         runs = {system: (system, []) for system in args.systems} | dict(map(read_variant, args.variant))
         for config in args.configs:
-            for seed in args.seeds:  # seed by seed, so that what is there is balanced at any time
+            for seed in args.seeds:  # seed by seed, so that the results are balanced at any time
                 for name, (system, more) in runs.items():
                     folder = args.output / config / name / str(seed)
                     train(system, config, folder, [*args.overrides, *more, f"seed={seed}"])
@@ -51,12 +51,12 @@ def read_variant(text: str) -> tuple[str, tuple[str, list[str]]]:
 
 
 def train(system: str, config: str, folder: Path, overrides: list[str]) -> None:
-    """One training in a process of its own, unless its result is there. Raises `UserError` if it fails."""
+    """One training run in a process of its own, unless its result exists. Raises `UserError` if it fails."""
     result = folder / "result.json"
     if result.exists():
         known = json.loads(result.read_text())["overrides"]
         if known != overrides:
-            raise UserError(f"{result} is of {' '.join(known)}, not {' '.join(overrides)}; choose another --output.")
+            raise UserError(f"{result} is from {' '.join(known)}, not {' '.join(overrides)}; choose another --output.")
         return
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "log.txt").open("w") as log:

@@ -1,4 +1,4 @@
-"""One training by one system: python -m benchmarks.accuracy.run SYSTEM CONFIG FOLDER key=value …"""
+"""One training run by one system: python -m benchmarks.accuracy.run SYSTEM CONFIG FOLDER key=value …"""
 
 import json
 import logging
@@ -34,7 +34,7 @@ def main(system: str, name: str, folder: str, *overrides: str) -> None:
 
 
 def initial_weights(config: DictConfig) -> dict[str, torch.Tensor]:
-    """What our training of this config and seed starts from."""
+    """The weights that our training with this config and seed starts from."""
     set_seed(config.seed, deterministic=False)
     return build_detector(config, len(load_sets(config, config.data.train)[0].classes)).state_dict()
 

@@ -6,7 +6,7 @@
 key=value are options of build_backbone, with values in YAML. FLOPs and activations are those of convolutions and matrix
 products, for one image. The weights are random.
 
-Or measure in a network what the papers do; `resnet-backbones analyze responses --help` says more:
+Or repeat the papers' measurements on a network; see `resnet-backbones analyze responses --help`:
 
     resnet-backbones analyze responses|gradients|lesions|shortcuts --weights FILE --data ROOT --output DIR
 """
@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("name", help="a registered backbone, or timm:NAME")
     parser.add_argument("options", nargs="*", metavar="key=value")
     parser.add_argument("--input", metavar="HxW", help="pixels; by default 224x224, 32x32 for cifar_*")
-    parser.add_argument("--classifier", action="store_true", help="with average pooling and fc, of num_classes=…")
+    parser.add_argument("--classifier", action="store_true", help="with average pooling and fc for num_classes=…")
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
     args = parser.parse_intermixed_args(argv)
     from ..analysis.cost import analyze
@@ -56,20 +56,20 @@ def main(argv: list[str] | None = None) -> None:
             print(table(rows))
 
 
-STUDY = """Measure what the deep residual learning papers do, on networks of your own.
+STUDY = """Repeat the measurements of the deep residual learning papers on your own networks.
 
     responses   standard deviations of the layers' responses (arXiv 1512.03385 Figure 7)
-    gradients   the loss's gradient at every block, and what of it came by the shortcuts alone (1603.05027 section 2);
-                networks of --weights also at their initialization
+    gradients   the loss's gradient at every block, and its part through the shortcuts alone (1603.05027 section 2);
+                networks of --weights are also measured at initialization
     lesions     the error without each block, without several, and with blocks out of order; the gradient by path
                 length (1605.06431 Figures 3, 5 and 6)
-    shortcuts   networks of --weights by parameters, FLOPs, error and time; of --name trained with each shortcut
+    shortcuts   compare --weights by parameters, FLOPs, error and time; or --name, trained with each shortcut
 
     resnet-backbones analyze lesions --weights model.safetensors --data cifar10 --output out
     resnet-backbones analyze gradients --name cifar_plain56 cifar_resnet56 --data cifar10 --output out
     resnet-backbones analyze lesions --weights best.pt --data bccd_faster_rcnn_R18.yaml --output out
 
-Leaves STUDY.json and STUDY.png in the output folder. One that was interrupted goes on with the same command.
+Writes STUDY.json and STUDY.png to the output folder. To resume an interrupted study, repeat the command.
 """
 
 
@@ -77,15 +77,15 @@ def study(argv: list[str]) -> None:
     """One of `STUDIES`."""
     parser = command_parser("analyze", STUDY)
     parser.add_argument("study", choices=STUDIES)
-    parser.add_argument("--weights", nargs="+", metavar="FILE", help="of pretrain or train, or a published classifier")
-    parser.add_argument("--name", nargs="+", metavar="NAME", help="untrained backbones, or those of --weights")
+    parser.add_argument("--weights", nargs="+", metavar="FILE", help="from pretrain or train, or published classifiers")
+    parser.add_argument("--name", nargs="+", metavar="NAME", help="backbones, untrained or those of --weights")
     parser.add_argument(
         "--data",
         required=True,
         metavar="ROOT",
-        help="the folder of images; of a detector also the config with its test set",
+        help="the folder of images; for a detector, or the config with its test set",
     )
-    parser.add_argument("--split", help="the part of --data; of a classifier by default val")
+    parser.add_argument("--split", help="the split of --data; default for classifiers: val")
     parser.add_argument("--output", required=True, metavar="DIR", help="folder for the results")
     parser.add_argument(
         "--images",
@@ -93,14 +93,14 @@ def study(argv: list[str]) -> None:
         metavar="N",
         help="number of images, drawn with --seed; default: 1000 for responses, 512 for gradients, else all",
     )
-    parser.add_argument("--batch-size", type=int, metavar="N", help="default: 128, of detectors 4")
-    parser.add_argument("--draws", type=int, default=3, metavar="N", help="of each random experiment of lesions")
+    parser.add_argument("--batch-size", type=int, metavar="N", help="default: 128, or 4 for detectors")
+    parser.add_argument("--draws", type=int, default=3, metavar="N", help="random draws per experiment of lesions")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--num-workers", type=int, default=2, help="loader processes")
     parser.add_argument("--device", help="such as cpu or cuda:1; default: a GPU if there is one")
     parser.add_argument("options", nargs="*", metavar="key=value", help="options of build_backbone for --name")
     args = parser.parse_intermixed_args(argv)
-    for key in ("weights", "name"):  # which take what follows them
+    for key in ("weights", "name"):  # they also take the options that follow
         given = getattr(args, key) or []
         args.options += [value for value in given if re.match(r"\w+=", value)]
         setattr(args, key, [value for value in given if not re.match(r"\w+=", value)])
@@ -145,7 +145,7 @@ def build(name: str, classifier: bool, options: dict) -> "nn.Module":
     with allow_random_frozen():  # nothing is trained here
         try:
             return build_classifier(name, **options) if classifier else build_backbone(name, **options)
-        except (TypeError, RuntimeError) as error:  # of torch, about impossible values
+        except (TypeError, RuntimeError) as error:  # from torch, for impossible values
             raise UserError(f"{name} cannot be built with {options}: {reason(error)}") from error
 
 

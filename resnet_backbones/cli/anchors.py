@@ -2,9 +2,9 @@
 
     resnet-backbones anchors bccd_faster_rcnn_R18.yaml [key=value …]
 
-Boxes are taken as the network sees them, resized to the last of detector.min_size. Prints the best IoU of boxes with
-the anchors of the config and with the proposed ones, which have as many sizes on each level and aspect ratios, and the
-overrides that use them.
+Boxes are measured as the network sees them, resized to the last of detector.min_size. Prints the best IoU of boxes
+with the config's anchors and with the proposed ones, which have as many sizes per level and aspect ratios, and the
+overrides to use them.
 """
 
 from typing import TYPE_CHECKING
@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> None:
         if not len(shapes):
             raise UserError(f"data.train: {', '.join(config.data.train)} has no boxes to fit anchors to.")
         sizes, ratios = propose_anchors(shapes, d.anchor_sizes, d.aspect_ratios)
-        print(f"{len(shapes)} boxes, at {d.min_size[-1]} pixels of the shorter side")
+        print(f"{len(shapes)} boxes, shorter side resized to {d.min_size[-1]} pixels")
         print(f"{'':10}{'mean IoU':>10}{'>= 0.5':>9}{'>= 0.7':>9}")
         for name, anchors in (("config", (d.anchor_sizes, d.aspect_ratios)), ("k-means", (sizes, ratios))):
             mean, over_50, over_70 = anchor_fit(shapes, *anchors)

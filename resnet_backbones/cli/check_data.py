@@ -3,11 +3,11 @@
     resnet-backbones check-data bccd_faster_rcnn_R18.yaml [--output report.json] [--report report.html] [key=value …]
 
 Reads every annotation and decodes every image of data.train and data.test. Prints, and with --output writes as JSON,
-the counts of images, objects and classes, sizes, what was mended in the files, boxes without area or outside their
-image, images without objects, missing, unreadable and nearly identical ones. Exits with 1 where a training run would be
-wasted: no object to train on, classes that only the test data has, different classes in two sets, images that are
-missing, more unreadable ones than data.max_unreadable, or over 1 % of a test set's images, and more than one, among
-those of training.
+the counts of images, objects and classes, sizes, repairs made to the annotations, boxes without area or outside their
+image, and images that have no objects or are missing, unreadable or nearly identical. Exits with 1 if a training run
+would be wasted: no object to train on, classes that only the test data has, different classes in two sets, missing
+images, more unreadable ones than data.max_unreadable, or more than 1 % of a test set's images, and more than one, also
+in the training data.
 """
 
 import sys
@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> None:
             threads=config.data.num_workers,
         )
         text = "\n".join(lines(report))
-        print(text)  # before the files, which may fail
+        print(text)  # before writing the files, which may fail
         if args.output:
             write_json(args.output, report)
         if args.report:
@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def lines(report: dict) -> list[str]:
-    """The report to read."""
+    """The report as text."""
     found = []
     for name, row in report["sets"].items():
         found += [f"{name}:", *(f"  {text}" for text in set_lines(row))]
@@ -80,7 +80,7 @@ def lines(report: dict) -> list[str]:
 
 
 def set_lines(row: dict) -> list[str]:
-    """The report of one set to read, without what there is none of."""
+    """The report of one set as text, without empty findings."""
     classes = [f"{name} {n['objects']} in {n['images']} images" for name, n in row["classes"].items()]
     sizes = [f"{w} x {h} ({n['images']})" for n in row["image_sizes"][:SHOWN] for w, h in [n["size"]]]
     more = ", …" if len(row["image_sizes"]) > SHOWN else ""

@@ -34,8 +34,8 @@ def backbone_options(config: DictConfig) -> dict:
 def build_for_training(config: DictConfig, classes: list[str]) -> Classifier:
     """The classifier of a config with its loss, and with `weights` if they are given.
 
-    Of weights for another number of classes all but the last layer are taken. Its preprocessing may depend on the data;
-    `set_preprocessing` sets it. Raises `UserError` for weights that do not fit.
+    From weights for another number of classes, all layers but the last are loaded. The preprocessing may depend on the
+    data; `set_preprocessing` sets it. Raises `UserError` for weights that do not fit.
     """
     loss = partial(LOSSES[config.loss.name], label_smoothing=config.loss.label_smoothing)
     if config.weights is None:
@@ -44,7 +44,7 @@ def build_for_training(config: DictConfig, classes: list[str]) -> Classifier:
         model = load_trained(config, config.weights)
         if model.fc.out_features != len(classes):
             counts = config.weights, model.fc.out_features, len(classes)
-            logger.info("%s: its %d classes are not the %d of the data; fc keeps its random weights", *counts)
+            logger.info("%s has %d classes, but the data has %d; fc keeps its random weights", *counts)
             model.fc, model.classes = nn.Linear(model.fc.in_features, len(classes)), None
         model = check_classes(model, len(classes), classes, config.weights)
         model.loss = loss
@@ -63,8 +63,8 @@ def load_ensemble(config: DictConfig) -> list[Classifier]:
     ]
     if first.preprocessing is None and config.preprocessing.per_pixel_mean and config.preprocessing.image_mean is None:
         logger.warning(
-            "%s has no mean image for preprocessing.per_pixel_mean and does not say its mean and std; ImageNet's are "
-            "taken. For others give preprocessing.image_mean and image_std.",
+            "%s has no mean image for preprocessing.per_pixel_mean and does not state its mean and std; using "
+            "ImageNet's. For others, set preprocessing.image_mean and image_std.",
             config.weights,
         )
         config = OmegaConf.merge(config, {"preprocessing": {"image_std": None}})
@@ -94,10 +94,10 @@ def check_classes(model: Classifier, num_classes: int, classes: Sequence[str] | 
 def load_test_images(
     root: str, split: str, model: Classifier, source: str, classes: Sequence[str] | None = None
 ) -> FileImages | ShardImages:
-    """The images of a split, with labels in the order of the classes that `model`, the one of `source`, was trained on.
+    """The images of a split, labeled in the order of the classes that `model`, loaded from `source`, was trained on.
 
-    If the names of the classes differ, as torchvision's do from ImageNet's folders, the folders are taken in sorted
-    order. Raises `UserError` if their number differs, too.
+    If class names differ, as torchvision's do from ImageNet's folders, the sorted folders are matched to the classes
+    by position. Raises `UserError` if the number of classes differs as well.
     """
     images = load_images(root, split, classes)
     if classes is None and model.classes is not None and set(images.classes) <= set(model.classes):
@@ -106,12 +106,12 @@ def load_test_images(
         raise UserError(f"{source} has {model.fc.out_features} classes, but {root} has {len(images.classes)}.")
     check_classes(model, len(images.classes), images.classes, source)
     if model.classes is not None and list(model.classes) != list(images.classes):
-        logger.warning("the classes of %s have other names than those of %s; matched by position", source, root)
+        logger.warning("the class names of %s differ from those of %s; matched by position", source, root)
     return images
 
 
 def resolve_preprocessing(config: DictConfig, known: Preprocessing | None) -> Preprocessing:
-    """The network's input: that of its weights if it is `known`, with the sizes of the config.
+    """The network's preprocessing: that of its weights if it is `known`, with the sizes of the config.
 
     Raises `UserError` if the config contradicts the weights.
     """
@@ -126,7 +126,7 @@ def resolve_preprocessing(config: DictConfig, known: Preprocessing | None) -> Pr
 
 
 def set_preprocessing(model: Classifier, preprocessing: Preprocessing, augmentation: DictConfig | None = None) -> None:
-    """Let `model` preprocess its images so and, in training, augment its batches."""
+    """Make `model` preprocess its images this way and, in training, augment its batches."""
     model.preprocessing, model.prepare = preprocessing, Normalize(preprocessing)
     model.backbone.preprocessing = preprocessing
     if augmentation is not None:

@@ -5,14 +5,14 @@
     resnet-backbones convert r50.safetensors r50.pkl --to caffe2 --channel-order BGR --fold std
 
 IN is a file, a URL, hf://, torchvision:// or timm://. The suffix of OUT, .safetensors, .pth or .pkl, decides its file
-format. OUT may also be hf://OWNER/REPO[/FILE][@BRANCH], to which it is uploaded.
-If IN's backbone is recognized, OUT is only written if it gives the same features.
+format. OUT may also be hf://OWNER/REPO[/FILE][@BRANCH], to upload it there.
+If IN's backbone is recognized, OUT is written only if it gives the same features.
 """
 
 from ..errors import UserError, one_line_errors
 from . import command_parser
 
-FORMATS = ("resnet_backbones", "torchvision", "timm", "detectron2", "caffe2")  # those of `weights`, which imports torch
+FORMATS = ("resnet_backbones", "torchvision", "timm", "detectron2", "caffe2")  # as in `weights`, which imports torch
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -20,14 +20,14 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("source", metavar="IN", help="the weights to convert")
     parser.add_argument("output", metavar="OUT", help="the file to write, or hf://")
     parser.add_argument("--to", required=True, choices=FORMATS)
-    parser.add_argument("--channel-order", choices=("RGB", "BGR"), help="of OUT's images; default RGB, BGR for caffe2")
-    parser.add_argument("--fold", nargs="+", default=[], choices=("std", "mean"), help="into the first convolution")
-    parser.add_argument("--source-order", choices=("RGB", "BGR"), help="of IN's images, if IN does not say")
-    about = "of IN's images in [0, 255], in the order of --source-order, if IN does not say"
+    parser.add_argument("--channel-order", choices=("RGB", "BGR"), help="of OUT's images; default: RGB, or BGR for caffe2")
+    parser.add_argument("--fold", nargs="+", default=[], choices=("std", "mean"), help="fold into the first convolution")
+    parser.add_argument("--source-order", choices=("RGB", "BGR"), help="of IN's images, if IN does not state it")
+    about = "of IN's images in [0, 255], in the order of --source-order, if IN does not state it"
     parser.add_argument("--pixel-mean", nargs=3, type=float, metavar=("A", "B", "C"), help=f"mean {about}")
     parser.add_argument("--pixel-std", nargs=3, type=float, metavar=("A", "B", "C"), help=f"std {about}")
-    parser.add_argument("--stride-in-1x1", choices=("yes", "no"), help="in IN's bottlenecks, if IN does not say")
-    parser.add_argument("--name", help="of IN's backbone, if IN does not say and its shapes fit several")
+    parser.add_argument("--stride-in-1x1", choices=("yes", "no"), help="in IN's bottlenecks, if IN does not state it")
+    parser.add_argument("--name", help="IN's backbone, if IN does not state it and its shapes fit several")
     args = parser.parse_args(argv)
     from .converting import convert
 

@@ -80,7 +80,7 @@ def convert_to(output: Path, args: argparse.Namespace) -> None:
 
 
 def state_input(source: Checkpoint, args: argparse.Namespace) -> None:
-    """Put what the command says of the input of `source` into its metadata, which must not say it, too."""
+    """Add what the command says about the input of `source` to its metadata, which must not state it already."""
     pixel_options = args.pixel_mean or args.pixel_std
     if "preprocessing" in source.metadata:
         if pixel_options:
@@ -101,7 +101,7 @@ def state_input(source: Checkpoint, args: argparse.Namespace) -> None:
 
 
 def without_prefix(checkpoint: Checkpoint) -> Checkpoint:
-    """Of a file whose residual net stands behind a trainer's prefix, such as "module.encoder_q.", what is behind it."""
+    """The tensors behind a trainer's prefix of the residual net, such as "module.encoder_q.", without the prefix."""
     net = find_prefix({"layer1.0.conv1.weight": torch.Size()}, checkpoint.state)
     prefix = re.sub(r"(^|(?<=\.))(backbone\.)?(body\.)?$", "", net)
     return checkpoint._replace(state=below(prefix, checkpoint.state))
@@ -133,7 +133,7 @@ def _print_preprocessing(preprocessing: Preprocessing | None, for_detectron2: bo
 
 
 def recognize_backbone(state: dict[str, Tensor]) -> str | None:
-    """The name of the residual backbone that has the tensors of `state`; None if there are none or several.
+    """The name of the residual backbone that has the tensors of `state`; None if none or several match.
 
     `state` may also be an FPN's or a detector's.
     """
@@ -169,7 +169,7 @@ def verify(before: Checkpoint, output: Path, target_format: str, name: str, opti
         before: under our names.
         output: the converted file.
         target_format: one of `weights.FORMATS`.
-        name, options: of `build_backbone`.
+        name, options: as in `build_backbone`.
 
     Yields a line for each comparison. Raises `UserError` if features differ by more than `TOLERANCE`, unless a folded
     mean explains it.

@@ -20,9 +20,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--ground-truth", required=True, help="COCO instances JSON")
     parser.add_argument("--predictions", required=True, help="COCO results JSON")
     parser.add_argument("--iou-type", choices=IOU_TYPES, default="bbox")
-    parser.add_argument("--images", type=Path, help="folder of the images, for a ground truth without their sizes")
+    parser.add_argument("--images", type=Path, help="folder of the images, if the ground truth lacks their sizes")
     parser.add_argument("--backend", choices=BACKENDS, default=BACKENDS[0], help="pycocotools: slower, same metrics")
-    parser.add_argument("--output", type=Path, help="also write that JSON to this file")
+    parser.add_argument("--output", type=Path, help="also write the metrics to this JSON file")
     args = parser.parse_args(argv)
     from ..data.annotations import report
     from ..data.cleaning import read_instances

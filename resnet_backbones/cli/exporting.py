@@ -24,7 +24,7 @@ from ..inference.predictor import load_model
 from ..weights import read_file
 from .training import check_detector_classes, load_sets, scorer
 
-CALIBRATION = 100  # images, evenly chosen
+CALIBRATION = 100  # images, evenly spaced
 
 
 def export_weights(args: argparse.Namespace) -> None:
@@ -37,7 +37,7 @@ def export_weights(args: argparse.Namespace) -> None:
     difference = export(network, args.output, args.format, args.precision, inputs, calibration)
     print(f"compared on {difference}" if difference else f"{args.precision}: not compared, only run")
     if network.kind == "detection" and difference and not difference.found:
-        print("  nothing is found in them, so no boxes were compared; give images with objects: --images DIR")
+        print("  nothing was detected in them, so no boxes were compared; give images with objects: --images DIR")
     if config is not None:
         print_metrics(network, args.output, config, sets)
     shape = ", ".join(network.dynamic.get(k, str(size)) for k, size in enumerate(network.example.shape))
@@ -52,20 +52,20 @@ def read_model(args: argparse.Namespace) -> nn.Module:
     """The backbone `args.name`, or the detector or classifier that `args.weights` holds."""
     if args.name is not None:
         if args.config is not None or args.classes is not None:
-            raise UserError("--config and --classes are of no use to the backbone that --name exports; leave them out.")
+            raise UserError("--config and --classes do not apply to the backbone that --name exports; leave them out.")
         return build_backbone(args.name, weights=args.weights)
     config = None if args.config is None else load_config(args.config)
     built_by = stated_config(read_file(args.weights).metadata, args.weights) if config is None else config
     if built_by is not None and built_by.detector.library != "torchvision":
         raise UserError(
-            f"{args.weights} holds a detector of detector.library={built_by.detector.library}; only those "
-            "of torchvision can be exported, and for others their library has a way of its own."
+            f"{args.weights} holds a detector with detector.library={built_by.detector.library}; only those with "
+            "torchvision can be exported here, so use that library's own export."
         )
     classes = None if args.classes is None else [name.strip() for name in args.classes.split(",")]
     try:
         return load_model(args.weights, config, classes)
     except UserError as error:
-        raise UserError(f"{error} A backbone is exported alone with --name.") from error
+        raise UserError(f"{error} To export a backbone alone, give --name.") from error
 
 
 def test_sets(network: Network, config: DictConfig, weights: str) -> list[Annotations]:
@@ -92,12 +92,12 @@ def calibration_images(config: DictConfig) -> list[Tensor]:
 
 
 def images_of(folder: Path, network: Network) -> list[Tensor]:
-    """The images below a folder as inputs; those that cannot be read are named and left out.
+    """The images below a folder as inputs; unreadable ones are reported and left out.
 
-    Raises `UserError` where there are none.
+    Raises `UserError` if there are none.
     """
     if not folder.is_dir():
-        raise UserError(f"--images {folder} {'is no folder' if folder.exists() else 'does not exist'}.")
+        raise UserError(f"--images {folder} {'is not a folder' if folder.exists() else 'does not exist'}.")
     paths = sorted(path for path in folder.rglob("*") if is_image(path.name))
     if not paths:
         raise UserError(f"--images {folder} has no images; looked for {', '.join(sorted(image_suffixes()))}.")
@@ -123,7 +123,7 @@ def blank(network: Network) -> Tensor:
 
 
 class Exported(nn.Module):
-    """An exported detector in the place of an eager one, for the evaluator."""
+    """An exported detector in place of an eager one, for the evaluator."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -135,9 +135,9 @@ class Exported(nn.Module):
 
 
 def print_metrics(network: Network, path: Path, config: DictConfig, sets: list[Annotations]) -> None:
-    """The metrics of the eager and of the exported detector on the test sets of `config`.
+    """Print the metrics of the eager and the exported detector on the test sets of `config`.
 
-    Both are scored with what the network gives, whatever detector `config` is of, and without test-time augmentation.
+    Both are scored on what the network outputs, whichever detector `config` names, without test-time augmentation.
     """
     detector = {"name": "mask_rcnn" if "masks" in network.outputs else "faster_rcnn"}
     as_exported = {"detector": detector, "evaluation": {"tta_sizes": None, "tta_flip": False}}

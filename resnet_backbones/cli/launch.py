@@ -23,10 +23,10 @@ def run(
     check: Callable[["DictConfig", bool], None],
     argv: list[str] | None = None,
 ) -> None:
-    """Call `job(config, eval_only, resume)` as a command line says, with --num-gpus on that many ranks.
+    """Call `job(config, eval_only, resume)` with the parsed arguments, on --num-gpus ranks if given.
 
-    `check(config, eval_only)` comes first, before ranks are started: what it finds wrong is reported once.
-    Exits with status 75 when a signal interrupted the run and it is saved, and with 2 and one line for a `UserError`.
+    `check(config, eval_only)` runs first, before the ranks start, so that its errors are reported once.
+    Exits with status 75 if a signal interrupted the run and it is saved, and with 2 and one line for a `UserError`.
     Ranks that torchrun restarted resume from the last checkpoint.
     """
     parser = command_parser(command, description)
@@ -63,9 +63,9 @@ def run(
 
 
 def program(command: str, argv: list[str]) -> list[str]:
-    """What torchrun has to run for this process to run again: a script with names of its own is kept."""
+    """The program that torchrun must run to repeat this process; a script that registers its own names is kept."""
     spec, script = sys.modules["__main__"].__spec__, sys.argv[0]
-    if spec is not None:  # of python -m
+    if spec is not None:  # started by python -m
         return ["-m", spec.name.removesuffix(".__main__"), *sys.argv[1:]]
     return [script, *sys.argv[1:]] if script.endswith(".py") else ["-m", "resnet_backbones", command, *argv]
 

@@ -3,15 +3,15 @@
     resnet-backbones predict best.pt photos/ "more/**/*.jpg" https://example.com/a.jpg clip.mp4 --output out
     find . -name "*.png" | resnet-backbones predict best.pt - --output out
 
-Inputs are images, folders of images, globs, URLs, videos, or - for a list of paths on standard input. Leaves in the
+Inputs are images, folders of images, globs, URLs, videos, or - for a list of paths on standard input. Writes to the
 output folder:
 
     predictions.json   the results in COCO's format
     images.json        their images and categories, as in a COCO file; ids count from 1, or are those of --ground-truth
-    images/, videos/   the inputs with what was found drawn over them
+    images/, videos/   the inputs with the results drawn on them
     predictions.csv    with --csv
 
-Images that cannot be read are named and counted. A run that was interrupted goes on with the same command.
+Images that cannot be read are reported and counted. To resume an interrupted run, repeat the command.
 """
 
 import argparse
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from ..inference.sources import Source
 
 JOURNAL = "predictions.jsonl"
-SHOWN = 0.5  # the least score in pictures, where no threshold is given
-WAYS = ("batch_size", "csv", "device", "output")  # arguments on which the results do not depend
+SHOWN = 0.5  # minimum score of drawn results, if no threshold is given
+WAYS = ("batch_size", "csv", "device", "output")  # arguments that do not affect the results
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -77,7 +77,7 @@ def main(argv: list[str] | None = None) -> None:
         with keeping_results(folder):
             journal = Journal(folder / JOURNAL, as_command(args, config, sources, categories, threshold))
             if len(journal):
-                print(printable(f"{len(journal)} images are in {journal.path} already"), flush=True)
+                print(printable(f"{len(journal)} images are already in {journal.path}"), flush=True)
             draw = drawing(categories, predictor.thresholds.clip(SHOWN if threshold is None else 0))
             faults = predict_files(predictor, sources, folder, journal, [c["id"] for c in categories], draw)
             if not len(journal):
@@ -98,15 +98,15 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", required=True, metavar="DIR", help="folder for the results")
     parser.add_argument("--config", help="the YAML of the detector, for a checkpoint that does not say how it is built")
     parser.add_argument("--classes", metavar="A,B,…", help="class names in label order, for a checkpoint without them")
-    parser.add_argument("--ground-truth", metavar="JSON", help="COCO file whose image and category ids are taken")
+    parser.add_argument("--ground-truth", metavar="JSON", help="COCO file whose image and category ids are used")
     parser.add_argument(
         "--score-threshold",
         metavar="T",
         help='a number, or a JSON file {"thresholds": {class: number}}; default: 0.05, in pictures 0.5',
     )
-    parser.add_argument("--tile", type=int, metavar="PIXELS", help="cut larger images into tiles of this side")
-    parser.add_argument("--overlap", type=float, default=0.2, help="of neighboring tiles, a share of their side")
-    parser.add_argument("--batch-size", type=int, default=4, help="images or tiles of one size at a time")
+    parser.add_argument("--tile", type=int, metavar="PIXELS", help="cut larger images into tiles of this size")
+    parser.add_argument("--overlap", type=float, default=0.2, help="of neighboring tiles, as a fraction of their size")
+    parser.add_argument("--batch-size", type=int, default=4, help="images or tiles per batch, all of one size")
     parser.add_argument("--device", help="such as cpu or cuda:1; default: a GPU if there is one")
     parser.add_argument("--amp", choices=("none", "bf16", "fp16"), default="none", help="mixed precision")
     parser.add_argument("--csv", action="store_true", help="also write predictions.csv")
@@ -132,7 +132,7 @@ def read_threshold(given: str | None) -> float | dict | None:
 def identify(
     sources: "list[Source]", classes: list[str], ground_truth: str | None
 ) -> "tuple[list[Source], list[dict]]":
-    """The sources with their image ids, and the category of each class; without ground truth categories count from 1.
+    """The sources with their image ids, and each class's category; without ground truth, category ids count from 1.
 
     Raises `UserError` if the ground truth has none of the images or lacks a class.
     """
@@ -151,19 +151,19 @@ def identify(
             )
         found, others = with_ground_truth(sources, data)
     if others:
-        print(f"{others} inputs are no images of {ground_truth} and are left out", file=sys.stderr)
+        print(f"{others} inputs are not images of {ground_truth} and are left out", file=sys.stderr)
     return found, [{"id": ids[name], "name": name} for name in classes]
 
 
 def check_earlier(folder: Path) -> None:
-    """Raise `UserError` if `folder` has files of another origin that a prediction would replace."""
+    """Raise `UserError` if `folder` has files from elsewhere that a prediction would replace."""
     from ..inference.journal import read_command
     from ..inference.outputs import is_index
 
     if read_command(folder / JOURNAL) is None and not is_index(folder / "images.json"):
         for name in ("predictions.json", "predictions.csv", "images.json", "images", "videos"):
             if (folder / name).exists():
-                raise UserError(f"{folder / name} is not of an earlier prediction; choose another --output.")
+                raise UserError(f"{folder / name} is not from an earlier prediction; choose another --output.")
 
 
 def as_command(
@@ -173,7 +173,7 @@ def as_command(
     categories: list[dict],
     threshold: float | dict | None,
 ) -> dict:
-    """What the results depend on, to tell whether a run goes on with an earlier one."""
+    """What the results depend on, to tell whether a run can resume an earlier one."""
     command = {key: value for key, value in vars(args).items() if key not in WAYS}
     weights = os.path.expanduser(args.weights)
     modified = os.stat(weights).st_mtime_ns if os.path.isfile(weights) else None

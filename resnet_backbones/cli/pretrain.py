@@ -1,4 +1,4 @@
-"""Train a classifier, whose backbone detectors then load, from a config, or evaluate some with --eval-only.
+"""Train a classifier, whose backbone detectors can then load, from a config, or evaluate classifiers with --eval-only.
 
     resnet-backbones pretrain --config imagenet_resnet50.yaml [--resume] [key=value …]
     resnet-backbones pretrain --config imagenet_resnet50.yaml --eval-only weights=a.pt evaluation.views=ten_crop

@@ -59,7 +59,7 @@ def check(config: DictConfig, eval_only: bool) -> None:
 
 
 def train(given: DictConfig, resume: bool) -> None:
-    """Train and evaluate; leaves weights, metrics, `curves.png` and `report.html` in `output_dir`."""
+    """Train and evaluate; writes weights, metrics, `curves.png` and `report.html` to `output_dir`."""
     device, config = start(given)
     output_dir = Path(config.output_dir).expanduser()
     images = load_images(config.data.root, config.data.train, config.data.classes)
@@ -103,7 +103,7 @@ def train(given: DictConfig, resume: bool) -> None:
 
 
 def evaluate(given: DictConfig) -> None:
-    """Evaluate `weights`, together with `ensemble`; leaves `metrics.json` and `report.html` in `output_dir`."""
+    """Evaluate `weights`, together with `ensemble`; writes `metrics.json` and `report.html` to `output_dir`."""
     device, config = start(given)
     models = load_ensemble(config)
     data = config.data
@@ -118,10 +118,9 @@ def evaluate(given: DictConfig) -> None:
 
 
 def compare(config: DictConfig, resume: bool) -> list[dict]:
-    """Train each backbone of `compare` in a folder of its own, and write what they cost and reach.
+    """Train each backbone of `compare` in a folder of its own, and write their costs and errors.
 
-    Leaves the curves of their errors in `comparison.png` and the returned rows, of `comparison_row`, in
-    `comparison.json`.
+    Writes their error curves to `comparison.png` and the returned rows, from `comparison_row`, to `comparison.json`.
     """
     output_dir, runs, rows = Path(config.output_dir).expanduser(), {}, []
     for entry in config.compare:
@@ -146,10 +145,10 @@ def with_backbone(config: DictConfig, entry: str) -> DictConfig:
 
 
 def comparison_row(name: str, folder: Path) -> dict:
-    """What the run in `folder` cost and reached.
+    """The costs and errors of the run in `folder`.
 
-    parameters and FLOPs of the classifier for one image, its final error on the validation images and the mean one of
-    the last logged training steps, both in percent, and the seconds that its training steps took.
+    Parameters and FLOPs of the classifier for one image, its final error on the validation images and its mean error
+    over the last logged training steps, both in percent, and the seconds that its training steps took.
     """
     model, log = load_classifier(str(folder / "model.safetensors")), read_rows(folder)
     size = model.preprocessing.size
@@ -198,7 +197,7 @@ def train_loader(config: DictConfig, images: FileImages | ShardImages, preproces
 def view_loader(
     config: DictConfig, images: FileImages | ShardImages, preprocessing: Preprocessing, views: str
 ) -> Iterable:
-    """The loader of `evaluate_classifiers` with these `views`."""
+    """The loader for `evaluate_classifiers` with these `views`."""
     return build_test_loader(
         ClassificationDataset(
             images, build_views(views, config.evaluation.scales, preprocessing), len(preprocessing.std)

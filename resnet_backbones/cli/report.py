@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> None:
         inputs = [path for path in (args.ground_truth, args.predictions, args.against) if path]
         check_outputs({"--output": (args.output, ".html"), "--json": (numbers_path, ".json")}, inputs)
         if args.images is not None and not args.images.is_dir():
-            fault = "is no folder" if args.images.exists() else "does not exist"
+            fault = "is not a folder" if args.images.exists() else "does not exist"
             raise UserError(f"--images: {args.images} {fault}; give the folder of the images, or leave it out.")
         data = read_instances(args.ground_truth, args.images)
         predictions = read_json(args.predictions, "predictions file")

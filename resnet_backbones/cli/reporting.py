@@ -1,4 +1,4 @@
-"""The reports that a run leaves: `report.html` and `report.json` in its `output_dir`."""
+"""The reports that a run writes: `report.html` and `report.json` in its `output_dir`."""
 
 import logging
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 def detection_reports(
     output_dir: Path, sets: Sequence[Annotations], predictions: Sequence[list[dict]], config: DictConfig
 ) -> None:
-    """Write `report.html` of the first test set, `report_NAME.html` … of the others that have annotations."""
+    """Write `report.html` for the first test set, `report_NAME.html` … for the others that have annotations."""
     iou_type = "segm" if config.detector.name == "mask_rcnn" else "bbox"
     for k, (data, found) in enumerate(zip(sets, predictions, strict=True)):
         path = output_dir / f"report{f'_{data.name}' if k else ''}.html"
@@ -35,7 +35,7 @@ def detection_reports(
 def classification_report(
     output_dir: Path, images: FileImages | ShardImages, answers: Sequence[dict], config: DictConfig
 ) -> None:
-    """Write `report.html` of the validation images."""
+    """Write `report.html` for the validation images."""
     path = output_dir / "report.html"
     with not_fatal(path):
         index_of = {images.path(k): k for k in range(len(images))}
@@ -52,5 +52,5 @@ def classification_report(
 
 
 def rows_of(output_dir: Path) -> list[dict]:
-    """Those of `metrics.jsonl`, none where nothing was trained."""
+    """The rows of `metrics.jsonl`; none if nothing was trained."""
     return read_rows(output_dir) if (output_dir / "metrics.jsonl").is_file() else []

@@ -20,13 +20,13 @@ from ..training.solver import scale_to_batch
 
 @contextmanager
 def trial() -> Iterator[None]:
-    """What is built here takes no memory and next to no time: it only shows that it can be built."""
+    """Models built here take no memory and almost no time: they only show that they can be built."""
     with torch.device("meta"), allow_random_frozen():
         yield
 
 
 def check_weights(config: DictConfig, others: Sequence[str] = ()) -> None:
-    """Raise `UserError` where a file of weights that the run starts from, or one of `others`, does not exist."""
+    """Raise `UserError` if a weights file that the run starts from, or one of `others`, does not exist."""
     first = config.backbone.weights if config.weights is None else config.weights
     for source in (first, *others):
         if source is not None and "://" not in source:
@@ -47,7 +47,7 @@ def start(config: DictConfig) -> tuple[torch.device, DictConfig]:
 def open_output(config: DictConfig) -> Path:
     """The output folder, with the log and the complete config; `config` is the one given to `start`.
 
-    Called when data and model are there, so that a run that fails before leaves no trace. Raises `UserError` where the
+    Called once data and model are ready, so that a run that fails earlier leaves no trace. Raises `UserError` if the
     folder cannot be written.
     """
     output_dir = output_folder(config.output_dir)

@@ -1,8 +1,8 @@
-"""Submit a training to Slurm, on one or several machines, with submitit (`pip install submitit`).
+"""Submit a training run to Slurm, on one or several machines, with submitit (`pip install submitit`).
 
 resnet-backbones submit-slurm --nodes 2 --gpus-per-node 8 --hours 24 train --config coco_faster_rcnn_R101.yaml
 
-A job that is preempted or out of time saves its state, is queued again, and resumes. The logs are in submitit's files
+A job that is preempted or runs out of time saves its state, is requeued, and resumes. The logs are in submitit's files
 below --folder.
 """
 
@@ -41,19 +41,19 @@ class Training:
                 runpy.run_path(name, run_name="__main__")
         except SystemExit as stop:
             if stop.code == PREEMPTED:
-                os.kill(os.getpid(), signal.SIGUSR1)  # now submitit's, which queues the job again
+                os.kill(os.getpid(), signal.SIGUSR1)  # handled by submitit here, which requeues the job
             if stop.code:
                 raise RuntimeError(f"{' '.join(self.command)} ended with status {stop.code}") from stop
 
     def checkpoint(self):
-        """What submitit queues again."""
+        """What submitit requeues."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
 
 
 def submit(args: argparse.Namespace):
-    """submitit's job. Raises `UserError` if submitit or Slurm is missing."""
+    """The submitted job. Raises `UserError` if submitit or Slurm is missing."""
     try:
         import submitit
     except ModuleNotFoundError as error:
@@ -64,7 +64,7 @@ def submit(args: argparse.Namespace):
     try:
         executor = submitit.AutoExecutor(folder=args.folder, cluster=args.cluster, slurm_max_num_timeout=100)
     except RuntimeError as error:
-        raise UserError(f"Slurm cannot be used here: {error}; --cluster local tries a job on this machine.") from error
+        raise UserError(f"Slurm cannot be used here: {error}; --cluster local runs the job on this machine.") from error
     executor.update_parameters(
         name=Path(name).stem,
         nodes=args.nodes,
@@ -81,11 +81,11 @@ def submit(args: argparse.Namespace):
 def main(argv: list[str] | None = None) -> None:
     parser = command_parser("submit-slurm", __doc__)
     parser.add_argument("--nodes", type=int, default=1, help="machines")
-    parser.add_argument("--gpus-per-node", type=int, default=8, help="ranks on each of them")
+    parser.add_argument("--gpus-per-node", type=int, default=8, help="ranks per machine")
     parser.add_argument("--cpus-per-gpu", type=int, default=8)
     parser.add_argument("--hours", type=float, default=24)
     parser.add_argument("--partition", default=None)
-    parser.add_argument("--folder", default="output/slurm", help="of submitit's files and logs")
+    parser.add_argument("--folder", default="output/slurm", help="folder of submitit's files and logs")
     parser.add_argument("--cluster", choices=("slurm", "local"), default="slurm", help="local: tasks on this machine")
     parser.add_argument("command", nargs=argparse.REMAINDER, help="train or pretrain, or a script, with its arguments")
     args = parser.parse_args(argv)

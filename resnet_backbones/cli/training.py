@@ -45,13 +45,13 @@ def check(config: DictConfig, eval_only: bool) -> None:
 
 
 def train(given: DictConfig, resume: bool) -> None:
-    """Train and evaluate a detector; leaves checkpoints, metrics, predictions, samples and a report in `output_dir`."""
+    """Train and evaluate a detector; writes checkpoints, metrics, predictions, samples and a report to `output_dir`."""
     device, config = start(given)
     solver, output_dir = config.solver, Path(config.output_dir).expanduser()
     test_sets, train_sets = load_sets(config, config.data.test), load_sets(config, config.data.train)
     check_same_classes(test_sets[0], train_sets[0])
     if not test_sets[0].is_labeled:
-        raise UserError(f"data.test: {test_sets[0].name} has no annotations, and so no metrics to choose the best by.")
+        raise UserError(f"data.test: {test_sets[0].name} has no annotations, so no metric to choose the best by.")
     for data in test_sets:
         check_headers(data, config.data.max_unreadable)
     model = build_detector(config, len(test_sets[0].classes), new_predictors=True).to(device)
@@ -79,7 +79,7 @@ def train(given: DictConfig, resume: bool) -> None:
 
 
 def evaluate(given: DictConfig) -> None:
-    """Evaluate the detector `weights`; leaves metrics, predictions, samples and a report in `output_dir`."""
+    """Evaluate the detector `weights`; writes metrics, predictions, samples and a report to `output_dir`."""
     device, config = start(given)
     test_sets = load_sets(config, config.data.test)
     model = for_inference(build_detector(config, len(test_sets[0].classes)).to(device), config.solver)
@@ -126,7 +126,7 @@ def train_loader(sets: list[Annotations], config: DictConfig) -> Callable:
 
 
 def scorer(sets: list[Annotations], config: DictConfig) -> Callable[[nn.Module], tuple[dict, list]]:
-    """From a detector to its metrics on `sets`, in percent, and its predictions."""
+    """A function from a detector to its metrics on `sets`, in percent, and its predictions."""
     options = {"num_workers": config.data.num_workers, "max_unreadable": config.data.max_unreadable}
     channels = image_channels(config)
     loaders = [build_test_loader(DetectionDataset([data], train=False, channels=channels), **options) for data in sets]

@@ -1,7 +1,7 @@
 """Measure the registered backbones: resnet_backbones/analysis/truths.json and the table in configs/README.md.
 
     resnet-backbones write-truths                  all of them, some minutes and 4 GB of memory
-    resnet-backbones write-truths "resnet27*"      those that match, and those not yet in the file
+    resnet-backbones write-truths "resnet27*"      matching ones, and those not yet in the file
 
 Names that are no longer registered are removed.
 """

@@ -1,4 +1,4 @@
-"""YAML whose scalars are text, so that the schema alone decides on types: a class may be called yes, 01 or 1e3."""
+"""YAML whose scalars are text, so that the schema alone decides their types: a class may be called yes, 01 or 1e3."""
 
 import re
 from typing import Any
@@ -9,14 +9,14 @@ INTEGER, TEXT = "tag:yaml.org,2002:int", "tag:yaml.org,2002:str"
 
 
 class _Loader(yaml.SafeLoader):
-    """Only null and integers as Python writes them are not text; a text field makes them what they were."""
+    """Only null and integers in Python's notation are not text; a text field turns them back into it."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         texts = [key.value for key in keys]
         twice = next((text for k, text in enumerate(texts) if text in texts[:k]), None)
         if twice is not None:
-            raise yaml.constructor.ConstructorError(None, None, f"the key {twice} is there twice", node.start_mark)
+            raise yaml.constructor.ConstructorError(None, None, f"duplicate key {twice}", node.start_mark)
         for key in keys:
             key.tag = TEXT if key.tag == INTEGER else key.tag
         return super().construct_mapping(node, deep)

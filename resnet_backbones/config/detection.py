@@ -60,13 +60,13 @@ class DetectorConfig:
 class DatasetConfig:
     """A user's own data set."""
 
-    format: str | None = None  # coco, voc, yolo, labelme, cvat or shapes; null: told from the files, and logged
+    format: str | None = None  # coco, voc, yolo, labelme, cvat or shapes; null: guessed from the files, and logged
     root: str = ""  # the folder of the images, or a devkit's, or that of YOLO's data.yaml
     annotations: str | None = None  # the JSON, XML or data.yaml file, or a folder of them; null: in root
     # A list such as trainval in ImageSets/Main, or train.txt in root; a folder in root; a key of data.yaml; a fraction
-    # such as 0.8, of which those of one data set are disjoint; or rest, what no fraction takes. null: all images.
+    # such as 0.8, disjoint from the others of the data set; or rest, what no fraction takes. null: all images.
     split: str | None = None
-    split_seed: int = 0  # of the shuffle that fractions are parts of
+    split_seed: int = 0  # of the shuffle that fractions are taken from
     classes: list[str] | None = None  # names in label order, others are left out; null: all names
 
 
@@ -83,8 +83,8 @@ class DataConfig:
     repeat_threshold: float | None = None  # repeat images of classes that a smaller fraction of the images has
     keep_empty: bool = False  # also train on images without objects
     max_unreadable: int = 0  # unreadable images that are logged and skipped; one more is an error
-    # Batches of only wide or only tall images: less padding. Where shape and content go together, their statistics are
-    # not those of the data, so null is true only if the model has no live BN.
+    # Batches of only wide or only tall images: less padding. If shape correlates with content, batch statistics differ
+    # from those of the data, so null is true only if the model has no live BN.
     aspect_ratio_grouping: bool | None = None
 
 
@@ -93,8 +93,8 @@ class EvaluationConfig:
     period: int = 0  # iterations between evaluations; 0: only at the end
     patience: int | None = None  # stop after so many evaluations in a row without a new best; null: never
     backend: str = "hotcoco"  # or pycocotools, which is slower and gives the same metrics
-    tta_sizes: list[int] | None = None  # test-time augmentation: the shorter sides at which each image is seen
-    tta_flip: bool = False  # see each image also mirrored
+    tta_sizes: list[int] | None = None  # test-time augmentation: shorter sides to resize each image to
+    tta_flip: bool = False  # also run on each image mirrored
     samples: int = 8  # images drawn to samples/
     sample_score: float = 0.5  # minimum score of the detections drawn
 

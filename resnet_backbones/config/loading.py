@@ -14,10 +14,10 @@ from .pretraining import PretrainConfig
 from .rules import check_values
 
 PACKAGE = Path(__file__).parents[1]
-# A wheel brings them as `resnet_backbones.configs`; in a checkout they are beside the package.
+# A wheel ships them as `resnet_backbones.configs`; in a checkout they are beside the package.
 CONFIG_FOLDER = next((f for f in (PACKAGE / "configs", PACKAGE.parent / "configs") if f.is_dir()), PACKAGE / "configs")
 
-# What OmegaConf and PyYAML raise for text that is not YAML or whose numbers, dates or keys Python does not have.
+# What OmegaConf and PyYAML raise for text that is not YAML or whose numbers, dates or keys Python cannot represent.
 NOT_YAML = (YAMLError, OmegaConfBaseException, OSError, ValueError, TypeError, RecursionError)
 COMMANDS = {Config: "train", PretrainConfig: "pretrain"}
 
@@ -30,7 +30,7 @@ def load_config(name: str, overrides: list[str] | None = None, schema: type = Co
         overrides: as in `["solver.lr=0.01", "data.test=[coco_2017_val]"]`.
         schema: `Config` of a detector or `PretrainConfig` of a classifier.
 
-    Raises `UserError` that names the file, the key and the near match.
+    Raises `UserError` naming the file, the key and the closest match.
     """
     path = find_config(name)
     try:
@@ -56,7 +56,7 @@ def load_config(name: str, overrides: list[str] | None = None, schema: type = Co
 def find_config(name: str) -> Path:
     """The file that `--config NAME` means: a path, or the name of a shipped config with or without ".yaml".
 
-    Paths are relative to the working directory, which comes first. Raises `UserError` with the near matches.
+    Paths are relative to the working directory, which comes first. Raises `UserError` with close matches.
     """
     for path in (Path(name), CONFIG_FOLDER / name, CONFIG_FOLDER / f"{name}.yaml"):
         if path.is_file():
@@ -68,7 +68,7 @@ def find_config(name: str) -> Path:
 
 
 def image_channels(config: DictConfig) -> int:
-    """Of the images that the backbone takes."""
+    """The number of channels of the images that the backbone takes."""
     return config.backbone.in_channels or 3
 
 
@@ -78,7 +78,7 @@ def save_config(config: DictConfig, path: Path) -> None:
 
 
 def _check_command(given: DictConfig, schema: type, path: Path) -> None:
-    """Raise `UserError` where the keys of `given` do not fit `schema` but fit that of the other command."""
+    """Raise `UserError` if the keys of `given` do not fit `schema` but do fit that of the other command."""
     for other, command in COMMANDS.items():
         if not set(given) <= set(OmegaConf.structured(schema)) and set(given) <= set(OmegaConf.structured(other)):
             raise UserError(f"{path} is a config for `resnet-backbones {command}`, not for {COMMANDS[schema]}.")
@@ -100,7 +100,7 @@ def _merge(config: DictConfig, given: DictConfig | ListConfig, source: str) -> D
     try:
         return OmegaConf.merge(config, given)
     except TypeError as error:  # a mapping instead of a list, which OmegaConf does not locate
-        raise UserError(f"{source}: {reason(error)}: a list is given as a mapping or the reverse.") from error
+        raise UserError(f"{source}: {reason(error)}: a list is given as a mapping or vice versa.") from error
     except ConfigKeyError as error:
         parent, _, key = str(error.full_key).rpartition(".")
         node = OmegaConf.select(config, parent) if parent else config

@@ -36,8 +36,8 @@ class AugmentationConfig:
 
 @dataclass
 class PreprocessingConfig:
-    """The network's input, saved with its weights and used by detectors. null: that of the weights that are evaluated
-    or trained from, else the default in the comment."""
+    """The network's input, saved with its weights and used by detectors. null: as in the weights that are evaluated or
+    trained from, else the default in the comment."""
 
     resize: int | None = None  # shorter side in evaluation, px; default 256
     size: int | None = None  # of the center crop in evaluation, px; default 224

@@ -1,4 +1,4 @@
-"""The sections that configs of detectors and classifiers have in common."""
+"""The sections that configs of detectors and classifiers share."""
 
 from dataclasses import dataclass, field
 
@@ -15,7 +15,7 @@ class BackboneConfig:
     out_features: list[str] | None = None  # null: the backbone's default, p2 … p6 for an FPN
     fpn_channels: int = 256
     fpn_norm: str = "none"
-    fpn_p6_input: str = "res5"  # res5 (RetinaNet) or p5 (FCOS), from which a p6 below a p7 is made
+    fpn_p6_input: str = "res5"  # what p6 is made from if there is a p7: res5 (RetinaNet) or p5 (FCOS)
 
     # Variants of a residual family; null keeps the family's default. `build_backbone` explains them.
     groups: int | None = None  # of a bottleneck's 3x3, the cardinality; width_per_group channels each for 64 planes
@@ -34,7 +34,7 @@ class BackboneConfig:
 @dataclass
 class SolverConfig:
     batch_size: int = 16  # images per optimizer step, over all ranks and accumulated parts
-    reference_batch_size: int | None = None  # what lr and schedule are given for; scales them to batch_size linearly
+    reference_batch_size: int | None = None  # that lr and schedule are for; they scale linearly to batch_size
     accumulate: int = 1  # gradient accumulation: parts in which a rank computes its share of the batch
     optimizer: str = "sgd"  # sgd, adamw or lamb (which needs timm)
     lr: float = 0.02
@@ -56,7 +56,7 @@ class SolverConfig:
     amp: str = "none"  # none, bf16 or fp16
     channels_last: bool | None = None  # memory format; null: true on a CPU if the model has no live BN or GN
     compile: str = "none"  # torch.compile of the backbone and FPN: none, default or reduce-overhead (CUDA graphs)
-    checkpoint_period: int = 5000  # iterations between writes of last.pt; 0: only at the end
-    keep_checkpoints: int = 2  # last.pt and, from the writes before, last-1.pt …
+    checkpoint_period: int = 5000  # iterations between saves of last.pt; 0: only at the end
+    keep_checkpoints: int = 2  # last.pt and, from earlier saves, last-1.pt …
     log_period: int = 20
     deterministic: bool = False  # only deterministic kernels; the same run twice gives the same weights

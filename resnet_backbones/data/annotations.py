@@ -16,11 +16,11 @@ from .segmentations import Segmentations
 
 logger = logging.getLogger(__name__)
 
-MIN_SIDE = 1e-6  # of a box, as a fraction of its image's longer side; float32 makes less zero when it is resized
+MIN_SIDE = 1e-6  # of a box, as a fraction of its image's longer side; less becomes zero in float32 when resized
 
 
 class Repair(NamedTuple):
-    """Something that was mended or left out: what it is, how often, and where it occurs first."""
+    """Something that was repaired or left out: what it is, how often it occurs, and where first."""
 
     what: str
     count: int
@@ -40,7 +40,7 @@ class Annotations:
     image_root: Path
     categories: list[dict]
     image_ids: np.ndarray  # (I,), integers or text
-    sizes: np.ndarray  # (I, 2), width and height in pixels; 0 where they are not known
+    sizes: np.ndarray  # (I, 2), width and height in pixels; 0 if unknown
     file_names: Ragged  # I rows, UTF-8
     image_index: np.ndarray  # (M,), the index of each object's image
     labels: np.ndarray  # (M,), from 1
@@ -83,22 +83,22 @@ class Annotations:
 
     @cached_property
     def inside(self) -> np.ndarray:
-        """(M,), bool: boxes of which some part is inside the image."""
+        """(M,), bool: boxes at least partly inside the image."""
         return self._have_area(self.corners[:, 2:] - self.corners[:, :2])
 
     def _have_area(self, sides: np.ndarray) -> np.ndarray:
         return (sides > MIN_SIDE * self.sizes[self.image_index].max(1, keepdims=True)).all(1)
 
     def image_id(self, k: int) -> Hashable:
-        """Of image k, as its file has it."""
+        """The id of image k, as in its file."""
         return self.image_ids[k : k + 1].tolist()[0]
 
     def file_name(self, k: int) -> str:
-        """Of image k, relative to `image_root`."""
+        """The file name of image k, relative to `image_root`."""
         return self.file_names[k].tobytes().decode()
 
     def path(self, k: int) -> Path:
-        """Of image k."""
+        """The path of image k."""
         return self.image_root / self.file_name(k)
 
     def image(self, k: int) -> dict:
@@ -154,7 +154,7 @@ def check_images_exist(data: Annotations) -> None:
 
 
 def report(data: Annotations) -> None:
-    """Log once what was mended, and which boxes training skips."""
+    """Log once what was repaired, and which boxes training skips."""
     for what, count, first in data.repairs:
         logger.warning("%s: %d x %s (first %s)", data.name, count, what, first)
     outside = ~data.inside & ~data.flat & data.sizes[data.image_index].all(1)  # of images of a known size

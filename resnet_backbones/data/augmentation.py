@@ -15,7 +15,7 @@ RGB_EIGENVECTORS = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.
 
 
 def train_transform(augmentation: DictConfig, preprocessing: Preprocessing) -> Callable[[Tensor], Tensor]:
-    """From an image (C, H, W) to a crop (C, size, size), both uint8, as the config section `augmentation` says."""
+    """The transform of an image (C, H, W) to a crop (C, size, size), both uint8, for the config section `augmentation`."""
     size, interpolation = augmentation.size, v2.InterpolationMode(preprocessing.interpolation)
     gray = [round(255 * v) for v in preprocessing.as_rgb()[0]]  # zero after normalization
     crops = {
@@ -53,7 +53,7 @@ class BatchAugmentation:
 
     Args:
         augmentation: the section of a config.
-        image_std: per channel, of images in [0, 1], which they were divided by.
+        image_std: what the images were divided by, per channel, for images in [0, 1].
     """
 
     def __init__(self, augmentation: DictConfig, num_classes: int, image_std: Sequence[float]) -> None:

@@ -10,20 +10,20 @@ logger = logging.getLogger(__name__)
 
 TOPS = (1, 2**8 - 1, 2**10 - 1, 2**12 - 1, 2**14 - 1, 2**16 - 1)
 FAINT = 16  # of 256 levels: too few to learn from
-WARNED: set[tuple] = set()  # kinds of files that this process has warned of
+WARNED: set[tuple] = set()  # kinds of files that this process has warned about
 
 
 def to_bytes(values: np.ndarray, name: str, top: int | None = None, nodata: float | None = None) -> np.ndarray:
-    """`values` of any real type as uint8, by one range for all channels: black is its bottom, white its top.
+    """`values` of any real type as uint8, scaled by one range for all channels from its bottom, black, to its top, white.
 
-    The range is 0 … `top` where the file states it. Otherwise it is the first of 0 … 1, 255, 1023, 4095, 16383 and
-    65535 that holds the largest value, if that is at least a sixteenth of its top. Values down to a sixteenth below
-    zero become black, and floats up to a sixteenth above the top white. Everything else has the range 0 … 2^k, with
-    negative values -2^k … 2^k, of the smallest k that fits.
+    The range is 0 … `top` if the file states it. Otherwise it is the first of 0 … 1, 255, 1023, 4095, 16383 and 65535
+    that contains the largest value, if that is at least a sixteenth of its top. Values down to a sixteenth below zero
+    become black, and floats up to a sixteenth above the top white. In all other cases the range is 0 … 2^k, or
+    -2^k … 2^k with negative values, for the smallest k that fits.
 
-    So only the order of magnitude of the largest value matters, which files of one kind usually share. A warning names
-    the first file in a process of each kind whose range is neither stated nor all of its type (0 … 1 for floats), and
-    of which hardly any contrast is left.
+    So only the order of magnitude of the largest value matters, which files of one kind usually share. In each process
+    a warning names the first file of each kind whose range is neither stated nor that of its whole type (0 … 1 for
+    floats), or that is left with hardly any contrast.
 
     Args:
         values: NaN, infinities and `nodata` become 0.
@@ -45,7 +45,7 @@ def to_bytes(values: np.ndarray, name: str, top: int | None = None, nodata: floa
         raise UserError(f"Image {name} has no finite value.")
     low, high = float(found.min()), float(found.max())
     black, white = value_range(low, high, integer) if top is None else (0, top)
-    # Integers keep their upper bits; of floats, k / 255 becomes k.
+    # Integers keep their upper bits; for floats, k / 255 becomes k.
     scale, offset = (256 / (white + 1 - black), 0) if integer else (255 / (white - black), 0.5)
     exact = np.float32 if values.dtype.itemsize <= 2 else np.float64
     scaled = (found.astype(exact) - black) * scale + offset
@@ -62,7 +62,7 @@ def to_bytes(values: np.ndarray, name: str, top: int | None = None, nodata: floa
 
 
 def value_range(low: float, high: float, integer: bool) -> tuple[float, float]:
-    """Bottom and top of the range that values from `low` to `high` are taken from, as `to_bytes` says."""
+    """Bottom and top of the range for values from `low` to `high`, as described in `to_bytes`."""
     if low == high == 0:
         return 0, 1
     top = next((top for top in TOPS if high <= (top if integer else top * 17 / 16)), np.inf)
@@ -73,7 +73,7 @@ def value_range(low: float, high: float, integer: bool) -> tuple[float, float]:
 
 
 def _levels(pixels: np.ndarray) -> int:
-    """How many gray levels the pixels span, but for the darkest and the brightest thousandth."""
+    """How many gray levels the pixels span, without the darkest and the brightest thousandth."""
     share = np.cumsum(np.bincount(pixels.ravel(), minlength=256)) / pixels.size
     return np.searchsorted(share, 0.999) - np.searchsorted(share, 0.001)
 

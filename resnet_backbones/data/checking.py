@@ -16,12 +16,12 @@ from .similarity import SIDE, SIMILAR, most_similar, thumbnail
 
 SMALL, MEDIUM = 32**2, 96**2  # areas in pixels, COCO's limits
 EXAMPLES = 20  # files named for each finding
-LEAK = 0.01  # share of a test set's images that may be nearly those of training; one always may
+LEAK = 0.01  # fraction of a test set's images that may also be in the training set; one always may
 
 
 @dataclass
 class Images:
-    """What decoding all images of a set came to: thumbnails (N, D), zero for those that cannot be read, and why."""
+    """The result of decoding all images of a set: thumbnails (N, D), zero for unreadable ones, and the reasons."""
 
     thumbnails: np.ndarray
     unreadable: dict[str, str] = field(default_factory=dict)
@@ -48,7 +48,7 @@ def decode_all(data: Annotations, channels: int, threads: int) -> Images:
 
 
 def describe(data: Annotations, images: Images) -> dict:
-    """Counts, sizes, repairs and doubtful files of one set, as JSON can hold them."""
+    """Counts, sizes, repairs and suspicious files of one set, JSON-serializable."""
     objects = np.bincount(data.image_index, minlength=len(data))
     areas = data.areas[~data.flat]
     same, correlations = most_similar(images.thumbnails)
@@ -95,7 +95,7 @@ def check(
     max_unreadable: int,
     threads: int,
 ) -> dict:
-    """`describe` of every set, the images that pairs of sets share, and the `faults` of the whole."""
+    """`describe` of every set, the images that pairs of sets share, and the `faults` overall."""
     sets = {data.name: data for data in [*train, *test]}
     images = {name: decode_all(data, channels, threads) for name, data in sets.items()}
     pairs = [(one, other) for k, one in enumerate(train) for other in train[:k]]
@@ -113,7 +113,7 @@ def check(
 def faults(
     report: dict, train: Sequence[Annotations], test: Sequence[Annotations], masks: bool, max_unreadable: int
 ) -> list[str]:
-    """Why a training run would be wasted or refused: each in one line."""
+    """The reasons why a training run would be wasted or refused, one line each."""
     found = []
     for data in [*train[1:], *test]:
         if data.classes != train[0].classes:

@@ -1,8 +1,8 @@
-"""The one set of rules by which records of any format become `Annotations`; what is mended is counted.
+"""The one set of rules by which records of any format become `Annotations`; repairs are counted.
 
-Files that people have are not as strict as a schema: ids are text or start at 0, values are null, boxes are missing,
-annotations refer to images that are not listed. The loader, the scorer and `evaluate` all read through `clean`, so that
-what one of them accepts, the others do.
+Real files are not as strict as a schema: ids are text or start at 0, values are null, boxes are missing, annotations
+refer to images that are not listed. The loader, the scorer and `evaluate` all read through `clean`, so that they accept
+the same files.
 """
 
 import re
@@ -21,7 +21,7 @@ from .json_file import read_json
 from .ragged import pack_strings
 from .segmentations import Segmentations, pack_segmentations
 
-MAX_SIDE = 10**6  # pixels of an image; no image file has more on a side
+MAX_SIDE = 10**6  # pixels of an image's side; no image file has more
 MAX_COORDINATE = 1e8  # pixels; anything beyond is a broken box
 PLAIN_NAME = re.compile(r"\w[\w-]{,200}\.\w{,9}", re.ASCII)
 Describe = Callable[[int], str]  # the text of an entry, from its index
@@ -39,14 +39,14 @@ def clean(
     """The dataset `name` from records shaped as a COCO instances file.
 
     Args:
-        image_root: the folder of the images, from which sizes that the records lack are read; None where there are no
+        image_root: the folder of the images, from which sizes that the records lack are read; None if there are no
             images, as when detections are scored.
-        records: "images", "categories" and, but for a test set, "annotations".
+        records: "images", "categories" and, except for a test set, "annotations".
         classes: the names of the classes to keep, in label order; by default all, in the order of their ids.
         source: what error messages call the records.
 
-    Raises `UserError` if the records are not of that form, an image or a category has no id or that of another, a file
-    name leaves `image_root`, or one of `classes` does not exist.
+    Raises `UserError` if the records are not of that form, the id of an image or a category is missing or a duplicate,
+    a file name points outside `image_root`, or one of `classes` does not exist.
     """
     images, objects, categories = _lists(records, source)
     repairs: list[Repair] = []
@@ -89,7 +89,7 @@ def clean(
 
 
 def read_instances(path: str, image_root: Path | None = None, name: str | None = None) -> Annotations:
-    """The COCO instances file at `path`, cleaned, as what detections are scored against.
+    """The COCO instances file at `path`, cleaned, to score detections against.
 
     `name` is for messages, by default the path. Raises `UserError` as `read_json` and `clean` do.
     """
@@ -134,7 +134,7 @@ def _lists(records: object, source: str) -> tuple[list[dict], list[dict], list[d
 def _distinct(
     kind: str, entries: list[dict], name: str, source: str, repairs: list[Repair]
 ) -> tuple[list[dict], list[columns.Hashable]]:
-    """Entries with different ids, and the ids. One that is there twice with the same `name` is taken once."""
+    """The entries with distinct ids, and the ids. One that is listed twice with the same `name` is taken once."""
     ids = columns.ids([entry.get("id") for entry in entries])
     if None in ids:
         entry = entries[ids.index(None)]
@@ -160,7 +160,7 @@ def _distinct(
 
 
 def _named(categories: list[dict], source: str, repairs: list[Repair]) -> list[dict]:
-    """Categories with different, printable names; one that has none, or that of another, is called after its id."""
+    """Categories with distinct, printable names; one without a name, or with a duplicate, is called after its id."""
     names: dict[str, None] = {}
     changed = np.zeros(len(categories), bool)
     for k, category in enumerate(categories):
@@ -221,7 +221,7 @@ def _file_names(images: list[dict], needed: bool, source: str) -> list[str]:
                 raise UserError(f"{source}: image {image['id']} has the invalid file_name {name!r}.")
             name = name.replace("\\", "/")
             if needed and not stays_below(name):
-                raise UserError(f"{source}: the file_name of image {image['id']} leaves the image folder: {name[:80]}.")
+                raise UserError(f"{source}: the file_name of image {image['id']} points outside the image folder: {name[:80]}.")
         names.append(name)
     return names
 
@@ -234,7 +234,7 @@ def _sizes(
     image_index: np.ndarray,
     repairs: list[Repair],
 ) -> np.ndarray:
-    """(I, 2), width and height; those not given are read from the image, without one from an RLE of it, or are 0."""
+    """(I, 2), width and height; missing ones are read from the image, or else from an RLE of it, or are 0."""
     sides = np.stack([columns.numbers([image.get(key) for image in images]) for key in ("width", "height")], axis=1)
     given = ((sides >= 1) & (sides <= MAX_SIDE) & (sides == np.round(sides))).all(1)
     sizes = np.where(given[:, None], sides, 0).astype(np.int64)
@@ -262,7 +262,7 @@ def _sizes(
 def _boxes(
     objects: list[dict], segmentations: list[Any], sizes: np.ndarray, repairs: list[Repair], describe: Describe
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The boxes (M, 4), and which objects have one (M,). One that is missing is that of the segmentation."""
+    """The boxes (M, 4), and which objects have one (M,). A missing box is that of the segmentation."""
     boxes = columns.boxes([o.get("bbox") for o in objects])
     finite = (np.abs(boxes) < MAX_COORDINATE).all(1)  # False for NaN, too
     missing = np.flatnonzero(~finite)
@@ -290,7 +290,7 @@ def _bounds(segmentations: Segmentations, j: int, width: int, height: int) -> np
 
 
 def _areas(objects: list[dict], boxes: np.ndarray, repairs: list[Repair], describe: Describe) -> np.ndarray:
-    """(M,); one that is missing, not finite or negative is that of the box."""
+    """(M,); an area that is missing, not finite or negative becomes that of the box."""
     given = [o.get("area") for o in objects]
     areas = columns.numbers(given)
     usable = (areas >= 0) & (areas < np.inf)
@@ -312,7 +312,7 @@ def _note(repairs: list[Repair], what: str, rows: np.ndarray, describe: Describe
 
 
 def _describer(objects: list[dict], image_index: np.ndarray, file_names: list[str]) -> Describe:
-    """Describe an object by its beginning and its image."""
+    """Describe an object by the beginning of its record and its image."""
 
     def describe(j: int) -> str:
         file_name = file_names[image_index[j]] if image_index[j] >= 0 else ""

@@ -1,4 +1,4 @@
-"""Columns of records as people's files have them: numbers and ids of any type, null as absent."""
+"""Columns of records as in real files: numbers and ids of any type, with null for absent."""
 
 import itertools
 from collections.abc import Hashable, Sequence
@@ -8,7 +8,7 @@ import numpy as np
 
 
 def numbers(values: Sequence[Any]) -> np.ndarray:
-    """(N,), float64; NaN where a value is no number. Text such as "12" is one."""
+    """(N,), float64; NaN where a value is not a number. Text such as "12" counts as one."""
     try:
         return np.array(values, np.float64).reshape(len(values))  # None becomes NaN
     except (TypeError, ValueError, OverflowError):
@@ -24,7 +24,7 @@ def boxes(values: Sequence[Any]) -> np.ndarray:
 
 
 def ids(values: Sequence[Any]) -> list[Hashable]:
-    """Whole numbers as int, text as it is, and None for what can be no id."""
+    """Whole numbers as int, text as it is, and None for what cannot be an id."""
     if set(map(type, values)) <= {int, str}:
         return list(values)
     return [_id(value) for value in values]
@@ -33,7 +33,7 @@ def ids(values: Sequence[Any]) -> list[Hashable]:
 def positions(known: Sequence[Hashable], wanted: Sequence[Any]) -> np.ndarray:
     """(N,): where each id of `wanted` is in `known`, -1 where it is not.
 
-    An id that is a number in one and text in the other is found, too.
+    Ids match even if one is a number and the other text.
     """
     index = {value: k for k, value in enumerate(known)}
     found = np.array(list(map(index.get, ids(wanted), itertools.repeat(-1))), np.int64)
@@ -46,7 +46,7 @@ def positions(known: Sequence[Hashable], wanted: Sequence[Any]) -> np.ndarray:
 
 
 def as_array(values: Sequence[Hashable]) -> np.ndarray:
-    """(N,): ids as integers or text where all are, which loader workers share, otherwise as objects."""
+    """(N,): ids as an array of integers or of text if all are, which loader workers share, otherwise of objects."""
     kinds = set(map(type, values))
     if kinds <= {int} and all(-(2**63) <= value < 2**63 for value in values):
         return np.array(values, np.int64)

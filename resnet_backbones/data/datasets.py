@@ -23,8 +23,8 @@ from .splits import Split, is_part, parts_of
 
 logger = logging.getLogger(__name__)
 
-# Each is called with root, annotations, split and classes, and gives the folder that file names are relative to and
-# records shaped as a COCO instances file.
+# Each is called with root, annotations, split and classes, and returns the folder that file names are relative to and
+# records shaped like a COCO instances file.
 FORMATS = {
     "coco": read_coco,
     "voc": read_voc,
@@ -34,7 +34,7 @@ FORMATS = {
     "shapes": read_shapes,
 }
 KEYS = ("format", "root", "annotations", "split", "split_seed", "classes")
-# How to get the built-in ones; FOLDER is the first of the dataset's below ROOT, `datasets_root()`.
+# How to get the built-in ones; FOLDER is the dataset's top folder below ROOT, `datasets_root()`.
 DOWNLOADS = {
     "coco": "download it from https://cocodataset.org/#download and unpack its archives in {root}/{folder}",
     "voc": "download it from http://host.robots.ox.ac.uk/pascal/VOC, unpack it and move VOCdevkit/{folder} to "
@@ -91,7 +91,7 @@ def load_annotations(name: str, own: Mapping[str, Mapping[str, Any]] | None = No
 
 
 def read_annotations(name: str, own: Mapping[str, Mapping[str, Any]] | None = None) -> Annotations:
-    """`load_annotations` without looking for the images and without reporting what was mended."""
+    """`load_annotations` without looking for the images and without reporting repairs."""
     found = find_dataset(name, own)
     if found.told_by:
         logger.info("%s: read as %s (found %s)", name, TITLES[found.format], found.told_by)
@@ -104,7 +104,7 @@ def find_dataset(name: str, own: Mapping[str, Mapping[str, Any]] | None = None) 
     """The dataset `name`, without reading its annotations.
 
     Raises `UserError` for an unknown name, for a missing key or file, with its path and how to get it, and for a format
-    that cannot be told.
+    that is not recognized.
     """
     own = own or {}
     if "/" in name or not stays_below(name) or not is_printable(name):
@@ -126,7 +126,7 @@ def find_dataset(name: str, own: Mapping[str, Mapping[str, Any]] | None = None) 
             if "://" not in path and not os.path.exists(path):
                 raise UserError(f"Dataset {name} is missing: {Path(path).absolute()} does not exist; {remedy}.")
         if not os.path.isdir(root):
-            raise UserError(f"{source}: root {root} is no folder; set it to the folder of the images.")
+            raise UserError(f"{source}: root {root} is not a folder; set it to the folder of the images.")
     with errors_about(source):
         kind, told_by = (row["format"], None) if "format" in row else guess_format(root, annotations)
         split = str(row["split"]) if "split" in row else None

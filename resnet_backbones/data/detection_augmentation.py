@@ -1,7 +1,7 @@
-"""Augmentation for detection: of images and their targets, in the loader workers. All draws are torch's own.
+"""Augmentation for detection: of images and their targets, in the loader workers. All random draws are torch's.
 
-An image is (C, H, W), uint8; its target is that of `DetectionDataset`. Objects that cropping, shrinking or pasting
-leaves nothing of are dropped, so that an image can lose all of them.
+An image is (C, H, W), uint8; its target is that of `DetectionDataset`. Objects of which cropping, shrinking or pasting
+leaves nothing are dropped, so an image can lose all of them.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ IOU_CROP = v2.RandomIoUCrop()
 def train_transform(
     flip: float = 0.5, photometric: bool = False, scale_jitter: Sequence[float] | None = None, iou_crop: bool = False
 ) -> Transform:
-    """From an image and its target to the same, augmented.
+    """The transform that augments an image and its target.
 
     Args:
         flip: probability of a horizontal flip.
@@ -44,7 +44,7 @@ def train_transform(
 
 
 def as_tv_tensors(image: Tensor, target: dict) -> tuple[tv_tensors.Image, dict]:
-    """The same, in the types by which torchvision's transforms tell an image, boxes and masks."""
+    """The same as `tv_tensors`, by which torchvision's transforms tell images, boxes and masks apart."""
     typed = {"boxes": tv_tensors.BoundingBoxes(target["boxes"], format="XYXY", canvas_size=image.shape[-2:])}
     if "masks" in target:
         typed["masks"] = tv_tensors.Mask(target["masks"])
@@ -67,7 +67,7 @@ def jitter_scale(image: tv_tensors.Image, target: dict, low: float, high: float)
 def resize_and_pad(
     image: tv_tensors.Image, target: dict, factor: float, size: tuple[int, int]
 ) -> tuple[tv_tensors.Image, dict]:
-    """Scaled by `factor`, in the top left corner of an image of `size` (height, width), with its mean color around."""
+    """Scaled by `factor`, in the top left corner of an image of `size` (height, width), padded with its mean color."""
     height, width = (max(1, min(round(side * factor), most)) for side, most in zip(image.shape[-2:], size, strict=True))
     mean = image.float().mean((1, 2)).round().tolist()
     padding = [0, 0, size[1] - width, size[0] - height]  # left, top, right, bottom
@@ -78,8 +78,8 @@ def resize_and_pad(
 def crop_by_iou(image: tv_tensors.Image, target: dict) -> tuple[tv_tensors.Image, dict]:
     """SSD's crop (arXiv 1512.02325 §2.2): a window that has at least a drawn IoU with an object, or the whole image.
 
-    Objects stay if their center is in the window. Windows have 0.3 to 1 of the height and width, which for less than 4
-    pixels could be none.
+    Objects stay if their center is in the window. Windows have 0.3 to 1 of the height and width, which below 4 pixels
+    could be empty.
     """
     return IOU_CROP(image, target) if min(image.shape[-2:]) >= 4 else (image, target)
 
@@ -87,8 +87,8 @@ def crop_by_iou(image: tv_tensors.Image, target: dict) -> tuple[tv_tensors.Image
 def paste_objects(image: Tensor, target: dict, source: Tensor, objects: dict) -> tuple[Tensor, dict]:
     """Simple copy-paste (arXiv 2012.07177): the image with each object of `source` pasted with probability 1/2.
 
-    Both targets have masks. `source` may have another size; it is resized to fit into the image. What is pasted covers
-    the masks below it; a box that it covers a part of is fitted to what can still be seen.
+    Both targets have masks. `source` may have another size; it is resized to fit into the image. Pasted objects cover
+    the masks below them; partly covered boxes are fitted to what is still visible.
     """
     height, width = image.shape[-2:]
     factor = min(height / source.shape[-2], width / source.shape[-1])
@@ -108,7 +108,7 @@ def paste_objects(image: Tensor, target: dict, source: Tensor, objects: dict) ->
 
 
 def drop_invisible(image: Tensor, target: dict) -> tuple[Tensor, dict]:
-    """Without the objects whose box is less than a pixel wide or high, or whose mask is empty."""
+    """Drop the objects whose box is less than a pixel wide or high, or whose mask is empty."""
     seen = (target["boxes"][:, 2:] - target["boxes"][:, :2] >= 1).all(1)
     if "masks" in target:
         seen &= has_pixels(target["masks"])

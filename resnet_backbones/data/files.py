@@ -24,7 +24,7 @@ def is_stray(name: str) -> bool:
 
 
 def missing_files(root: Path, names: Iterable[str]) -> list[str]:
-    """Those of `names` that are no files below `root`. Each folder is listed once: much faster than to look for each.
+    """Those of `names` that are not files below `root`. Each folder is listed once: faster than checking each file.
 
     Raises `UserError` for a folder that cannot be read.
     """
@@ -48,7 +48,7 @@ class FolderTree:
         self.root = root
 
     def names(self, folder: str = "") -> list[str]:
-        """All files below `folder` but strays, relative to the root, sorted.
+        """All files below `folder` except strays, relative to the root, sorted.
 
         Raises `UserError` for links that form a circle.
         """
@@ -129,12 +129,12 @@ def scan_tar(path: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, set[str]]:
         length = os.path.getsize(path)
         with tarfile.open(path, "r:") as tar:
             while (member := tar.next()) is not None:
-                if tar.offset <= end or member.size < 0:  # would be read again and again
+                if tar.offset <= end or member.size < 0:  # would be read over and over
                     raise tarfile.ReadError(f"member {member.name[:80]} has a negative size")
                 end = tar.offset
                 name = member.name.removeprefix("./")
                 extent = None
-                if member.islnk():  # a second name of an earlier file
+                if member.islnk():  # a hard link to an earlier file
                     extent = regular.get(member.linkname.removeprefix("./"))
                 elif member.isfile() and not member.issparse():
                     extent = regular[name] = member.offset_data, member.size
@@ -159,9 +159,9 @@ def scan_tar(path: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, set[str]]:
 
 
 def read_at(path: str, offset: int, size: int, whole: bool = True) -> bytes:
-    """`size` bytes of a file from `offset`, or with `whole=False` fewer if it ends before.
+    """`size` bytes of a file from `offset`, or with `whole=False` fewer if it ends earlier.
 
-    Raises `UserError` if the file ends before, and `OSError` if `size` is too large for an image.
+    Raises `UserError` if the file ends earlier, and `OSError` if `size` is too large for an image.
     """
     if size > LARGEST:
         raise OSError(errno.EFBIG, f"a member is larger than {LARGEST >> 20} MiB", path)

@@ -79,7 +79,7 @@ def load_images(root: str, split: str, classes: Sequence[str] | None = None) -> 
 
 
 def check_images(root: str, split: str) -> None:
-    """Raise `UserError` where `load_images` has no local folder or tar to look into. Remote ones are not asked for."""
+    """Raise `UserError` if `load_images` would find no local folder or tar. Remote ones are not checked."""
     path = split if os.path.isabs(split) else root or split
     if not is_shards(split) and "://" not in path and not os.path.isfile(os.path.expanduser(path)):
         open_tree(path)

@@ -1,4 +1,4 @@
-"""Image files of every kind found in real datasets, as 8-bit images of as many channels as a network takes."""
+"""Image files of every kind found in real datasets, as 8-bit images with as many channels as a network takes."""
 
 import io
 from pathlib import Path
@@ -12,7 +12,7 @@ from .bit_depth import to_bytes
 from .reading import with_retries
 from .tiff import Samples, TooLarge, is_tiff, read_tiff, tiff_size
 
-# Only formats of pixels: PIL's EPS reader, for one, starts Ghostscript. JPEG includes MPO, PPM includes PGM and PBM.
+# Pixel formats only: PIL's EPS reader, for one, starts Ghostscript. JPEG includes MPO, PPM includes PGM and PBM.
 FORMATS = ("JPEG", "PNG", "BMP", "DIB", "GIF", "TIFF", "WEBP", "PPM")
 LARGEST = 2**27  # pixels, 400 MB of RGB
 ORIENTATION = 0x0112  # EXIF tag
@@ -21,7 +21,7 @@ ORIENTATION = 0x0112  # EXIF tag
 def read_image(
     path: Path, size: tuple[int, int] | None = None, channels: int = 3, largest: int = LARGEST
 ) -> np.ndarray:
-    """`decode_image` of a file. Raises `UserError` if it is missing or cannot be read, too."""
+    """`decode_image` of a file. Also raises `UserError` if it is missing or cannot be read."""
     try:
         content = with_retries(lambda: read_whole(path))
     except FileNotFoundError as error:
@@ -36,9 +36,9 @@ def decode_image(
 ) -> np.ndarray:
     """The bytes of an image file as (H, W, channels), uint8; most formats plane by plane in memory.
 
-    Three channels are RGB; four are RGB and alpha, or those of a TIFF; other numbers, too, are those of a TIFF. Gray
-    becomes RGB for 3 channels, color becomes gray for 1, and alpha is left out where it is one channel too many.
-    Palettes and CMYK become RGB. `to_bytes` says how values beyond 8 bits are scaled.
+    Three channels are RGB; four are RGBA or those of a TIFF; other numbers are also those of a TIFF. Gray becomes RGB
+    for 3 channels, color becomes gray for 1, and alpha is left out if it is one channel too many. Palettes and CMYK
+    become RGB. `to_bytes` says how values beyond 8 bits are scaled.
 
     Args:
         content: the bytes.
@@ -46,9 +46,9 @@ def decode_image(
         size: the (width, height) that the annotations were made for. The EXIF orientation is applied, unless only
             the image as stored has that size.
         channels: what the network takes.
-        largest: the most pixels that are read.
+        largest: the maximum number of pixels.
 
-    Raises `UserError` if it is not an image, or truncated, too large, of another size or of other channels.
+    Raises `UserError` if it is not an image, or truncated, too large, or of another size or number of channels.
     """
     try:
         pixels, alpha = _decode(content, name, size, channels, largest)
@@ -103,7 +103,7 @@ def _decode(
                 raise wrong_size(name, image.size, size)
             samples = _pillow_samples(image)
             if image.format == "PNG" and content[24] == 16 and samples.values.dtype == np.uint8:
-                # Of 16 bits of color, Pillow gives the upper 8; as 16 bits, their range is told like that of others.
+                # Pillow gives the upper 8 of 16 bits of color; as 16 bits, their range is found like that of others.
                 samples = samples._replace(values=samples.values.astype(np.uint16) * 257)
     pixels = samples.values
     if pixels.dtype != np.uint8:
@@ -119,13 +119,13 @@ def _pillow_samples(image: Image.Image) -> Samples:
     if image.mode not in ("L", "LA", "RGB", "RGBA", "F") and not image.mode.startswith("I"):
         mode = {"1": "L", "La": "LA"}.get(image.mode, "RGBA" if image.has_transparency_data else "RGB")
         image = image.convert(mode)
-    # Plane by plane, as networks take them: much faster than to turn whole pixels into planes later.
+    # Plane by plane, as networks take them: much faster than turning whole pixels into planes later.
     values = np.stack([np.asarray(band) for band in image.split()]).transpose(1, 2, 0)
     return Samples(values, image.mode in ("LA", "RGBA"), image.getexif().get(ORIENTATION, 1))
 
 
 def _upright(pixels: np.ndarray, orientation: int, size: tuple[int, int] | None) -> np.ndarray:
-    """`pixels` turned as the EXIF orientation says, unless it is none or only as stored they have that size."""
+    """`pixels` turned by the EXIF orientation, unless there is none or only the stored pixels have that `size`."""
     if not 2 <= orientation <= 8:
         return pixels
     turned, flips = (pixels.swapaxes(0, 1), orientation - 4) if orientation > 4 else (pixels, orientation)

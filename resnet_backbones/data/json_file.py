@@ -11,7 +11,7 @@ from ..errors import UserError
 from ..paths import local_file, read_whole
 from .text import decode_text
 
-LARGEST = 2**35  # bytes; the largest published annotation files have a tenth of it
+LARGEST = 2**35  # bytes; the largest published annotation files are a tenth of it
 
 
 def read_json(path: str, what: str = "annotation file") -> object:

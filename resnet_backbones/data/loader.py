@@ -34,7 +34,7 @@ def build_train_loader(
     Args:
         batch_size: of an optimizer step, over all ranks and `accumulate` parts; both must divide it.
         aspect_ratio_grouping: a batch has only wide or only tall images, which takes less padding.
-        repeats: copies of each image in a batch, of fewer images per epoch (repeated augmentation, arXiv 1902.05509).
+        repeats: copies of each image in a batch, with fewer images per epoch (repeated augmentation, arXiv 1902.05509).
         max_unreadable: how many unreadable images are skipped, with a warning; one more raises `UserError`.
         start: the optimizer step to start with.
     """
@@ -74,7 +74,7 @@ def rank_batch_size(batch_size: int, accumulate: int) -> int:
 
 
 def data_loader(dataset: Dataset, num_workers: int, **options) -> DataLoader:
-    """torch's loader of what `collate_readable` returns. Its workers stay alive from one pass to the next."""
+    """A `DataLoader` of what `collate_readable` returns. Its workers stay alive from one pass to the next."""
     return DataLoader(
         WatchedDataset(dataset, num_workers) if num_workers else dataset,
         num_workers=num_workers,

@@ -23,5 +23,5 @@ def of_polygons(polygons: list[list[float]], height: int, width: int) -> dict:
 
 
 def as_text(encoded: dict) -> dict:
-    """An RLE of pycocotools, whose counts are bytes, as JSON can hold it."""
+    """An RLE of pycocotools, whose counts are bytes, made JSON-serializable."""
     return {"size": list(map(int, encoded["size"])), "counts": encoded["counts"].decode()}

@@ -1,4 +1,4 @@
-"""Reading files that may be on a network: errors that may pass are retried."""
+"""Reading files that may be on a network: transient errors are retried."""
 
 import errno
 import logging
@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 def with_retries(read: Callable[[], T]) -> T:
-    """`read()`, retried after an `OSError` that may pass, such as EIO, ESTALE or ETIMEDOUT; raises the last one."""
+    """`read()`, retried after a transient `OSError` such as EIO, ESTALE or ETIMEDOUT; raises the last one."""
     for pause in PAUSES:
         try:
             return read()

@@ -67,7 +67,7 @@ def repeat_factors(images: Tensor, labels: Tensor, count: int, threshold: float)
 
 
 def repeated_order(factors: Tensor, generator: torch.Generator) -> Tensor:
-    """The indices of an epoch in random order, each as often as its factor, randomly rounded up or down, says."""
+    """The indices of an epoch in random order, each repeated by its factor, randomly rounded up or down."""
     times = factors.floor() + (torch.rand(len(factors), generator=generator) < factors.frac())
     indices = torch.arange(len(factors)).repeat_interleave(times.long())
     return indices[torch.randperm(len(indices), generator=generator)]

@@ -1,4 +1,4 @@
-"""The instance masks of a dataset in a few arrays, and what is mended in COCO's `segmentation` on the way there."""
+"""The instance masks of a dataset in a few arrays, and the repairs made to COCO's `segmentation` on the way there."""
 
 import itertools
 from collections.abc import Sequence
@@ -54,8 +54,8 @@ def pack_segmentations(segmentations: Sequence[Any], sizes: np.ndarray) -> tuple
         segmentations: of M objects; None where there is none.
         sizes: (M, 2), width and height of the image of each, in pixels.
 
-    A flat list of numbers, or one of [x, y] pairs, is taken for the polygon that it is, a list of one RLE for that.
-    Polygons of less than three corners, or with coordinates that are not finite, are left out; pycocotools would take
+    A flat list of numbers, or one of [x, y] pairs, is read as one polygon, a list of one RLE as that RLE.
+    Polygons of fewer than three corners, or with coordinates that are not finite, are left out; pycocotools would take
     one of two corners for a box. So is an RLE that is not of its image's size or whose runs do not fill it. Returns
     what is left, and for each repair the (M,) bool of its objects.
     """
@@ -74,7 +74,7 @@ def pack_segmentations(segmentations: Sequence[Any], sizes: np.ndarray) -> tuple
 
 
 def _is_unusual(shape: list) -> bool:
-    """Whether a list, by its first entry, is none of flat polygons."""
+    """Whether a list, judging by its first entry, is not one of flat polygons."""
     first = shape[0] if shape else None
     if type(first) is list:
         return len(first) == 2 or (len(first) > 0 and type(first[0]) is list)
@@ -145,5 +145,5 @@ def _text(s: dict, width: int, height: int) -> bytes:
         runs = runs.astype(np.int64).tolist()
         return mask.frPyObjects({"size": [height, width], "counts": runs}, height, width)["counts"]
     if isinstance(counts, str):
-        return counts.encode("ascii", "replace")  # the character for what is not ASCII is none of an RLE's
+        return counts.encode("ascii", "replace")  # the replacement for what is not ASCII is not in the RLE alphabet
     return counts if isinstance(counts, bytes) else b""

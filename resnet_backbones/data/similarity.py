@@ -23,7 +23,7 @@ def thumbnail(pixels: np.ndarray) -> np.ndarray:
 def most_similar(thumbnails: np.ndarray, others: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
     """For each of `thumbnails` (N, D) the index of the most similar of `others` (M, D), (N,), and their correlation.
 
-    Without `others`, of those before it.
+    Without `others`, it is chosen from the thumbnails before it.
     """
     indices, correlations = np.zeros(len(thumbnails), np.int64), np.full(len(thumbnails), -1.0)
     for start in range(0, len(thumbnails), ROWS):

@@ -25,9 +25,9 @@ class Split:
 
     Args:
         source: the key of the entry, for messages.
-        root: the folder of the data set, in which lists and folders are looked for.
+        root: the folder of the data set, where lists and folders are looked for.
         name: what `split` says; None takes all images.
-        seed: of the shuffle that fractions are parts of.
+        seed: of the shuffle that fractions are taken from.
         part: where the split starts and ends in the shuffle, from 0 to 1, if it is a fraction or the rest.
     """
 
@@ -64,7 +64,7 @@ class Split:
 def shuffled(names: Sequence[str], seed: int) -> list[str]:
     """In a random order that depends on the seed and the file names alone, without folders and suffixes.
 
-    So it is the same for every format of a data set, and an image that is added moves no other one.
+    So it is the same for every format of a data set, and adding an image moves no other one.
     """
 
     def draw(name: str) -> tuple[bytes, str]:
@@ -119,10 +119,10 @@ def _is_fraction(split: str | None) -> bool:
 def find_split(root: Path, split: str) -> Path | None:
     """The list or folder that `split` names: SPLIT.txt or SPLIT in ImageSets/Main, or in `root` itself.
 
-    Raises `UserError` for a name that leaves `root`.
+    Raises `UserError` for a name that points outside `root`.
     """
     if not stays_below(f"{split}.txt"):
-        raise UserError(f"split {split[:80]!r} leaves {root}; name a list or a folder in it.")
+        raise UserError(f"split {split[:80]!r} points outside {root}; name a list or a folder in it.")
     if os.path.isdir(root / split) and not os.path.isfile(root / DEVKIT_LISTS / f"{split}.txt"):
         return root / split
     lists = [folder / name for folder in (root / DEVKIT_LISTS, root) for name in (f"{split}.txt", split)]
@@ -141,11 +141,11 @@ def _no_split(root: Path, split: str) -> str:
 
 
 def listed(path: Path, names: Sequence[str]) -> list[str]:
-    """Those of `names` that the lines of the file `path` mean, in its order.
+    """Those of `names` that the lines of the file `path` name, in its order.
 
     A line is the name of an image or of its annotation file, with or without suffix, and with more or fewer of its
     folders. Its annotation file may follow it, and in the lists of a VOC devkit a -1, 0 or 1. Raises `UserError` naming
-    a line that means none, several, or one again.
+    a line that matches none, several, or one listed before.
     """
     by_base = defaultdict(list)
     for name in names:
@@ -157,8 +157,8 @@ def listed(path: Path, names: Sequence[str]) -> list[str]:
         readings = (_matches(path, by_base) for path in _readings(line, has_flags))
         matches = next(filter(None, readings), [])
         if len(matches) != 1:
-            fault = f"is none of the {len(names)} annotated images" if not matches else f"means {' and '.join(matches)}"
-            raise UserError(f"{path}: {line[:200]!r} {fault}; write the names as they are there.")
+            fault = f"is none of the {len(names)} annotated images" if not matches else f"matches {' and '.join(matches)}"
+            raise UserError(f"{path}: {line[:200]!r} {fault}; write names as in the data set.")
         found += matches
     repeated = [name for name, count in Counter(found).items() if count > 1]
     if repeated:
@@ -169,7 +169,7 @@ def listed(path: Path, names: Sequence[str]) -> list[str]:
 
 
 def _readings(line: str, has_flags: bool) -> list[str]:
-    """What of a line may be the path of an image, the most likely first."""
+    """The parts of a line that may be the path of an image, the most likely first."""
     paths, words = [line, posixpath.splitext(line)[0]], line.split()
     if has_flags and words[-1] in ("-1", "0", "1"):
         paths.append(" ".join(words[:-1]))
@@ -179,7 +179,7 @@ def _readings(line: str, has_flags: bool) -> list[str]:
 
 
 def _matches(line: str, by_base: dict[str, list[str]]) -> list[str]:
-    """The names that a line can mean: equal to it from the end on, without suffix; only the best of them."""
+    """The names that a line can mean: those whose paths, without suffix, end the same way; only the best of them."""
     path = as_posix(line)
     wanted = stem_of(path).split("/")
     same_end = defaultdict(list)

@@ -23,7 +23,7 @@ def read_text(path: Path, what: str) -> str:
             f"The {what} {path} is not text in UTF-8 or UTF-16 (byte {error.start} is "
             f"{error.object[error.start]:#04x}); save it as UTF-8."
         ) from error
-    except (OSError, ValueError) as error:  # ValueError: no name that a file can have
+    except (OSError, ValueError) as error:  # ValueError: not a possible file name
         raise UserError(f"The {what} {path} cannot be read: {reason(error)}.") from error
 
 

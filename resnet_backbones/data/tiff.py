@@ -1,4 +1,4 @@
-"""TIFF files of any type and number of channels, read by tifffile where Pillow has no mode that holds them whole."""
+"""TIFF files of any type and number of channels, read by tifffile where Pillow has no mode for them without loss."""
 
 import io
 from pathlib import Path
@@ -17,17 +17,17 @@ ALPHA = ([1], [2])  # of the extra samples
 
 
 class TooLarge(UserError):
-    """An image of more pixels than are read."""
+    """An image with more pixels than are read."""
 
 
 class Samples(NamedTuple):
     """What a file stores, before anything is scaled or turned."""
 
     values: np.ndarray  # (H, W, C)
-    alpha: bool  # the last channel is
+    alpha: bool  # whether the last channel is
     orientation: int = 1  # as in EXIF
     top: int | None = None  # the largest possible value, where the file states it
-    nodata: float | None = None  # what stands for pixels without a value
+    nodata: float | None = None  # the value of pixels without data
     inverted: bool = False  # 0 is white
 
 
@@ -39,7 +39,7 @@ def read_tiff(content: bytes, name: str, channels: int, most: int) -> Samples | 
     """The first image of a TIFF, or None where Pillow reads it without loss.
 
     Pages along an axis that ImageJ or tifffile calls channels, or does not name, are one image if there are as many as
-    `channels`. Raises `UserError`, which calls the file `name`, above `most` values; tifffile raises other kinds.
+    `channels`. Raises `UserError`, which calls the file `name`, above `most` values; tifffile raises other errors.
     """
     with TiffFile(io.BytesIO(content)) as file:
         page, several = file.pages.first, channels > 1 and len(file.pages) > 1

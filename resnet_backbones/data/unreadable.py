@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 def check_headers(data: Annotations, limit: int) -> None:
     """Raise `UserError` if more than `limit` images cannot be read, or are of another size than annotated.
 
-    Only headers are read. For test sets, whose images are otherwise first read when training has ended.
+    Only headers are read. For test sets, whose images would otherwise first be read after training.
     """
 
     def fault(k: int) -> str | None:
@@ -34,7 +34,7 @@ def check_headers(data: Annotations, limit: int) -> None:
 
 
 def too_many(reason: str, count: int, limit: int) -> UserError:
-    return UserError(f"{reason} It is number {count}; data.max_unreadable allows {limit}.")
+    return UserError(f"{reason} This is unreadable image {count}; data.max_unreadable allows {limit}.")
 
 
 class Unreadable(NamedTuple):

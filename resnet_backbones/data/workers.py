@@ -43,7 +43,7 @@ class WatchedDataset(Dataset):
 
 
 def start_worker(worker: int) -> None:
-    """Let a worker ignore SIGUSR1 and the first SIGTERM.
+    """Make a worker ignore SIGUSR1 and the first SIGTERM.
 
     Schedulers send them to all processes of a run, and the main one still needs its workers to finish the step.
     """
@@ -53,7 +53,7 @@ def start_worker(worker: int) -> None:
 
 @atexit.register
 def end_workers() -> None:
-    """Workers of a loader that still exists ignore the one SIGTERM by which multiprocessing ends them at exit."""
+    """Send the workers a first SIGTERM, which they ignore, before the one by which multiprocessing ends them at exit."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would report their death as an error
     for process in multiprocessing.active_children():
         if process.daemon:

@@ -48,9 +48,9 @@ def build_detector(config: DictConfig, num_classes: int, *, new_predictors: bool
 
     Args:
         num_classes: without the background.
-        new_predictors: where `weights` have another number of classes, take all but the predictors, as for training.
+        new_predictors: if `weights` have another number of classes, take all but the predictors, as for training.
 
-    Where the whole detector's `weights` are given, those of the backbone alone are not read. Raises `UserError` for an
+    If the whole detector's `weights` are given, those of the backbone alone are not read. Raises `UserError` for an
     unknown name or weights that do not fit.
     """
     settings = OmegaConf.to_container(config.detector)
@@ -90,7 +90,7 @@ def other_classes(model: nn.Module, other: nn.Module, state: dict[str, Tensor]) 
     """The names of the predictors of `model` if `state` has them for another number of classes; else none.
 
     Args:
-        other: the same detector for one class more. What has another shape in it predicts classes.
+        other: the same detector for one class more. Tensors of another shape in it predict classes.
     """
     wanted, shapes = shapes_of(model), shapes_of(other)
     predictors = {name for name, shape in wanted.items() if shape != shapes[name]}
@@ -100,9 +100,9 @@ def other_classes(model: nn.Module, other: nn.Module, state: dict[str, Tensor]) 
 
 
 def without_background(model: nn.Module, checkpoint: Checkpoint, source: str) -> dict[str, Tensor]:
-    """The tensors of `checkpoint`, for RetinaNet and FCOS without the background that torchvision's own count as class.
+    """The tensors of `checkpoint`, for RetinaNet and FCOS without the background, a class in torchvision's own.
 
-    Our files name their classes; in others it shows in the number of rows for each anchor, one more than classes.
+    Our files name their classes; in others, it shows in one more row per anchor than there are classes.
     """
     state, wanted = checkpoint.state, shapes_of(model)
     logits = "head.classification_head.cls_logits."
@@ -114,7 +114,7 @@ def without_background(model: nn.Module, checkpoint: Checkpoint, source: str) ->
         if name in state and len(state[name]) == rows:
             changed[name] = state[name].unflatten(0, (-1, classes + 1))[:, 1:].flatten(0, 1)
     if changed:
-        logger.info("%s: its %d classes are taken to count the background, as torchvision's do", source, classes + 1)
+        logger.info("%s: its %d classes are assumed to include the background, as in torchvision", source, classes + 1)
     return state | changed
 
 
@@ -135,7 +135,7 @@ def compile_detector(model: nn.Module, mode: str) -> None:
 
 
 def describe(model: nn.Module, config: DictConfig, classes: list[str]) -> dict:
-    """What a checkpoint says of a detector: its backbone, its preprocessing, its classes and how to build it."""
+    """What a checkpoint says about a detector: its backbone, its preprocessing, its classes and how to build it."""
     return {
         "architecture": model.backbone.architecture,
         "preprocessing": asdict(model.transform.preprocessing),
@@ -145,7 +145,7 @@ def describe(model: nn.Module, config: DictConfig, classes: list[str]) -> dict:
 
 
 def stated_config(metadata: dict, source: str) -> DictConfig | None:
-    """The sections `backbone` and `detector` in a checkpoint's metadata, by which its detector is built; None without.
+    """The sections `backbone` and `detector` in a checkpoint's metadata, to build its detector from; None without any.
 
     Args:
         source: the file, for messages.
@@ -159,7 +159,7 @@ def stated_config(metadata: dict, source: str) -> DictConfig | None:
 
 
 def _sections(config: object, what: str, remedy: str) -> DictConfig:
-    """`backbone` and `detector` of `config`. Raises `UserError` that `what` lacks a key, so that `remedy` be given."""
+    """`backbone` and `detector` of `config`. Raises `UserError` with `what`, the missing key and the `remedy`."""
     for section, key in (("backbone", "name"), ("detector", "library"), ("detector", "name")):
         stated = config.get(section) if isinstance(config, dict) else None
         if not isinstance(stated, dict) or not isinstance(stated.get(key), str):
@@ -170,7 +170,7 @@ def _sections(config: object, what: str, remedy: str) -> DictConfig:
 def given_config(config: object) -> DictConfig:
     """`backbone` and `detector` of the config, or of a mapping like it. Raises `UserError` for anything else."""
     if isinstance(config, (str, os.PathLike)):
-        raise UserError(f'config is a path; give what it holds: resnet_backbones.config.load_config("{config}").')
+        raise UserError(f'config is a path; give its content: resnet_backbones.config.load_config("{config}").')
     content = OmegaConf.to_container(config) if isinstance(config, DictConfig) else config
     return _sections(content, "The given config", 'resnet_backbones.config.load_config("my.yaml")')
 
@@ -181,9 +181,9 @@ def load_detector(
     """The detector of a checkpoint, in evaluation mode; its `classes` are their names in label order, from 1.
 
     Args:
-        config: of the detector, `load_config("my.yaml")` or its `backbone` and `detector` as dicts, needed where the
+        config: of the detector, `load_config("my.yaml")` or its `backbone` and `detector` as dicts, needed if the
             checkpoint does not say how it is built, as those of `train` do.
-        classes: needed where the checkpoint does not name them.
+        classes: needed if the checkpoint does not name them.
 
     Raises `UserError` naming what has to be given, and for weights that do not fit.
     """

@@ -16,7 +16,7 @@ from .transform import image_transform
 
 
 class LabelsFromOne:
-    """In front of a detector whose labels count from 0 and whose losses lack the prefix `loss_`."""
+    """A mixin for detectors whose labels count from 0 and whose losses lack the prefix `loss_`."""
 
     def forward(self, images: list[Tensor], targets: list[dict] | None = None) -> dict[str, Tensor] | list[dict]:
         if targets is not None:
@@ -68,7 +68,7 @@ def fcos(backbone: nn.Module, num_classes: int, **settings) -> FCOS:
     """
     s = detector_settings.FCOS(**settings)
     check_dense_levels(backbone)
-    anchors = AnchorGenerator(((8,), (16,), (32,), (64,), (128,)), ((1.0,),) * 5)  # FCOS's own: one box a position
+    anchors = AnchorGenerator(((8,), (16,), (32,), (64,), (128,)), ((1.0,),) * 5)  # FCOS's own: one box per position
     model = FCOS(
         backbone,
         num_classes,

@@ -32,7 +32,7 @@ __all__ = ["faster_rcnn", "fcos", "mask_rcnn", "retinanet"]
 
 
 class OurConvention:
-    """In front of a meta-architecture of detectron2: the inputs and outputs of `torchvision.py`."""
+    """A mixin for detectron2's meta-architectures: the inputs and outputs of `torchvision.py`."""
 
     def set_transform(self, s: ImageSettings, backbone: nn.Module) -> nn.Module:
         self.transform = image_transform(s, backbone)
@@ -59,7 +59,7 @@ class OurConvention:
         return item
 
     def preprocess_image(self, batched_inputs: list[dict]) -> ImageList:
-        """Where a batch is split over ranks, padded to the largest size over all of them, as in `ImageTransform`."""
+        """If a batch is split over ranks, pad to the largest size over all of them, as in `ImageTransform`."""
         images = super().preprocess_image(batched_inputs)
         if not (self.training and self.transform.over_ranks):
             return images
@@ -99,7 +99,7 @@ class OurFCOS(OurConvention, meta_arch.fcos.FCOS):
     pass
 
 
-# `OurConvention` resizes and normalizes, so detectron2's own must do nothing, to any number of channels.
+# `OurConvention` resizes and normalizes, so detectron2's own must do nothing, with any number of channels.
 NO_NORMALIZATION = {"pixel_mean": [0.0], "pixel_std": [1.0]}
 
 

@@ -1,4 +1,4 @@
-"""The twin of `ranks.py`: mixins for detectron2's classes that make a batch over many ranks train like one on one."""
+"""The twin of `ranks.py`: mixins for detectron2's classes that make a batch over many ranks train as on one."""
 
 import torch
 from torch import Tensor
@@ -8,7 +8,7 @@ from .transform import ANCHORS, ROIS
 
 
 class SeededAnchors:
-    """In front of an RPN: draws the anchors of each image from the image's own seed, the next of `seeds`."""
+    """A mixin for an RPN: draws the anchors of each image from the image's own seed, the next of `seeds`."""
 
     def _subsample_labels(self, label: Tensor) -> Tensor:
         with distributed.seeded(next(self.seeds), ANCHORS, label.device):
@@ -16,7 +16,7 @@ class SeededAnchors:
 
 
 class SeededRoIs:
-    """In front of RoI heads: draws the RoIs of each image from the image's own seed, and keeps their classes."""
+    """A mixin for RoI heads: draws the RoIs of each image from the image's own seed, and keeps their classes."""
 
     def _sample_proposals(self, matched_idxs: Tensor, matched_labels: Tensor, gt_classes: Tensor) -> tuple:
         with distributed.seeded(next(self.seeds), ROIS, matched_idxs.device):
@@ -26,7 +26,7 @@ class SeededRoIs:
 
 
 class GlobalLosses:
-    """In front of a GeneralizedRCNN that has its images' `seeds`: losses whose mean over ranks can be the batch's."""
+    """A mixin for a GeneralizedRCNN with its images' `seeds`: losses whose mean over ranks can be the batch's."""
 
     over_ranks = False
 

@@ -1,4 +1,4 @@
-"""What the heads of any library look at: the features that a backbone gives, checked."""
+"""The features of a backbone that the heads of any library use, checked."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -14,9 +14,9 @@ DENSE_LEVELS = ["p3", "p4", "p5", "p6", "p7"]
 
 
 class HeadFeatures(NamedTuple):
-    """The shapes of what the RPN looks at, and the names of those that RoIs are pooled from.
+    """The shapes of the features that the RPN uses, and the names of those that RoIs are pooled from.
 
-    With `box_head="res5"` also the stage that was taken out of the backbone, and its width.
+    With `box_head="res5"`, also the stage that was taken out of the backbone, and its width.
     """
 
     shapes: dict[str, ShapeSpec]
@@ -29,7 +29,7 @@ def head_features(backbone: nn.Module, anchor_sizes: Sequence[Sequence[int]], bo
     """Features of two-stage heads: a pyramid, pooled from p2 … p5 (arXiv 1612.03144 §4.2), or one map; with box_head
     "res5" res4, and the stage after it moves from the backbone to the caller (arXiv 1512.03385, appendix A).
 
-    Raises `UserError` where the backbone's features or the anchors do not suit.
+    Raises `UserError` if the backbone's features or the anchors are not suitable.
     """
     if box_head not in BOX_HEADS:
         raise UserError(unknown("detector.box_head", box_head, BOX_HEADS))

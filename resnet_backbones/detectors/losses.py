@@ -1,4 +1,4 @@
-"""The losses of the box head (Fast R-CNN, arXiv 1504.08083 §2.3) and what can take their places."""
+"""The losses of the box head (Fast R-CNN, arXiv 1504.08083 §2.3) and their alternatives."""
 
 from collections.abc import Sequence
 
@@ -36,7 +36,7 @@ def box_loss(offsets: Tensor, wanted: Tensor, labels: Tensor, proposals: Tensor,
     Args:
         offsets: (N, 4 (K + 1)), for every class; `wanted`, (N, 4), are the targets.
         labels: (N,), 0 for background.
-        proposals: (N, 4), xyxy, that both sets of offsets are from.
+        proposals: (N, 4), xyxy, which both sets of offsets are relative to.
     """
     foreground = torch.where(labels > 0)[0]
     found = offsets.unflatten(1, (-1, 4))[foreground, labels[foreground]]
@@ -50,7 +50,7 @@ def box_loss(offsets: Tensor, wanted: Tensor, labels: Tensor, proposals: Tensor,
 
 
 class HeadsWithLosses(RoIHeads):
-    """torchvision's RoI heads with the losses of boxes and classes chosen.
+    """torchvision's RoI heads with a choice of losses for boxes and classes.
 
     Attributes:
         box_loss, class_loss, class_weights: as in `settings.FasterRCNN`; no weights are an empty list.

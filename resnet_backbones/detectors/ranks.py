@@ -1,4 +1,4 @@
-"""What makes a batch that is split over ranks train like the same batch on one.
+"""Make a batch that is split over ranks train like the same batch on one rank.
 
 On its own a detector never talks to other processes. `global_batch(model)`, called by the trainer for its own model,
 pads images to one size over all ranks and weights each loss that is a mean over samples by the rank's share of them.
@@ -18,7 +18,7 @@ from .transform import ImageTransform
 def global_batch(model: nn.Module) -> nn.Module:
     """Make the losses of a detector of this package, averaged over ranks, those of the whole batch; returns `model`.
 
-    From then on every rank has to take part in every training step. Evaluation stays local.
+    From then on every rank must take part in every training step. Evaluation stays local.
     """
     for module in model.modules():
         if hasattr(module, "over_ranks"):
@@ -27,7 +27,7 @@ def global_batch(model: nn.Module) -> nn.Module:
 
 
 class ImageSampler(BalancedPositiveNegativeSampler):
-    """torchvision's sampler, whose draws for an image come from the image's seed where it has one.
+    """torchvision's sampler, whose draws for an image come from the image's seed if it has one.
 
     At most `batch_size_per_image` candidates of each image, at most `positive_fraction` of them positive.
 

@@ -1,7 +1,7 @@
 """RoIAlign (arXiv 1703.06870 §3) as the linear map it is: each bin of an RoI is a weighted sum of feature vectors.
 
 On the CPU that is one `F.embedding_bag` over all levels, whose forward and backward pass go through whole feature
-vectors; torchvision's own kernel goes through single numbers, and its backward pass on one core.
+vectors; torchvision's own kernel goes through single numbers, and its backward pass uses one core.
 """
 
 import math
@@ -15,11 +15,11 @@ from torchvision.ops.poolers import LevelMapper
 
 
 class PyramidRoIAlign(MultiScaleRoIAlign):
-    """torchvision's RoIAlign over the levels of a pyramid; on other devices than the CPU its own kernels.
+    """torchvision's RoIAlign over the levels of a pyramid; on devices other than the CPU, with its own kernels.
 
     Args:
-        strides: of the levels by name, where torchvision's guesses them from its first batch, which goes wrong if the
-            images are padded to more than 1.4 times their size.
+        strides: of the levels by name; torchvision's guesses them from its first batch, which goes wrong if the images
+            are padded to more than 1.4 times their size.
         output_size: side of a pooled RoI.
 
     Args of `forward`: features (N, C, H / stride, W / stride) by name, boxes (M_n, 4) absolute xyxy of each image, and
@@ -52,7 +52,7 @@ def roi_align(
     sampling_ratio: int,
 ) -> Tensor:
     """`torchvision.ops.roi_align` (not `aligned`) of boxes (M, 4), box m from level `level_of[m]` of image
-    `image_of[m]`, with `sampling_ratio`² points a bin. Gives (M, C, *output_size), summed in at least float32.
+    `image_of[m]`, with `sampling_ratio`² points per bin. Gives (M, C, *output_size), summed in at least float32.
     """
     dtype = torch.promote_types(levels[0].dtype, torch.float32)
     channels = levels[0].shape[1]
@@ -65,7 +65,7 @@ def roi_align(
     columns, column_weights = _samples(boxes[:, 0], boxes[:, 2], width, output_size[1], sampling_ratio)
     first = begins[level_of] + image_of * height * width
     rows = first[:, None, None] + rows * width[:, None, None]
-    # Of M RoIs, in bins (i, j), of points (k, l); in 32 bits because they are kept for the backward pass.
+    # For M RoIs, bins (i, j) and points (k, l); in 32 bits because they are kept for the backward pass.
     places = (rows[:, :, None, :, None] + columns[:, None, :, None, :]).int()
     weights = row_weights[:, :, None, :, None] * column_weights[:, None, :, None, :]
     pooled = F.embedding_bag(
@@ -75,7 +75,7 @@ def roi_align(
 
 
 def _samples(start: Tensor, end: Tensor, size: Tensor, bins: int, points: int) -> tuple[Tensor, Tensor]:
-    """Along one axis of M RoIs: the two positions beside each sampling point, and their bilinear weights over the mean.
+    """Along one axis of M RoIs: the two positions beside each sampling point, and their bilinear weights / points.
 
     Both (M, bins, 2 * points). Points up to one position outside the map count as at its border, further ones as 0.
     """

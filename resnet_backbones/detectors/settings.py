@@ -85,7 +85,7 @@ class RetinaNet(ImageSettings):
     """RetinaNet (arXiv 1708.02002): two heads of four convolutions on each of p3 … p7, focal loss.
 
     Attributes:
-        anchor_sizes: for each of p3 … p7; three sizes a level, 2^(1/3) apart, in the paper (§4).
+        anchor_sizes: for each of p3 … p7; three sizes per level, 2^(1/3) apart, in the paper (§4).
         box_fg_iou_thresh, box_bg_iou_thresh: anchors are foreground from the first IoU on, background below the
             second.
         topk_candidates: kept per level before NMS.

@@ -1,4 +1,4 @@
-"""Test-time augmentation: a detector that sees each image at several sizes, also mirrored."""
+"""Test-time augmentation: run a detector on each image at several sizes, also mirrored."""
 
 import copy
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ class MultiView(nn.Module):
 
     Args:
         model: a detector of this package, in evaluation mode; it is not changed.
-        sizes: of the shorter side, in place of the last of `detector.min_size`; the longer one grows along.
+        sizes: of the shorter side, in place of the last of `detector.min_size`; `max_size` scales with it.
         flip: also mirrored, at each size.
         nms_thresh, detections_per_img: as in the detector.
     """
@@ -58,14 +58,14 @@ def at_size(model: nn.Module, size: int) -> nn.Module:
 
 
 def mirror(output: dict[str, Tensor], width: int) -> dict[str, Tensor]:
-    """Detections in an image mirrored left to right, of `width` pixels, in that image."""
+    """Detections in an image of `width` pixels, mirrored left to right together with it."""
     x0, y0, x1, y1 = output["boxes"].unbind(1)
     mirrored = {"boxes": torch.stack([width - x1, y0, width - x0, y1], 1)}
     return output | mirrored | {key: output[key].flip(-1) for key in ("masks", "mask_crops") if key in output}
 
 
 def vote(kept: Tensor, labels: Tensor, found: dict[str, Tensor]) -> Tensor:
-    """Box voting (arXiv 1505.01749 §5): boxes (N, 4) as means of all of their class that overlap them, by score."""
+    """Box voting (arXiv 1505.01749 §5): boxes (N, 4) as score-weighted means of all of their class that overlap them."""
     alike = (box_iou(kept, found["boxes"]) >= VOTING_IOU) & (labels[:, None] == found["labels"])
     weights = found["scores"] * alike
     return weights @ found["boxes"] / weights.sum(1, keepdim=True)

@@ -42,14 +42,14 @@ def faster_rcnn(backbone: nn.Module, num_classes: int, **settings) -> RCNN:
     """Faster R-CNN.
 
     Args:
-        backbone: its features decide what the heads look at. Pyramid levels: proposals come from all of them, RoIs
+        backbone: its features decide what the heads use. Pyramid levels: proposals come from all of them, RoIs
             are pooled from p2 … p5. A single map, such as res5 at `output_stride=16` (DC5) or VGG-16's res4: both
             come from it. res4 and res5 with `box_head="res5"` (C4): both come from res4, and the stage that makes
             res5 moves from the backbone into the box head.
         num_classes: without the background.
         settings: the attributes of `settings.FasterRCNN`.
 
-    Raises `UserError` where the backbone's features do not suit.
+    Raises `UserError` if the backbone's features are not suitable.
     """
     s = FasterRCNN(**settings)
     shapes, roi_levels, res5, res5_channels = head_features(backbone, s.anchor_sizes, s.box_head)
@@ -86,7 +86,7 @@ def box_heads(
     classes = predictor.cls_score.out_features - 1
     if s.class_weights is not None and len(s.class_weights) != classes:
         raise UserError(
-            f"detector.class_weights is {list(s.class_weights)}; it must be {classes} numbers, one a class."
+            f"detector.class_weights is {list(s.class_weights)}; it must be {classes} numbers, one per class."
         )
     plain = (s.box_loss, s.class_loss, s.class_weights) == ("smooth_l1", "cross_entropy", None)
     heads = (RoIHeads if plain else HeadsWithLosses)(

@@ -1,4 +1,4 @@
-"""The way of an image into a detector: normalized and resized, on the model's device."""
+"""How images enter a detector: normalized and resized, on the model's device."""
 
 from collections.abc import Sequence
 
@@ -47,7 +47,7 @@ class ImageTransform(GeneralizedRCNNTransform):
     def resized(self, height: int, width: int, min_size: int | None = None) -> tuple[int, int]:
         """The size that an image is resized to, by default that of evaluation.
 
-        In whole numbers, also symbolic ones: torchvision's product of floats makes 799 of some images' 800.
+        In whole numbers, also symbolic ones: torchvision's product of floats turns some images' 800 into 799.
         """
         shorter, longer = torch.sym_min(height, width), torch.sym_max(height, width)
         shorter_to = min_size or self.min_size[-1]
@@ -56,13 +56,13 @@ class ImageTransform(GeneralizedRCNNTransform):
         return height, width
 
     def drawn_size(self, target: dict | None) -> int:
-        """One of `min_size`, drawn from the image's seed where it has one."""
+        """One of `min_size`, drawn from the image's seed if it has one."""
         seed = None if target is None else target.get("seed")
         with distributed.seeded(seed, RESIZE):
             return self.min_size[int(torch.rand(1) * len(self.min_size))]
 
     def max_by_axis(self, the_list: list[list[int]]) -> list[int]:
-        """The size that a batch is padded to. Padding shows in what a network computes near it."""
+        """The size that a batch is padded to. Padding affects what a network computes near it."""
         largest = super().max_by_axis(the_list)
         return distributed.largest(largest) if self.training and self.over_ranks else largest
 

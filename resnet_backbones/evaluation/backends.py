@@ -1,4 +1,4 @@
-"""The libraries that compute COCO's metrics, to the same last bit: hotcoco, in Rust, and pycocotools, the reference."""
+"""The libraries that compute COCO's metrics, identical to the last bit: hotcoco, in Rust, and pycocotools."""
 
 import contextlib
 import io
@@ -42,8 +42,8 @@ def _hotcoco(data: Annotations, found: Detections, iou_type: str) -> Scores:
 
 
 def hotcoco_evaluation(data: Annotations, found: Detections, iou_type: str) -> hotcoco.COCOeval:
-    """`found` matched and accumulated. Ids of detections are their place in `found`, from 1, those of objects theirs
-    among `scored_objects`, those of classes their labels.
+    """`found`, matched and accumulated. Ids of detections and objects are their places in `found` and
+    `scored_objects`, from 1; those of classes are their labels.
 
     Raises `UserError` for masks on images of an unknown size.
     """
@@ -92,13 +92,13 @@ def _pycocotools(data: Annotations, found: Detections, iou_type: str) -> Scores:
             evaluation.evaluate()
             evaluation.accumulate()
             evaluation.summarize()
-    except Exception as error:  # it raises many kinds
+    except Exception as error:  # it raises many kinds of errors
         raise UserError(f"pycocotools cannot score these {iou_type} predictions: {reason(error)}") from error
     return Scores(np.asarray(evaluation.stats), evaluation.eval["precision"], evaluation.eval["recall"])
 
 
 def scored_objects(data: Annotations, iou_type: str) -> np.ndarray:
-    """The indices of the objects that take part: all, or for masks those that have one."""
+    """The indices of the objects that are scored: all, or for masks those that have one."""
     return np.arange(len(data.labels)) if iou_type == "bbox" else np.flatnonzero(data.segmentations.present)
 
 
@@ -107,7 +107,7 @@ def _records(data: Annotations, iou_type: str) -> tuple[np.ndarray, np.ndarray, 
     kept = scored_objects(data, iou_type)
     if iou_type == "segm":
         check_sizes(data, data.image_index[kept])
-    ids = ranks(data.image_ids.tolist())  # of equal scores, the one of the smaller image id comes first
+    ids = ranks(data.image_ids.tolist())  # among equal scores, the smaller image id comes first
     images = [
         {"id": k, "file_name": "", "width": width, "height": height}
         for k, (width, height) in zip(ids.tolist(), data.sizes.tolist(), strict=True)
@@ -117,14 +117,14 @@ def _records(data: Annotations, iou_type: str) -> tuple[np.ndarray, np.ndarray, 
 
 
 def ranks(ids: list) -> np.ndarray:
-    """(N,), from 1: the place of each id among them, numbers before text."""
+    """(N,), from 1: the rank of each id, numbers before text."""
     ranks = np.zeros(len(ids), np.int64)
     ranks[sorted(range(len(ids)), key=lambda k: (isinstance(ids[k], str), ids[k]))] = np.arange(1, len(ids) + 1)
     return ranks
 
 
 def _rows(found: Detections, ids: np.ndarray, shape: str, shapes: list) -> list[dict]:
-    """COCO's results format. Masks come without boxes, so that both libraries take their areas."""
+    """COCO's results format. Masks come without boxes, so that both libraries use the masks' areas."""
     columns = ids[found.image_index].tolist(), found.labels.tolist(), found.scores.tolist(), shapes
     return [
         {"image_id": image, "category_id": label, "score": score, shape: value}
@@ -133,7 +133,7 @@ def _rows(found: Detections, ids: np.ndarray, shape: str, shapes: list) -> list[
 
 
 def _check_runs(data: Annotations, found: Detections) -> None:
-    """Raise `UserError` for a mask that pycocotools would read past the end of; hotcoco does not."""
+    """Raise `UserError` for a mask past whose end pycocotools, unlike hotcoco, would read."""
     fits = fill_exactly([mask["counts"].encode() for mask in found.masks], data.sizes[found.image_index].prod(1))
     if not fits.all():
         raise UserError(f"prediction {int(fits.argmin())} has a mask whose runs do not fill its image.")

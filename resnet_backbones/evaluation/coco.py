@@ -11,7 +11,7 @@ from .detections import read_detections
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 IOU_TYPES = ("bbox", "segm")
-# Of each metric the IoU, the area and the number of detections, as pycocotools prints them.
+# The IoU, the area and the number of detections of each metric, as pycocotools prints them.
 ROWS = [
     *[(iou, "all", 100) for iou in ("0.50:0.95", "0.50", "0.75")],
     *[("0.50:0.95", area, 100) for area in ("small", "medium", "large")],
@@ -26,7 +26,7 @@ def coco_metrics(
     """COCO's 12 metrics and per-class AP in percent; -1 if there are no objects to find, as in pycocotools.
 
     Args:
-        ground_truth: a dataset, or the content of a COCO instances file, which is cleaned as one.
+        ground_truth: a dataset, or the content of a COCO instances file, which is cleaned.
         predictions: COCO's results format, {"image_id", "category_id", "score", "bbox": [x, y, w, h] and for segm
             "segmentation": RLE}. For segm, areas are those of the masks.
         iou_type: "bbox" or "segm", the prefix of the metrics: "bbox/AP", … "bbox/AP-person".

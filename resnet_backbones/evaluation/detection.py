@@ -29,7 +29,7 @@ def evaluate(
     """Run the detector on every image of `data` and score it.
 
     Returns metrics in percent, the same on every rank, and on the main rank the predictions in COCO's results format.
-    Boxes give "bbox/…", with `masks` there is "segm/…", too, and VOC data adds "voc/…".
+    Boxes give "bbox/…", `masks` add "segm/…", and VOC data adds "voc/…".
 
     Args:
         loader: this rank's share of the images, from `build_test_loader`.
@@ -68,7 +68,7 @@ def save_results(
     min_score: float,
     channels: int = 3,
 ) -> None:
-    """Write `predictions.json` and `samples/*.png` of the first set, `predictions_NAME.json` … of the others.
+    """Write `predictions.json` and `samples/*.png` for the first set, `predictions_NAME.json` … for the others.
 
     Args:
         samples: the number of images to draw from each set.
@@ -115,7 +115,7 @@ def predict(model: nn.Module, loader: Iterable, category_ids: list[int]) -> list
 
 
 def encode_masks(probabilities: Tensor) -> list[dict]:
-    """Masks (M, 1, H, W) of probabilities, thresholded at 0.5, as M RLEs that JSON can hold."""
+    """Masks (M, 1, H, W) of probabilities, thresholded at 0.5, as M JSON-serializable RLEs."""
     results = []
     for probability in probabilities[:, 0]:  # one at a time: all masks of a large image take gigabytes
         mask = (probability >= 0.5).cpu().numpy().view(np.uint8)

@@ -103,7 +103,7 @@ def _checked_masks(
     try:
         counts, given = [s["counts"] for s in shapes], [s["size"] for s in shapes]
         text = "".join(counts).encode()
-        ended = all(c and c[-1] < "P" for c in counts)  # with the last group of a number
+        ended = all(c and c[-1] < "P" for c in counts)  # ends with the last group of a number
         plain = ended and not text.translate(None, CHARACTERS)
         whole = set(map(type, itertools.chain.from_iterable(given))) <= {int}  # 64.0 equals 64, too
         wanted = sizes[:, ::-1].tolist()

@@ -25,8 +25,8 @@ def save_samples(
     """Draw `count` images, evenly spaced in the dataset, into `folder`, and return the paths.
 
     On the left are the predictions with a score of at least `min_score`, on the right the ground truth. Files are named
-    after their images, "front_1.png" for front/1.jpg. Images that cannot be read are skipped. Of images with other
-    `channels` than RGB, the first three are drawn, or the first as gray.
+    after their images, "front_1.png" for front/1.jpg. Images that cannot be read are skipped. If `channels` are not
+    RGB, the first three are drawn, or the first as gray.
     """
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
@@ -36,11 +36,11 @@ def save_samples(
         try:
             picture = side_by_side(data, k, sorted(found, key=lambda p: p["score"]), channels)
         except UserError as error:
-            logger.warning("%s It has no sample.", error)
+            logger.warning("%s No sample is drawn.", error)
             continue
         name = str(Path(data.file_name(k)).with_suffix("")).replace("/", "_")[-MAX_NAME:]
         path = folder / f"{name}.png"
-        if path in paths:  # another suffix, or a longer name
+        if path in paths:  # of a file with another suffix, or a longer name
             path = folder / f"{name}_{k}.png"
         picture.save(path)
         paths.append(path)
@@ -62,12 +62,12 @@ def side_by_side(data: Annotations, k: int, found: list[dict], channels: int = 3
 
 
 def draw_objects(pixels: np.ndarray, names: dict[int | str, str], objects: list[dict], title: str = "") -> Image.Image:
-    """An image (H, W, C), uint8, with boxes, classes, scores and masks if there are any drawn over it.
+    """An image (H, W, C), uint8, with boxes, classes, scores and any masks drawn over it.
 
-    Of other channels than RGB, the first three are drawn, or the first as gray.
+    If channels are not RGB, the first three are drawn, or the first as gray.
 
     Args:
-        names: of the categories by their ids.
+        names: of the categories, by id.
         objects: annotations or results as COCO writes them.
     """
     height, width, channels = pixels.shape

@@ -23,7 +23,7 @@ PRECISIONS = {"onnx": ("fp32",), "openvino": ("fp32", "bf16", "int8"), "torch": 
 
 
 class VerificationError(Exception):
-    """An exported network does not compute what the one that it was made from does."""
+    """An exported network does not compute the same as the original."""
 
 
 def export(
@@ -40,11 +40,11 @@ def export(
         model: as `network_of` takes it, which says what inputs and outputs the file has.
         format: a key of `FORMATS`, which has the suffix of `path`.
         precision: "fp32", or for OpenVINO "bf16" or "int8".
-        inputs: what the file and `model` are compared on; None for drawn images of several sizes, one of them blank.
-        calibration: inputs that int8 takes the ranges of activations from.
+        inputs: what the file and `model` are compared on; None for generated images of several sizes, one of them blank.
+        calibration: inputs on which the ranges of activations are measured for int8.
 
-    Returns how far the outputs are apart. They may be by 1e-2 pixels of boxes, 1e-4 of scores and of the largest value
-    of features, and 0.1 % of the pixels of masks; of bf16 and int8, which are only run, None. Raises
+    Returns how far the outputs differ; None for bf16 and int8, which are only run. Boxes may differ by 1e-2 pixels,
+    scores by 1e-4, features by 1e-4 of their largest value, and masks in 0.1 % of the pixels. Raises
     `VerificationError` above that, and `UserError` for what cannot be exported or written. What was at `path` stays
     there until the new file is verified.
     """
@@ -64,7 +64,7 @@ def export(
 
 
 def verify(network: Network, path: Path, precision: str, inputs: Sequence[Tensor]) -> Difference | None:
-    """How far a file's outputs are from the eager ones; of bf16 and int8, which are only run, None."""
+    """How far a file's outputs are from the eager ones; None for bf16 and int8, which are only run."""
     try:
         run, _ = load(path)
         if precision != "fp32":
@@ -74,7 +74,7 @@ def verify(network: Network, path: Path, precision: str, inputs: Sequence[Tensor
         difference = compare(network, run, inputs)
     except UserError:
         raise
-    except Exception as error:  # each runtime has classes of its own
+    except Exception as error:  # each runtime has its own classes
         raise VerificationError(f"{path.name} is not written, because it cannot be run: {reason(error)}") from error
     if difference.wrong:
         raise VerificationError(f"{path.name} is not written, because it differs from the model: {difference.wrong}")
@@ -85,14 +85,14 @@ def check_request(path: Path, format: str, precision: str) -> None:
     """Raise `UserError` where `export` cannot write to `path` in this format and precision."""
     if path.suffix != FORMATS[format]:
         named = f"{path.stem or 'model'}{FORMATS[format]}"
-        raise UserError(f"{str(path)!r} has no suffix of --format {format}; call it {named}.")
+        raise UserError(f"{str(path)!r} does not have the suffix of --format {format}; call it {named}.")
     if path.is_dir():
         raise UserError(f"{path} cannot be written: it is a folder; choose another name.")
     if not path.parent.is_dir():
         raise UserError(f"{path} cannot be written: the folder {path.parent} does not exist; create it.")
     if precision not in PRECISIONS[format]:
         raise UserError(
-            f"--precision {precision} is not for --format {format}, whose CPU kernels lack it; use --format openvino."
+            f"--precision {precision} is not supported by --format {format}, whose CPU kernels lack it; use --format openvino."
         )
 
 

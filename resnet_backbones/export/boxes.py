@@ -1,4 +1,4 @@
-"""What every exported detector computes on images, boxes and scores, in operators that torch.export follows.
+"""What every exported detector computes on images, boxes and scores, in operators that torch.export can trace.
 
 Sizes are Python integers in eager mode and symbols under export; the number of boxes depends on the data.
 """
@@ -24,9 +24,9 @@ def prepare(image: Tensor, transform: ImageTransform) -> tuple[Tensor, Size]:
 
 
 def free(size: int) -> int:
-    """The same size as a number of which torch.export assumes nothing but that it is positive.
+    """The same size as a number about which torch.export assumes only that it is positive.
 
-    Of the sizes of its example it assumes that no feature map has a single row or column, which small images have.
+    From the sizes of its example it would assume that no feature map has a single row or column, as in small images.
     """
     number = torch.scalar_tensor(size, dtype=torch.int64).item()
     torch._check(number >= 1)
@@ -41,7 +41,7 @@ def anchors_of(generator: AnchorGenerator, image: Tensor, features: list[Tensor]
 
 
 def best(scores: Tensor, most: int) -> tuple[Tensor, Tensor]:
-    """The highest of `scores` (N,), at most `most` of them in descending order, and their places."""
+    """The highest of `scores` (N,), at most `most` of them in descending order, and their indices."""
     return scores.topk(torch.sym_min(most, scores.shape[0]))
 
 
@@ -58,10 +58,10 @@ def at_least(boxes: Tensor, side: float) -> Tensor:
 
 
 def non_maximum_suppression(boxes: Tensor, scores: Tensor, iou: float) -> Tensor:
-    """The places of what is left of boxes (N, 4) ≥ 0 with scores (N,) ≥ 0, by descending score.
+    """The indices of the boxes (N, 4) ≥ 0 with scores (N,) ≥ 0 that NMS keeps, by descending score.
 
-    torchvision tells torch.export that its NMS keeps at least two boxes. So there are two more, far from all others
-    and of the lowest scores, which are left in any case, and last.
+    torchvision tells torch.export that its NMS keeps at least two boxes. So two more are added, far from all others
+    and with the lowest scores, which are always kept, and last.
     """
     others = boxes.new_tensor([[-2, -2, -1, -1], [-4, -4, -3, -3]])
     return nms(torch.cat([boxes, others]), torch.cat([scores, scores.new_tensor([-1, -2])]), iou)[:-2]

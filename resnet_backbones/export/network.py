@@ -1,4 +1,4 @@
-"""What is exported: a network of one tensor to a dict of tensors, with what its file says of it."""
+"""What is exported: a network from one tensor to a dict of tensors, with the metadata of its file."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -30,8 +30,8 @@ class Network:
         kind: one of `KINDS`.
         example: an input.
         outputs: the names of the module's outputs.
-        metadata: what the file holds beside it, values that JSON can hold.
-        limits: of a detector the part of it that has its `score_thresh` and `detections_per_img`.
+        metadata: what the file also holds, JSON-serializable.
+        limits: the part of a detector that has its `score_thresh` and `detections_per_img`.
     """
 
     module: nn.Module
@@ -48,19 +48,19 @@ class Network:
 
     @property
     def dynamic(self) -> dict[int, str]:
-        """The names of the dimensions of the input whose sizes are free."""
+        """The names of the dynamic dimensions of the input."""
         return {2: "height", 3: "width"} | ({} if self.kind == "detection" else {0: "batch"})
 
 
 class GroupNorm(nn.GroupNorm):
-    """Without the question of `F.group_norm` whether there is more than one value, which a free size cannot answer."""
+    """Without the check of `F.group_norm` for more than one value, which a dynamic size cannot answer."""
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
 
 
 class Detections(nn.Module):
-    """A detector of lists of images, called with one image (1, C, H, W)."""
+    """A detector that takes lists of images, called with one image (1, C, H, W)."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()

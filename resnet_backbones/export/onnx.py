@@ -32,7 +32,7 @@ def save_onnx(network: Network, path: Path) -> None:
                 program, input_names=[network.input], output_names=list(network.outputs), dynamo=True, verbose=False
             )
     except Exception as error:  # of many classes
-        raise UserError(f"ONNX has no form of a part of this network: {last_reason(error)}") from error
+        raise UserError(f"A part of this network has no equivalent in ONNX: {last_reason(error)}") from error
     model = exported.model_proto
     for key, value in network.metadata.items():
         model.metadata_props.add(key=key, value=json.dumps(value))

@@ -42,21 +42,21 @@ def import_openvino() -> ModuleType:
 def save_openvino(network: Network, path: Path, precision: str, calibration: Sequence[Tensor] = ()) -> None:
     """Write the two files; for `int8` with ranges of activations measured on the inputs `calibration`.
 
-    Of `bf16` the file only says so; the weights are converted when it is compiled, for a CPU or GPU that has it.
+    `bf16` is only noted in the file; the weights are converted when it is compiled, for a CPU or GPU that supports it.
     Raises `UserError` without the libraries and for an operator that OpenVINO lacks.
     """
     openvino = import_openvino()
-    if any(isinstance(module, DeformConv2d) for module in network.module.modules()):  # on which it can crash
+    if any(isinstance(module, DeformConv2d) for module in network.module.modules()):  # OpenVINO can crash on them
         raise UserError("OpenVINO has no deformable convolutions (backbone.deform_on); use --format onnx or torch.")
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "network.onnx"
         save_onnx(network, source)
         try:
             model = openvino.convert_model(source)
-        except Exception as error:  # of classes of its own
+        except Exception as error:  # of its own classes
             lines = [line for line in str(error).splitlines() if "No conversion rule found" in line]
             cause = lines[0].strip("- ") if lines else reason(error)
-            raise UserError(f"OpenVINO has no form of a part of this network: {cause}") from error
+            raise UserError(f"A part of this network has no equivalent in OpenVINO: {cause}") from error
     if precision == "int8":
         model = quantize(model, network, calibration)
     for key, value in (network.metadata | {"precision": precision}).items():
@@ -85,7 +85,7 @@ def quantize(model: object, network: Network, calibration: Sequence[Tensor]) -> 
 
 
 def has_weight(layer: object, weight: np.ndarray) -> bool:
-    """Whether a convolution or matrix product of OpenVINO is of `weight`."""
+    """Whether a convolution or matrix product of OpenVINO has this `weight`."""
     constant = layer.input_value(1).get_node()
     if constant.get_type_name() != "Constant" or list(constant.shape) != list(weight.shape):
         return False

@@ -18,18 +18,18 @@ METADATA = "metadata.json"
 
 
 def trace(network: Network) -> ExportedProgram:
-    """The program of a network. Raises `UserError` where it has a part that torch.export cannot follow."""
+    """The program of a network. Raises `UserError` if torch.export cannot trace a part of it."""
     sizes = {dimension: Dim.DYNAMIC for dimension in network.dynamic}
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torchvision's NMS calls a deprecated function
             return torch.export.export(network.module, (network.example,), dynamic_shapes=(sizes,), strict=False)
     except Exception as error:  # of many classes
-        raise UserError(f"torch.export cannot follow the {network.kind} network: {reason(error)}") from error
+        raise UserError(f"torch.export cannot trace the {network.kind} network: {reason(error)}") from error
 
 
 def save_program(network: Network, path: Path) -> None:
-    buffer = io.BytesIO()  # because torch aborts the process where it cannot write to a file
+    buffer = io.BytesIO()  # because torch aborts the process if it cannot write to a file
     torch.export.save(trace(network), buffer, extra_files={METADATA: json.dumps(network.metadata)})
     path.write_bytes(buffer.getbuffer())
 

@@ -9,7 +9,7 @@ from ..detectors.ranks import RCNN
 from ..detectors.roi_align import PyramidRoIAlign
 from .boxes import Size, anchors_of, at_least, best, clip, nms_by_class, non_maximum_suppression, prepare, to_native
 
-# Boxes go to RoIAlign in bands of this height, from left to right: where neighbors share what is in the cache,
+# Boxes go to RoIAlign in bands of this height, from left to right: with neighbors sharing what is in the cache,
 # onnxruntime's takes 15 % less time.
 BAND, WIDEST = 32, 1e5
 
@@ -36,7 +36,7 @@ class RCNNGraph(nn.Module):
         return found
 
     def proposals(self, padded: Tensor, features: list[Tensor], size: Size) -> Tensor:
-        """The boxes (P, 4) of the RPN: of each level the best, without overlaps; of those the best of all levels."""
+        """The boxes (P, 4) of the RPN: the best of each level after NMS; of those, the best over all levels."""
         rpn, boxes, scores = self.model.rpn, [], []
         levels = zip(*rpn.head(features), anchors_of(rpn.anchor_generator, padded, features), strict=True)
         for objectness, deltas, anchors in levels:
@@ -73,9 +73,9 @@ class RCNNGraph(nn.Module):
 
 
 def pool(align: PyramidRoIAlign, features: dict[str, Tensor], boxes: Tensor) -> tuple[Tensor, Tensor]:
-    """RoIs (N, C, S, S) of boxes (N, 4), each pooled from its own level, and which of them is that of each box."""
+    """RoIs (N, C, S, S) of boxes (N, 4), each pooled from its own level, and the index of each box's RoI."""
     level_of = align.map_levels([boxes])
-    rois = F.pad(boxes, (1, 0))  # the first number is that of the image
+    rois = F.pad(boxes, (1, 0))  # the first number is the image's
     pooled, order = [], []
     for level, (name, scale) in enumerate(zip(align.featmap_names, align.scales, strict=True)):
         places = (level_of == level).nonzero()[:, 0]

@@ -16,7 +16,7 @@ SIZES = ((480, 640), (333, 500), (640, 427), (256, 256), (120, 400), (31, 47))  
 
 @dataclass
 class Difference:
-    """The largest ones between two networks over some inputs; `wrong` names those that are above the tolerance."""
+    """The largest differences between two networks over some inputs; `wrong` names what is above the tolerance."""
 
     inputs: int = 0
     found: int = 0  # detections
@@ -35,7 +35,7 @@ class Difference:
 
 
 def drawn_inputs(network: Network) -> list[Tensor]:
-    """Smooth colored pictures of several sizes, and a blank one; in batches of 1 and 3 where the network takes them."""
+    """Smooth colored pictures of several sizes, and a blank one; in batches of 1 and 3 if the network takes them."""
     draws = torch.Generator().manual_seed(0)
     channels, images = network.example.shape[1], []
     for k, (height, width) in enumerate(SIZES):
@@ -81,7 +81,7 @@ def compare_features(expected: dict[str, Tensor], actual: dict[str, Tensor], tot
 
 
 def compare_detections(expected: dict[str, Tensor], actual: dict[str, Tensor], floor: float, total: Difference) -> None:
-    """Each detection above the score `floor` has a partner of its label in the other; equal ones may change places."""
+    """Each detection above the score `floor` must have a partner with its label in the other; ties may be reordered."""
     total.found += len(expected["boxes"])
     for one, other, fault in ((expected, actual, "is missing"), (actual, expected, "is not the model's")):
         sure = one["scores"] > floor
@@ -109,6 +109,6 @@ def compare_detections(expected: dict[str, Tensor], actual: dict[str, Tensor], f
 
 
 def score_floor(limits: nn.Module, scores: Tensor) -> float:
-    """The score up to which rounding decides what is among an image's detections: the threshold, or where they end."""
+    """The score up to which rounding decides what an image's detections are: the threshold, or their lowest score."""
     full = len(scores) == limits.detections_per_img
     return max(limits.score_thresh, scores.min().item() if full else 0.0) + SCORE

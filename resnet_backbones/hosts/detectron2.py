@@ -44,7 +44,7 @@ __all__ = [
 
 
 class Detectron2Backbone(Backbone):
-    """A backbone of ours as one of detectron2's; its parameters keep their names in the state_dict."""
+    """One of our backbones as one of detectron2's; its parameters keep their names in the state_dict."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -119,7 +119,7 @@ def own_resnet(depth: int, norm: str = "FrozenBN", **settings) -> Backbone:
 
 
 def argument_parser(epilog: str) -> argparse.ArgumentParser:
-    """detectron2's own for its training tools."""
+    """The parser of detectron2's own training tools."""
     from detectron2.engine import default_argument_parser
 
     return default_argument_parser(epilog=epilog)
@@ -161,7 +161,7 @@ def launch_training(job: Callable[[argparse.Namespace], None], args: argparse.Na
 
 
 def train(args: argparse.Namespace) -> None:
-    """detectron2's DefaultTrainer with its COCOEvaluator; leaves `results.json` in OUTPUT_DIR."""
+    """detectron2's DefaultTrainer with its COCOEvaluator; writes `results.json` to OUTPUT_DIR."""
     from detectron2.checkpoint import DetectionCheckpointer
     from detectron2.engine import DefaultTrainer, default_setup
     from detectron2.evaluation import COCOEvaluator
@@ -187,6 +187,6 @@ def train(args: argparse.Namespace) -> None:
         trainer = Trainer(cfg)
         trainer.resume_or_load(resume=args.resume)
         trainer.train()
-        results = getattr(trainer, "_last_eval_results", {})  # train() returns them only where some are expected
+        results = getattr(trainer, "_last_eval_results", {})  # train() returns them only if some are expected
     if comm.is_main_process():
         Path(cfg.OUTPUT_DIR, "results.json").write_text(json.dumps(results, indent=2) + "\n")

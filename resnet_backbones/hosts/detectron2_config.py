@@ -14,11 +14,11 @@ FORMS = {"": "plain", "_fpn": "fpn", "_c4": "c4", "_retinanet_fpn": "retinanet"}
 def build_from(cfg: Any, name: str, form: str, in_channels: int) -> nn.Module:
     """The backbone `name` in one of `FORMS` as detectron2's `cfg` says.
 
-    Read are MODEL.BACKBONE.FREEZE_AT and, where `add_config` was called, WEIGHTS; MODEL.RESNETS.NORM, OUT_FEATURES,
+    Reads MODEL.BACKBONE.FREEZE_AT and, if `add_config` was called, WEIGHTS; MODEL.RESNETS.NORM, OUT_FEATURES,
     and for residual families STRIDE_IN_1X1, RES5_DILATION, DEFORM_ON_PER_STAGE and DEFORM_MODULATED;
-    MODEL.FPN.IN_FEATURES, OUT_CHANNELS and NORM. Depth, groups and widths are the name's.
+    MODEL.FPN.IN_FEATURES, OUT_CHANNELS and NORM. Depth, groups and widths come from the name.
 
-    Raises `UserError` for what the backbone cannot do, and where the weights' preprocessing contradicts PIXEL_MEAN,
+    Raises `UserError` for what the backbone cannot do, and if the weights' preprocessing contradicts PIXEL_MEAN,
     PIXEL_STD and INPUT.FORMAT.
     """
     model = cfg.MODEL
@@ -36,7 +36,7 @@ def build_from(cfg: Any, name: str, form: str, in_channels: int) -> nn.Module:
         name += "_fpn"
         options |= _pyramid_options(model.FPN, form)
     weights = model.BACKBONE.get("WEIGHTS", "")
-    with backbones.allow_random_frozen() if model.WEIGHTS else nullcontext():  # which detectron2 loads later
+    with backbones.allow_random_frozen() if model.WEIGHTS else nullcontext():  # detectron2 loads them later
         backbone = backbones.build_backbone(name, weights=weights or None, **options)
     if weights:
         _check_preprocessing(cfg, backbone, weights)
@@ -53,7 +53,7 @@ def _residual_options(resnets: Any, name: str) -> dict:
     if deformed:
         options |= {"deform_on": deformed, "deform_modulated": resnets.DEFORM_MODULATED}
     valid = backbones.valid_options(name)
-    # Other families have no stride to place; without these two the heads would get something else than asked for.
+    # Other families have no stride to place; without these two the heads would get something other than requested.
     for option, key in (("output_stride", "RES5_DILATION"), ("deform_on", "DEFORM_ON_PER_STAGE")):
         if option in options and option not in valid:
             raise UserError(

@@ -1,7 +1,7 @@
 """Our backbones in timm: `import resnet_backbones.hosts.timm` registers every NAME as `rb_NAME`.
 
 `timm.create_model("rb_preact_resnet50", …)` takes timm's `features_only`, `out_indices`, `in_chans`, `output_stride`,
-`num_classes`, `global_pool`, `drop_rate` and `drop_path_rate`, and with them the options of `build_backbone`. So does
+`num_classes`, `global_pool`, `drop_rate` and `drop_path_rate`, and also the options of `build_backbone`. So does
 everything that asks timm for its networks: `smp.Unet("tu-rb_preact_resnet50")`, transformers' `TimmBackbone`.
 
 `pretrained=True` loads the weights that torchvision publishes under that name (`timm.list_pretrained("rb_*")`; a tag
@@ -33,7 +33,7 @@ TIMM_OPTIONS = {
     *("features_only", "out_indices", "in_chans", "num_classes", "global_pool", "drop_rate", "drop_path_rate"),
     *("norm", "freeze_at", "weights"),
 }
-RENAMED = {"in_channels", "out_features", "drop_path"}  # options of ours for which timm has names of its own
+RENAMED = {"in_channels", "out_features", "drop_path"}  # our options for which timm has its own names
 
 __all__ = ["Classifier", "Features"]  # register_model adds the entry functions
 
@@ -95,7 +95,7 @@ def checked_options(name: str, options: dict[str, Any], drop_path_rate: float) -
 
 
 def source_of(cfg: "timm.models.PretrainedCfg") -> str:
-    """The weights that `pretrained=True` loads. Raises `UserError` where there are none."""
+    """The weights that `pretrained=True` loads. Raises `UserError` if there are none."""
     if cfg.file or cfg.url:
         return cfg.file or cfg.url
     raise UserError(
@@ -105,7 +105,7 @@ def source_of(cfg: "timm.models.PretrainedCfg") -> str:
 
 
 def levels_of(name: str, options: dict[str, Any]) -> list[dict]:
-    """What timm's feature_info says of every level of a network, and "feature", our name of it."""
+    """What timm's feature_info says about every level of a network, and "feature", our name for it."""
     shaping = {option: value for option, value in options.items() if option not in ("norm", "freeze_at")}
     with torch.device("meta"):
         net = build_backbone(name, **shaping)
@@ -122,7 +122,7 @@ def load(model: Features | Classifier, source: str) -> None:
     """Load the backbone's weights, and those of `fc` if it has their shape.
 
     As in timm, weights for RGB are adapted to other `in_chans`, and a head for other classes stays random. Raises
-    `UserError` for weights that do not fit, and for a head that does not fit in spite of as many classes.
+    `UserError` for weights that do not fit, and for a head that does not fit despite having as many classes.
     """
     checkpoint = read_ours(source)
     weight, bias = last_layer(model.net, checkpoint.state) or (None, None)

@@ -20,7 +20,7 @@ POOLS = ("", "avg", "max", "avgmax", "catavgmax", "fast", "fastavg", "fastmax", 
 
 
 class TimmModule(nn.Module):
-    """A backbone of ours, `net`, whose tensors keep their names in the state_dict, with timm's switches."""
+    """One of our backbones, `net`, whose tensors keep their names in the state_dict, with timm's switches."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -28,9 +28,9 @@ class TimmModule(nn.Module):
         hide_child(self, "net")
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Compute the activations of the stages again in the backward pass.
+        """Recompute the activations of the stages in the backward pass.
 
-        Raises `UserError` for other networks than the residual ones.
+        Raises `UserError` for networks other than the residual ones.
         """
         if not isinstance(self.net, ResNet):
             if enable:
@@ -46,7 +46,7 @@ class TimmModule(nn.Module):
 
 
 class Features(TimmModule):
-    """Images (N, C, H, W) to the list of feature maps that `feature_info` describes, from the finest on.
+    """Images (N, C, H, W) to the list of feature maps that `feature_info` describes, the finest first.
 
     `feature_info` is timm's: `channels()`, `reduction()`, `module_name()` (of modules in `net`), `get_dicts()`.
     """
@@ -54,7 +54,7 @@ class Features(TimmModule):
     def __init__(self, net: nn.Module, feature_info: "timm.models.FeatureInfo") -> None:
         super().__init__(net)
         self.feature_info = feature_info
-        # As in timm's own, where transformers' TimmBackbone sets it for all hidden states.
+        # As in timm's own; transformers' TimmBackbone sets it for all hidden states.
         self.return_layers = {level["module"]: str(level["index"]) for level in feature_info.get_dicts()}
 
     def forward(self, images: Tensor) -> list[Tensor]:
@@ -71,7 +71,7 @@ class Classifier(TimmModule):
         global_pool: "avg", "max", "avgmax", "catavgmax", or "" for none.
         drop_rate: dropout in front of `fc`.
 
-    Raises `UserError` for less than 0 classes and an unknown pooling.
+    Raises `UserError` for fewer than 0 classes and an unknown pooling.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class Classifier(TimmModule):
         """A new head with random weights; the pooling stays if `global_pool` is None."""
         pool = self.global_pool.pool_type if global_pool is None else global_pool
         if num_classes < 0:
-            raise UserError(f"num_classes is {num_classes}; it must be at least 0, which is no classifier.")
+            raise UserError(f"num_classes is {num_classes}; it must be at least 0, for no classifier.")
         if pool not in POOLS:
             raise UserError(unknown("global_pool", pool, POOLS))
         self.num_classes = num_classes
@@ -128,7 +128,7 @@ class Classifier(TimmModule):
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
         """The last feature and the features `indices`, or these alone; None for all, an int for the last ones.
 
-        `norm` and `stop_early` change nothing here. Raises `UserError` for another format than NCHW and for indices
+        `norm` and `stop_early` change nothing here. Raises `UserError` for a format other than NCHW and for indices
         out of range.
         """
         if output_fmt != "NCHW":
@@ -139,9 +139,9 @@ class Classifier(TimmModule):
 
 
 def indices_of(levels: list[dict], indices: int | Sequence[int] | None, option: str) -> list[int]:
-    """The chosen levels, counted from 0 and from the finest on; an int chooses the last ones, None all.
+    """The chosen levels, counted from 0, the finest first; an int chooses the last ones, None all.
 
-    Raises `UserError` where one is out of range, or none is chosen.
+    Raises `UserError` if one is out of range, or none is chosen.
     """
     count = len(levels)
     if isinstance(indices, int):

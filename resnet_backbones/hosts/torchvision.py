@@ -30,7 +30,7 @@ OCTAVES = (1, 2 ** (1 / 3), 2 ** (2 / 3))  # RetinaNet's anchors (arXiv 1708.020
 def backbone(name: str, *, out_features: Sequence[str] | Mapping[str, str] | None = None, **options) -> nn.Module:
     """`build_backbone(name, **options)` with its features named as torchvision's heads look for them.
 
-    Of an FPN, p2 … p6 are "0", "1", "2", "3" and "pool", p3 … p7 are "0", "1", "2", "p6" and "p7", and p6 is made from
+    For an FPN, p2 … p6 are "0", "1", "2", "3" and "pool", p3 … p7 are "0", "1", "2", "p6" and "p7", and p6 is made from
     p5. Without an FPN there is one map, "0", the last feature. `out_features` chooses others.
 
     The model takes normalized images; torchvision's detectors normalize by ImageNet's mean and std, unless `detector`
@@ -54,7 +54,7 @@ def backbone(name: str, *, out_features: Sequence[str] | Mapping[str, str] | Non
 
 
 def build(name: str, **options) -> nn.Module:
-    """`build_backbone`; raises `UserError` for weights that take BGR images, too."""
+    """`build_backbone`; also raises `UserError` for weights that take BGR images."""
     net = build_backbone(name, **options)
     if net.preprocessing is not None:
         net.preprocessing.for_host("torchvision")
@@ -71,7 +71,7 @@ def detector(
 
     Args:
         make: torchvision's `FasterRCNN`, `MaskRCNN`, `KeypointRCNN`, `RetinaNet`, `FCOS`, or a class derived from one.
-        backbone: of this package, with levels of equally many channels.
+        backbone: of this package, with the same number of channels on all levels.
         num_classes: with the background.
         options: any of `make`. The mean and std of the images are those of the backbone's weights.
 
@@ -88,7 +88,7 @@ def detector(
         )
     if not (isinstance(make, type) and issubclass(make, (FasterRCNN, RetinaNet, FCOS))):
         called = getattr(make, "__name__", make)
-        raise UserError(f"{called} is none of torchvision's FasterRCNN, MaskRCNN, KeypointRCNN, RetinaNet and FCOS.")
+        raise UserError(f"{called} is not one of torchvision's FasterRCNN, MaskRCNN, KeypointRCNN, RetinaNet and FCOS.")
     check_classes(num_classes)
     defaults = {}
     if backbone.preprocessing is not None:
@@ -101,7 +101,7 @@ def detector(
         defaults["keypoint_roi_pool"] = pooler(backbone, 14)
     if issubclass(make, RetinaNet):
         defaults["anchor_generator"] = anchors(shapes, 4, OCTAVES)
-    if issubclass(make, FCOS):  # one point a position; its size says which objects a level is for
+    if issubclass(make, FCOS):  # one point per position; its size says which objects a level is for
         strides = tuple((shape.stride,) for shape in shapes.values())
         defaults["anchor_generator"] = AnchorGenerator(strides, ((1.0,),) * len(strides))
     return make(backbone, num_classes, **defaults | options)
@@ -127,7 +127,7 @@ def pooler(backbone: nn.Module, output_size: int) -> MultiScaleRoIAlign:
 def fcn(name: str, num_classes: int, *, aux: bool = False, **options) -> FCN:
     """torchvision's FCN (arXiv 1411.4038) on the last feature of `build_backbone(name, **options)`.
 
-    With `aux` a second head looks at the feature before it. Published ones have `output_stride=8`. Raises `UserError`
+    With `aux` a second head uses the feature before it. Published ones have `output_stride=8`. Raises `UserError`
     as `build_backbone` does, and for an FPN.
     """
     net, head, aux_head = segmentation(name, num_classes, FCNHead, aux, options)
@@ -169,7 +169,7 @@ def map_backbone(name: str, options: dict) -> nn.Module:
     if name.endswith("_fpn"):
         raise UserError(f"{name}: torchvision's segmentation heads take a feature of a backbone; remove _fpn.")
     if "out_features" in options:
-        raise UserError("out_features is what the head looks at, so it is no option of a segmentation model.")
+        raise UserError("out_features is what the head looks at, so it is not an option of a segmentation model.")
     return build(name, **options)
 
 

@@ -1,7 +1,7 @@
 """Our backbones in transformers: `import resnet_backbones.hosts.transformers` registers them with `AutoBackbone`.
 
 Every model of transformers that takes a `backbone_config` and asks `AutoBackbone` for it takes `config(name, …)`: DETR
-and its relatives, RT-DETR, D-FINE, MaskFormer, Mask2Former, UperNet. Their losses need scipy, too.
+and its relatives, RT-DETR, D-FINE, MaskFormer, Mask2Former, UperNet. Their losses also need scipy.
 """
 
 import functools
@@ -41,7 +41,7 @@ def stage_names(name: str) -> list[str]:
 
 
 class ResidualBackboneConfig(BackboneConfigMixin, PreTrainedConfig):
-    """What `build_backbone` is to build.
+    """What `build_backbone` should build.
 
     Args:
         name: a name of `list_backbones()`.
@@ -90,7 +90,7 @@ class ResidualBackboneConfig(BackboneConfigMixin, PreTrainedConfig):
 
 
 class ResidualBackbone(BackboneMixin, PreTrainedModel):
-    """A backbone of ours, `net`, under the contract of transformers' backbones.
+    """One of our backbones, `net`, under the contract of transformers' backbones.
 
     `feature_maps` are those of `out_features`; `hidden_states` all features up to the last of these. Files of
     `save_pretrained` have the names of the net's own state_dict, so that `load_weights` and other libraries read them.
@@ -148,7 +148,7 @@ def _build(config: ResidualBackboneConfig, weights: str | None) -> nn.Module:
 
 
 def _build_random(config: ResidualBackboneConfig) -> nn.Module:
-    """Of `from_pretrained`, which loads the weights after that, so that frozen ones are no reason to warn."""
+    """For `from_pretrained`, which loads the weights afterwards, so there is no need to warn about frozen ones."""
     with backbones.allow_random_frozen():
         return _build(config, None)
 

@@ -1,4 +1,4 @@
-"""Prediction: a checkpoint on any picture, in Python (`Predictor`) and for files of any number (`files`)."""
+"""Prediction: a checkpoint on any image, in Python (`Predictor`) and on any number of files (`files`)."""
 
 from .detections import Classification, Detections
 from .predictor import Predictor

@@ -13,7 +13,7 @@ BEST = 5  # classes
 
 
 def center_views(model: Classifier) -> Views:
-    """The center crop that `model` is evaluated on, 224 pixels of an image resized to 256 where it does not say."""
+    """The center crop that `model` is evaluated on; 224 pixels of an image resized to 256 if it does not say."""
     known = model.preprocessing
     size = known.size or 224
     return build_views("center", [], replace(known, size=size, resize=known.resize or max(256, size)))

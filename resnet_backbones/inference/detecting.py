@@ -39,7 +39,7 @@ def detect(
 
     Args:
         run: gives the outputs of images with their indices, as `Predictor.run` does.
-        thresholds: (K,), the least score of each class.
+        thresholds: (K,), the minimum score of each class.
         tile, overlap: as in `tiles_of`.
     """
     tiles = [tiles_of(image.shape[2], image.shape[1], tile, overlap) for image in images]
@@ -63,7 +63,7 @@ def above_thresholds(
     rles, corner = None, (tile.x0, tile.y0)
     if "mask_crops" in output:
         rles = paste(output["mask_crops"].cpu()[kept], boxes, corner, size)
-    elif "masks" in output:  # detectron2 has pasted them
+    elif "masks" in output:  # already pasted by detectron2
         masks = output["masks"][kept.to(output["masks"].device), 0]
         rles = [encode((mask >= 0.5).cpu().numpy(), corner, size) for mask in masks]
     boxes = (boxes + boxes.new_tensor(corner * 2)).numpy()

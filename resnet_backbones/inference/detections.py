@@ -36,7 +36,7 @@ class Detections:
 
     @property
     def masks(self) -> np.ndarray | None:
-        """(M, H, W), bool, decoded anew at each call; None for a detector without masks."""
+        """(M, H, W), bool, decoded at each access; None for a detector without masks."""
         if self.rles is None:
             return None
         decoded = [rle.decode(encoded).astype(bool) for encoded in self.rles]
@@ -50,7 +50,7 @@ class Classification:
     Attributes:
         labels: (K,), int64, from 0: label k is `classes[k]`.
         scores: (K,), float32, probabilities.
-        classes: the names of all classes, or their numbers as text where the checkpoint has no names.
+        classes: the names of all classes, or their numbers as text if the checkpoint has no names.
         size: height and width of the image.
     """
 

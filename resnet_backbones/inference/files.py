@@ -1,4 +1,4 @@
-"""Prediction on any number of files: results and pictures, image by image, and on again where a run was killed."""
+"""Prediction on any number of files: results and pictures, image by image; a killed run is resumed."""
 
 import logging
 from collections.abc import Iterable, Iterator
@@ -35,10 +35,10 @@ def predict_files(
     category_ids: list[int | str],
     draw: Draw,
 ) -> list[str]:
-    """Add the results of all `sources` to `journal`, but for the images that are in it, and draw them below `folder`.
+    """Add the results of all `sources` to `journal`, except for images already in it, and draw them below `folder`.
 
-    Returns why images and videos could not be read, or not to their end; each is logged. Raises `OSError` where results
-    or pictures cannot be written (see `keeping_results`); the journal keeps those that were.
+    Returns why images and videos could not be read, or not to their end; each reason is logged. Raises `OSError` if
+    results or pictures cannot be written (see `keeping_results`); the journal keeps those that were.
 
     Args:
         category_ids: in the order of the predictor's classes.
@@ -98,12 +98,12 @@ def predict_video(
     draw: Draw,
     progress: tqdm,
 ) -> None:
-    """`predict_files` of a video, whose frames are called NAME/000000 …; what is in the journal is only drawn again.
+    """`predict_files` for a video, whose frames are called NAME/000000 …; those in the journal are only drawn again.
 
     Args:
-        path: of the video that is written.
+        path: of the video to write.
 
-    Raises `UserError` where it breaks off or is damaged; what was read is kept.
+    Raises `UserError` if the video breaks off or is damaged; what was read is kept.
     """
     frames = VideoReader(local_file(source.path, "video"))
     progress.total += frames.count
@@ -119,7 +119,7 @@ def predict_video(
 
 
 def in_batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    """Lists of `size` items, the last one shorter; also what came before a `UserError`, which is raised after it."""
+    """Lists of `size` items, the last one shorter. A `UserError` is raised after the items that came before it."""
     batch, end = [], None
     try:
         for item in items:
@@ -137,8 +137,8 @@ def in_batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
 
 @contextmanager
 def keeping_results(folder: Path) -> Iterator[None]:
-    """Say how to go on after an interrupt, or where something cannot be written (`UserError`), as on a full disk."""
-    kept = "What was predicted so far is kept; the same command goes on from there."
+    """Say how to resume after an interrupt, or if something cannot be written (`UserError`), as on a full disk."""
+    kept = "Results so far are kept; repeat the command to resume."
     try:
         yield
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""Images in the forms that people have them in, as tensors."""
+"""Images in all common forms, as tensors."""
 
 import os
 
@@ -18,10 +18,10 @@ ROUNDING = 1e-3  # by which a float may leave [0, 1]
 
 
 def as_tensor(image: object, channels: int, tiled: bool = False) -> Tensor:
-    """An image (C, H, W), uint8, or float in [0, 1] where such a tensor is given.
+    """An image (C, H, W), uint8, or float in [0, 1] if such a tensor is given.
 
     Args:
-        image: a path or URL, which is turned upright as its EXIF data says; a PIL image, as it is; an array (H, W, C)
+        image: a path or URL, which is turned upright by its EXIF data; a PIL image, as it is; an array (H, W, C)
             or gray (H, W), uint8; or a tensor (C, H, W), uint8 or float in [0, 1]. Three channels are RGB.
         channels: C.
         tiled: read files of up to `LARGEST_IN_TILES` pixels instead of `LARGEST`; `PIL.Image.MAX_IMAGE_PIXELS` has to
@@ -62,7 +62,7 @@ def read_file(path: str, channels: int, tiled: bool, size: tuple[int, int] | Non
 
 
 def _of_pil(image: Image.Image, channels: int) -> np.ndarray:
-    """The pixels, of more than 8 bits scaled as those of files are."""
+    """The pixels; those of more than 8 bits are scaled like those of files."""
     name, modes = getattr(image, "filename", "") or "of PIL", {1: "L", 3: "RGB", 4: "RGBA"}
     try:
         if image.mode == "F" or image.mode.startswith("I"):

@@ -1,4 +1,4 @@
-"""What was predicted so far, a line of JSON for each image, so that a killed run can go on and memory does not grow."""
+"""The results so far, a line of JSON for each image, so that a killed run can resume and memory does not grow."""
 
 import fcntl
 import json
@@ -8,20 +8,20 @@ from pathlib import Path
 from ..errors import UserError
 
 START = b'{"command": '
-DAMAGE = (ValueError, TypeError, KeyError, RecursionError)  # what a line raises that is not as it was written
+DAMAGE = (ValueError, TypeError, KeyError, RecursionError)  # raised by a line that is not as it was written
 
 
 def read_command(path: Path) -> dict | None:
-    """What the entries of the journal at `path` depend on; None if there is none, or none with a whole first line.
+    """What the entries of the journal at `path` depend on; None if there is none, or its first line is incomplete.
 
-    Raises `UserError` for another file.
+    Raises `UserError` if the file is not a journal.
     """
     if not path.exists():
         return None
     with open(path, "rb") as file:
         first = file.readline()
     if not first.startswith(START[: len(first)]):
-        raise UserError(f"{path} is not of an earlier prediction, or damaged; choose another --output, or remove it.")
+        raise UserError(f"{path} is not from an earlier prediction, or damaged; choose another --output, or remove it.")
     try:
         return json.loads(first)["command"]
     except DAMAGE:
@@ -29,14 +29,14 @@ def read_command(path: Path) -> dict | None:
 
 
 class Journal:
-    """Entries, dicts with a "file_name", in a file that each of them is written to at once.
+    """Entries, dicts with a "file_name", in a file to which each is written immediately.
 
     Args:
-        path: continued where it exists, from before the first line that is damaged, such as the one that was being
-            written when a run was killed.
+        path: continued if it exists, from before the first damaged line, such as the one that was being written when
+            a run was killed.
         command: what the entries depend on; written as the first line.
 
-    Raises `UserError` if the file at `path` is no journal, was begun with another `command`, or is open in another
+    Raises `UserError` if the file at `path` is not a journal, was begun with another `command`, or is open in another
     process.
     """
 
@@ -58,9 +58,9 @@ class Journal:
             fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UserError(
-                f"Another prediction is writing to {self.path.parent}; wait for its end, or choose another --output."
+                f"Another prediction is writing to {self.path.parent}; wait for it to finish, or choose another --output."
             ) from error
-        except OSError:  # of a file system without locks
+        except OSError:  # from a file system without locks
             pass
 
     def _check(self, begun: dict, command: dict) -> None:
@@ -69,7 +69,7 @@ class Journal:
             if begun.get(key) != command.get(key):
                 raise UserError(
                     f"{self.path.parent} has the unfinished results of a command with {key} {begun.get(key)}, which is "
-                    f"now {command.get(key)}; choose another folder, or remove {self.path} to start anew."
+                    f"now {command.get(key)}; choose another folder, or remove {self.path} to start over."
                 )
 
     def _find_entries(self) -> None:
@@ -109,6 +109,6 @@ class Journal:
         self.offsets[entry["file_name"]] = self._write(entry)
 
     def remove(self) -> None:
-        """Delete and close the file, when all that it holds is written elsewhere."""
+        """Delete and close the file, once all that it holds is written elsewhere."""
         self.path.unlink()
         self.file.close()

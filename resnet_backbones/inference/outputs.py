@@ -1,4 +1,4 @@
-"""The files that a prediction leaves, written image by image from its journal."""
+"""The output files of a prediction, written image by image from its journal."""
 
 import csv
 import json
@@ -70,9 +70,9 @@ def is_index(path: Path) -> bool:
 
 
 def write_csv(entries: Iterable[dict], folder: Path, categories: list[dict]) -> None:
-    """Write `predictions.csv`, a row per result; the box of a class of the whole image is the image."""
+    """Write `predictions.csv`, a row per result; the box of a classifier's result is the whole image."""
     names = {category["id"]: category["name"] for category in categories}
-    # Names of files need not be text.
+    # File names need not be valid text.
     text = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
     with atomic_write(folder / "predictions.csv") as path, open(path, "w", **text) as file:
         rows = csv.writer(file)

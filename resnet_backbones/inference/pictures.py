@@ -1,4 +1,4 @@
-"""Pictures with what was found in them."""
+"""Pictures with the results drawn on them."""
 
 import hashlib
 import os
@@ -19,7 +19,7 @@ Draw = Callable[[np.ndarray, dict], Image.Image]  # of an image and its entry in
 
 
 def drawing(categories: list[dict], thresholds: np.ndarray) -> Draw:
-    """The function that draws the results of an image whose scores reach `thresholds` (K,), one of each category."""
+    """The function that draws the results of an image whose scores reach `thresholds` (K,), one per category."""
     names = {category["id"]: category["name"] for category in categories}
     least = dict(zip(names, thresholds.tolist(), strict=True))
 
@@ -33,12 +33,12 @@ def drawing(categories: list[dict], thresholds: np.ndarray) -> Draw:
 
 
 def _title(results: list[dict], names: dict) -> str:
-    """The best class of a classifier."""
+    """The best class and its score, for a classifier."""
     return f"{names[results[0]['category_id']]} {results[0]['score']:.2f}"
 
 
 def save_picture(picture: Image.Image, folder: Path, name: str, inputs: Collection[str]) -> None:
-    """Save the picture of the input `name` below `folder`, as a PNG if that is not a JPEG's name or it is too large."""
+    """Save the picture of the input `name` below `folder`, as a PNG if `name` is not a JPEG's or it is too large."""
     suffix = posixpath.splitext(name)[1].lower()
     fits = max(picture.size) <= LARGEST_JPEG if suffix in (".jpg", ".jpeg") else suffix == ".png"
     path = folder / written_name(name, "" if fits else ".png", inputs)
@@ -47,7 +47,7 @@ def save_picture(picture: Image.Image, folder: Path, name: str, inputs: Collecti
 
 
 def written_name(name: str, suffix: str, inputs: Collection[str]) -> str:
-    """What is written for the input `name`: `name` and `suffix`, twice if that is the name of another of `inputs`.
+    """The name of the output for the input `name`: `name` and `suffix`, repeated while that is another of `inputs`.
 
     Parts that are too long for a file's name end in a hash instead.
     """

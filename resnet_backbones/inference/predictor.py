@@ -30,21 +30,21 @@ class Predictor:
 
     Args:
         source: a checkpoint of `resnet-backbones train`, or a `model.safetensors` of `pretrain`; a path or URL.
-        config: of the detector, `load_config("my.yaml")` or its `backbone` and `detector` as dicts, needed where the
+        config: of the detector, `load_config("my.yaml")` or its `backbone` and `detector` as dicts, needed if the
             checkpoint does not say how it is built.
-        classes: their names in label order, needed where the checkpoint does not have them.
+        classes: their names in label order, needed if the checkpoint does not have them.
         device: such as "cpu" or "cuda:1"; by default the GPU if there is one.
         amp: "none", or "bf16" or "fp16" for mixed precision.
-        score_threshold: detections below it are left out; one number or, for some classes, a dict from their names, and
-            0.05 for the others. The detector's own `box_score_thresh`, 0.05 by default, comes first.
+        score_threshold: detections below it are left out; one number, or a dict from names of classes, with 0.05 for
+            the others. The detector's own `box_score_thresh`, 0.05 by default, is applied first.
         tile: the side in pixels of the tiles that larger images are cut into; None takes each image whole. A tile is
-            resized as an image is, so one of the size of the training images shows objects as large as they were.
-        overlap: of neighboring tiles, as a share of `tile`; objects up to that size are whole in some tile.
+            resized like an image, so one of the size of the training images shows objects at their training scale.
+        overlap: of neighboring tiles, as a fraction of `tile`; objects up to that size are whole in some tile.
         batch_size: images, or tiles, that go through the network together. Only those of one size do, since padding
             would change detections.
 
-    Nothing changes in a call, so threads may share a predictor. Raises `UserError` for what is missing in the
-    checkpoint, naming the argument, and for values outside these.
+    A call changes no state, so threads may share a predictor. Raises `UserError` for what is missing from the
+    checkpoint, naming the argument that gives it, and for invalid values.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Predictor:
         if tile is not None and not (isinstance(tile, Integral) and tile >= 1):
             raise UserError(f"tile is {tile!r}; it must be at least 1 pixel.")
         if not (isinstance(overlap, Real) and 0 <= overlap < 1):
-            raise UserError(f"overlap is {overlap!r}; it must be at least 0 and less than 1, a share of the tile.")
+            raise UserError(f"overlap is {overlap!r}; it must be at least 0 and less than 1, a fraction of the tile.")
         if not (isinstance(batch_size, Integral) and batch_size >= 1):
             raise UserError(f"batch_size is {batch_size!r}; it must be at least 1.")
         self.tile, self.overlap, self.batch_size, self.amp = tile, overlap, batch_size, amp
@@ -89,11 +89,11 @@ class Predictor:
         self.model = for_inference(model, self.device)
 
     def __call__(self, image: object) -> Detections | Classification | list:
-        """The `Detections` of a detector or the `Classification` of a classifier; of a list of images, a list of them.
+        """The `Detections` of a detector or the `Classification` of a classifier; for a list of images, a list of them.
 
         Args:
             image: a path or URL, a PIL image, an array (H, W, C) of uint8, or a tensor (C, H, W), uint8 or float in
-                [0, 1]; three channels are RGB. Boxes are in pixels of the image as it is given, those of a file in
+                [0, 1]; three channels are RGB. Boxes are in pixels of the image as given, those of a file in
                 pixels of the upright image.
 
         Raises `UserError` for what is not an image.
@@ -110,7 +110,7 @@ class Predictor:
 
     @torch.inference_mode()
     def run(self, images: Sequence[Tensor]) -> Iterator[tuple[int, dict | Tensor]]:
-        """The model's output for each image, with its index, in whatever order; those of one size go together."""
+        """The model's output for each image, with its index, in any order; images of one size are batched."""
         groups = defaultdict(list)
         for k, image in enumerate(images):
             groups[image.shape].append(k)
@@ -150,7 +150,7 @@ def load_model(source: str | os.PathLike, config: DictConfig | dict | None, clas
 
 
 def class_names(given: Sequence[str]) -> list[str]:
-    """`given` as a list. Raises `UserError` for what are no names, and for empty and repeated ones."""
+    """`given` as a list. Raises `UserError` for what is not a list of names, and for empty and repeated names."""
     names = [] if isinstance(given, str) else list(given)
     if not names or not all(isinstance(name, str) and name.strip() for name in names):
         raise UserError(f"classes is {given!r}; it must be a list of names, none of them empty.")
@@ -161,11 +161,11 @@ def class_names(given: Sequence[str]) -> list[str]:
 
 
 def find_device(device: str | torch.device | None) -> torch.device:
-    """The device called so, by default the GPU if there is one. Raises `UserError` if it is not here."""
+    """The device of this name, by default the GPU if there is one. Raises `UserError` if it is not available."""
     try:
         found = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.zeros(1, device=found).item()
-    except Exception as error:  # torch has a kind for each device
+    except Exception as error:  # torch raises another kind for each device
         raise UserError(f"device {device} cannot be used here: {reason(error)}") from error
     return found
 

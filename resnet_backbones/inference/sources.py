@@ -25,7 +25,7 @@ class Source(NamedTuple):
 
     Attributes:
         path: a path or URL.
-        name: what the results call it: relative to the folder that was given, or the name of a file given by itself.
+        name: used in the results: relative to the given folder, or the file name of a file given by itself.
         image_id, size: of the ground truth, with width and height; None without one.
     """
 
@@ -44,7 +44,7 @@ def find_sources(inputs: Sequence[str], output: Path) -> list[Source]:
 
     Args:
         inputs: paths, folders, whose images are taken, globs, URLs, or "-" for paths on standard input, one per line.
-        output: the folder of the results, whose pictures and videos are no inputs.
+        output: the folder of the results, whose pictures and videos are not inputs.
 
     Raises `UserError` for an input that does not exist, but not for one listed on standard input, which may be long;
     for a folder or glob without images; and where there is nothing at all.
@@ -79,7 +79,7 @@ def _listed() -> list[str]:
 def _name_in(url: str) -> str:
     try:
         name = posixpath.basename(unquote(urlparse(url).path))
-    except ValueError:  # such as half an IPv6 address; it cannot be fetched, either
+    except ValueError:  # such as half an IPv6 address, which cannot be fetched either
         name = ""
     return name if stays_below(name) else "image"
 
@@ -105,7 +105,7 @@ def _sources_of(given: str, listed: bool = False) -> list[Source]:
 
 
 def _distinct(sources: Iterable[Source]) -> list[Source]:
-    """Each file once; of several with one name, their whole paths are the names."""
+    """Each file once; if several share a name, they are named by their whole paths."""
     unique: dict[str, Source] = {}
     for source in sources:
         unique.setdefault(source.path if "://" in source.path else os.path.realpath(source.path), source)

@@ -8,8 +8,8 @@ import numpy as np
 from .detections import Detections
 from .masks import union
 
-SAME = 0.5  # how much of what two tiles both see, two detections of one object share
-EDGE = 0.01  # of a tile's side: a box that ends so close to its border may go on beyond it
+SAME = 0.5  # minimum agreement of two detections of one object, in the area that both tiles see
+EDGE = 0.01  # of a tile's side: a box that ends this close to its border may continue beyond it
 
 
 class Tile(NamedTuple):
@@ -23,7 +23,7 @@ def tiles_of(width: int, height: int, side: int | None, overlap: float) -> list[
     """Tiles of `side` pixels, evenly spaced, row by row; a single one where the image is not larger, or side is None.
 
     Args:
-        overlap: the least share of its side by which a tile overlaps the next.
+        overlap: the minimum fraction of its side by which a tile overlaps the next.
     """
     if side is None:
         return [Tile(0, 0, width, height)]
@@ -43,9 +43,9 @@ def merge(found: list[Detections], tiles: list[Tile]) -> Detections:
 
     Two detections of one class from different tiles are of the same object if they agree in the area that both tiles
     see: there their IoU is at least 0.5, or, if a border of its tile cuts one of them, at least half of it lies in the
-    other. The best one that no border cuts is kept. Where there is none, the best piece is joined with the best one of
-    each other tile, if that scores at least half as much: the box and the mask cover all of them. A piece alone is left
-    out if another tile sees all around it and does not find it.
+    other. The best one that no border cuts is kept. If there is none, the best piece is joined with the best one of
+    each other tile, if that scores at least half as much: the box and the mask cover all of them. A single piece is
+    left out if another tile sees it whole and does not find it.
     """
     if len(found) == 1:
         return found[0]
@@ -89,7 +89,7 @@ def _take(k: int, same: list[list[int]], done: np.ndarray, tile_of: np.ndarray, 
 
 
 def _is_cut(boxes: np.ndarray, tiles: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """(…,), bool: whether boxes (…, 4) reach a border of tiles (…, 4) which is not one of the image."""
+    """(…,), bool: whether boxes (…, 4) reach a border of tiles (…, 4) that is not a border of the image."""
     margin = EDGE * (tiles[..., 2:] - tiles[..., :2]).max(-1, keepdims=True)
     inner = tiles != [0, 0, size[1], size[0]]
     return (inner & (np.abs(boxes - tiles) <= margin)).any(-1)
@@ -104,7 +104,7 @@ def _is_seen_whole(box: np.ndarray, tiles: np.ndarray, size: tuple[int, int]) ->
 def _same_objects(
     boxes: np.ndarray, labels: np.ndarray, cut: np.ndarray, tile_of: np.ndarray, tiles: np.ndarray
 ) -> list[list[int]]:
-    """For each detection those of other tiles that are of the same object, as `merge` says.
+    """For each detection, those of other tiles that are of the same object, as defined in `merge`.
 
     Args:
         tile_of: (M,), in ascending order, the index in `tiles` (T, 4) of each detection's.
@@ -137,7 +137,7 @@ def _agree(ones: np.ndarray, others: np.ndarray, one_cut: np.ndarray, other_cut:
 
 
 def _overlap(ones: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """(…, 4): the rectangles that are in both, of no area where there are none."""
+    """(…, 4): the rectangles that are in both, without area if there are none."""
     low, high = np.maximum(ones[..., :2], others[..., :2]), np.minimum(ones[..., 2:], others[..., 2:])
     return np.concatenate([low, high], axis=-1)
 

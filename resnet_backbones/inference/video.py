@@ -10,7 +10,7 @@ import numpy as np
 
 from ..errors import UserError, reason
 
-UNSHOWN = 2  # frames that intact files may count and not have
+UNSHOWN = 2  # frames that intact files may count but not have
 SPARE = 0.95  # of the frames: durations are of the longest stream, and rates are averages
 
 
@@ -35,8 +35,8 @@ class VideoReader:
         count: the number of frames that the file states, or that its duration has room for; 0 where neither is known.
         rate: frames per second.
 
-    Raises `UserError` naming the file if it is no video; and after the last frame that could be decoded, if it breaks
-    off there or some frames are damaged.
+    Raises `UserError` naming the file if it is not a video, and after the last frame that could be decoded, if it
+    breaks off there or some frames are damaged.
     """
 
     def __init__(self, path: Path) -> None:
@@ -60,7 +60,7 @@ class VideoReader:
         try:
             with self._open() as container:
                 stream = container.streams.video[0]
-                stream.thread_type = "SLICE"  # threads of frames keep errors to themselves
+                stream.thread_type = "SLICE"  # frame threads hide errors
                 start = (stream.start_time or 0) * stream.time_base
                 for packet in container.demux(stream):
                     packets += packet.size > 0
@@ -83,7 +83,7 @@ class VideoReader:
     def _open(self) -> AbstractContextManager:
         try:
             return self.av.open(str(self.path))
-        except self.av.FFmpegError as error:  # of a fragment that is cut in its head; those before can be streamed
+        except self.av.FFmpegError as error:  # from a fragment that is cut in its header; those before can be streamed
             container = self.av.open(str(self.path), options={"seekable": "0"})
             self.end = fault(error)
             return container
@@ -95,8 +95,8 @@ class VideoReader:
 class VideoWriter:
     """Writes an MP4, H.264, in fragments: what is written can be played even if the run is killed.
 
-    Pictures (H, W, 3), uint8, RGB, are all of the first one's size; an odd side is padded by one. Without any picture
-    there is no file.
+    Pictures (H, W, 3), uint8, RGB, must all have the first one's size; an odd side is padded by one. Without pictures
+    no file is written.
     """
 
     def __init__(self, path: Path, rate: Fraction) -> None:

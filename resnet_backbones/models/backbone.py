@@ -21,7 +21,7 @@ class Backbone(nn.Module):
 
     Attributes:
         out_features: the features that `forward` returns, from the finest to the coarsest, each with the name that it
-            is returned under, which is its own unless a host asks for another one. It may be changed later.
+            is returned under, which is its own unless a host asks for another. It may be changed later.
         shapes: the `ShapeSpec` of each feature that can be returned.
         stages: for "stem", "res2" … "res5" the names of their submodules, in the order of the forward pass.
     """
@@ -39,7 +39,7 @@ class Backbone(nn.Module):
         return list(self.output_shape().values())[-1].channels
 
     def __prepare_scriptable__(self) -> nn.Module:
-        """What `torch.jit.script` compiles: TorchScript cannot read `forward`, but it can what FX traces of it."""
+        """What `torch.jit.script` compiles: TorchScript cannot read `forward`, but it can read an FX trace of it."""
         return torch.fx.symbolic_trace(self)
 
 

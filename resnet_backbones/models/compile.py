@@ -1,11 +1,11 @@
-"""torch.compile of a backbone, in place, for images that are padded to few sizes."""
+"""torch.compile of a backbone, in place, for images that are padded to a few sizes."""
 
 import torch
 from torch import nn
 
 MODES = ("default", "reduce-overhead")  # torch.compile's; the second replays CUDA graphs, one for each size
 BUCKET = 128  # sides of padded images are multiples of it: at most ten for COCO's 800 to 1333 pixels
-SIZES = 64  # compiled sizes and kinds of pass at most; further ones run eagerly
+SIZES = 64  # maximum of compiled sizes and kinds of pass; further ones run eagerly
 
 
 def compile_backbone(backbone: nn.Module, mode: str = "default", backend: str = "inductor") -> nn.Module:

@@ -9,7 +9,7 @@ class DeformConv2d(torchvision.ops.DeformConv2d):
     """y(p) = sum_k w_k * x(p + p_k + offset_k(p)) * m_k(p), where offsets, and in version 2 the mask m, come from x.
 
     `offset` gives the y and x offsets of each of the 9 positions, then the mask's logits, in detectron2's order. It
-    starts at zero, where the layer is the convolution it is made of (times 1/2, the sigmoid of 0, in version 2).
+    starts at zero, where the layer is the convolution it is made from (times 1/2, the sigmoid of 0, in version 2).
     The weight keeps its name, so published weights load into it.
     """
 

@@ -45,7 +45,7 @@ class ConvP6P7(nn.Module):
 class Pyramid(nn.Module):
     """P_l = output_l(M_l), M_l = lateral_l(C_l) + upsample(M_{l+1}); laterals are 1x1, outputs 3x3, no ReLU (§3).
 
-    Up-sampling is nearest-neighbour to the lateral's size, so that odd sizes work. The parameters bear the names of
+    Up-sampling is nearest-neighbour to the lateral's size, so that odd sizes work. The parameters have the names of
     torchvision's `FeaturePyramidNetwork` (`inner_blocks` are the laterals, `layer_blocks` the outputs).
     """
 
@@ -89,7 +89,7 @@ class FPN(Backbone):
             the lowest wanted are not computed.
         p6_input: "res5" or "p5", what RetinaNet's P6 is made from.
 
-    Raises `UserError` where `body` lacks a feature that a level needs.
+    Raises `UserError` if `body` lacks a feature that a level needs.
     """
 
     def __init__(

@@ -16,7 +16,7 @@ from torchvision.models.googlenet import BasicConv2d
 from ..errors import UserError
 from .layers import FrozenBatchNorm2d, scale_and_shift
 
-# Which norm follows which convolution in blocks that are not ours; ours say it by their own `conv_norms`.
+# Which norm follows which convolution in blocks that are not ours; ours declare it in their `conv_norms`.
 CONV_NORMS = {BasicConv2d: (("conv", "bn"),), _DenseLayer: (("conv1", "norm2"),)}
 
 
@@ -130,7 +130,7 @@ def is_foreign_frozen(module: nn.Module) -> bool:
 
 
 def as_ours(norm: nn.Module) -> FrozenBatchNorm2d:
-    """Another library's `FrozenBatchNorm2d` as ours, of the same buffers. DETR's have no `eps` but a constant."""
+    """Another library's `FrozenBatchNorm2d` as ours, with the same buffers. DETR's have a constant for `eps`."""
     ours = FrozenBatchNorm2d(len(norm.weight), getattr(norm, "eps", 1e-5))
     for name, buffer in norm.named_buffers(recurse=False):
         setattr(ours, name, buffer)

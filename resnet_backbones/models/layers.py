@@ -57,7 +57,7 @@ class FrozenBatchNorm2d(nn.Module):
 
 
 def has_live_batch_norm(model: nn.Module) -> bool:
-    """Whether a norm of `model` has the statistics of the batch in training."""
+    """Whether a norm of `model` uses batch statistics in training."""
     return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
 
 
@@ -108,7 +108,7 @@ def get_norm(norm: str, channels: int) -> nn.Module:
 
 
 def conv2d(in_channels: int, out_channels: int, kernel_size: int, norm: str, **options) -> nn.Conv2d:
-    """A convolution of "same" padding that is followed by `norm`, and so has a bias only where norm is "none"."""
+    """A convolution with "same" padding that is followed by `norm`, and so has a bias only if norm is "none"."""
     return nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=norm == "none", **options)
 
 

@@ -1,12 +1,12 @@
-"""Names of parameters in a state_dict: a wrapper has those of what it wraps, and older ones are brought up to date."""
+"""Names of parameters in a state_dict: a wrapper uses those of what it wraps, and older ones are brought up to date."""
 
 import re
 from functools import partial
 
 from torch import nn
 
-# Names in the detectors of torchvision before 0.13 and those that it has now, each with what only other detectors have
-# beside the old name: detectron2's mask head, and the norms behind the convolutions in FCOS.
+# Names in torchvision's detectors before 0.13 and now, each with a name that occurs beside the old one only in other
+# detectors: detectron2's mask head, and the norms behind the convolutions in FCOS.
 BEFORE_0_13 = [
     (r"\b(inner|layer)_blocks\.(\d+)\.(weight|bias)$", r"\1_blocks.\2.0.\3", None),
     (r"\brpn\.head\.conv\.(weight|bias)$", r"rpn.head.conv.0.0.\1", None),
@@ -39,7 +39,7 @@ def named_as_now(state: dict) -> dict:
 
 
 def hide_child(module: nn.Module, child: str) -> None:
-    """Leave `child.` out of the names of `module.state_dict()`, and accept them so.
+    """Leave `child.` out of the names of `module.state_dict()`, and load names without it.
 
     `named_parameters()` keeps it. Names of the other children must differ from those within `child`; they come last.
     """

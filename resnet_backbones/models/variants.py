@@ -72,7 +72,7 @@ def zero_init_residual(net: ResNet) -> None:
 
 
 def checkpoint_stages(net: ResNet, stages: Sequence[str]) -> None:
-    """Compute the activations of `stages` again in the backward pass instead of keeping them (arXiv 1604.06174)."""
+    """Recompute the activations of `stages` in the backward pass instead of keeping them (arXiv 1604.06174)."""
     list(_blocks(net, stages, "checkpoint_stages"))
     for feature in stages:
         stage = net.get_submodule(LAYERS[feature])
@@ -80,13 +80,13 @@ def checkpoint_stages(net: ResNet, stages: Sequence[str]) -> None:
 
 
 class CheckpointedStage(nn.Sequential):
-    """A stage that keeps its input alone; its parameters keep their names."""
+    """A stage that keeps only its input; its parameters keep their names."""
 
     def forward(self, x: Tensor) -> Tensor:
         return checkpoint(super().forward, x, use_reentrant=False, context_fn=self.contexts)
 
     def contexts(self) -> tuple[AbstractContextManager, AbstractContextManager]:
-        """Of the forward pass, and of its repetition in the backward pass."""
+        """The contexts of the forward pass and of its repetition in the backward pass."""
         return nullcontext(), _statistics_kept(self)
 
 

@@ -1,4 +1,4 @@
-"""Calibration: whether of the predictions with a score of 0.8, 80 % are right."""
+"""Calibration: whether 80 % of the predictions with a score of 0.8 are right."""
 
 import numpy as np
 
@@ -9,11 +9,11 @@ def calibration(scores: np.ndarray, right: np.ndarray) -> dict:
     """Ten bins of equal width over scores in 0 to 1, and the expected calibration error (arXiv 1706.04599).
 
     Args:
-        scores: (N,), those outside 0 to 1 count as 0 and 1.
+        scores: (N,), clipped to 0 … 1.
         right: (N,), bool.
 
-    Returns `ece`, None without predictions, and `bins` of `low`, `high`, `count` and of their predictions the mean
-    `score` and the share that is `right`, None in an empty one.
+    Returns `ece`, None without predictions, and `bins` of `low`, `high`, `count`, the mean `score` of their predictions
+    and the fraction that is `right`, None in an empty bin.
     """
     scores = scores.clip(0, 1)
     bin_of = np.minimum((scores * BINS).astype(int), BINS - 1)

@@ -13,7 +13,7 @@ def classification_numbers(classes: Sequence[str], answers: Sequence[dict]) -> d
     """Top-1 and top-5 in percent, overall and by class, the confusion and the calibration.
 
     Args:
-        answers: of each image, as `evaluation.classification.evaluate_classifiers` gives them.
+        answers: for each image, from `evaluation.classification.evaluate_classifiers`.
     """
     labels = np.array([answer["label"] for answer in answers], int)
     first = np.array([answer["labels"][0] for answer in answers], int)
@@ -39,7 +39,7 @@ def classification_numbers(classes: Sequence[str], answers: Sequence[dict]) -> d
 
 
 def classification_gallery(answers: Sequence[dict], read: Callable[[str], np.ndarray]) -> dict:
-    """The images whose true class has the lowest probability first, with the five most probable classes.
+    """The images, the lowest probability of the true class first, with the five most probable classes.
 
     Args:
         read: gives the pixels (H, W, C) of the image at a path.

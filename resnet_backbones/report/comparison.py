@@ -1,6 +1,6 @@
-"""Two results files of the same ground truth, with an interval of what their difference owes to the choice of images.
+"""Compare two results files on the same ground truth, with a confidence interval over the choice of images.
 
-hotcoco's own bootstrap counts an image once that was drawn twice, which makes its intervals a quarter too narrow.
+hotcoco's own bootstrap counts an image that was drawn twice only once, which makes its intervals a quarter too narrow.
 """
 
 import hotcoco
@@ -17,12 +17,12 @@ CONFIDENCE = 0.95
 
 
 class Resampled:
-    """AP of one results file over any choice of images, with repetitions."""
+    """AP of one results file over any resampling of the images."""
 
     def __init__(self, data: Annotations, found: Detections, iou_type: str, evaluation: hotcoco.COCOeval) -> None:
         matches = [match(data, found, iou_type, evaluation, iou) for iou in evaluation.params.iou_thrs]
         image_order = ranks(data.image_ids.tolist())[found.image_index]
-        order = np.lexsort([image_order, -found.scores])  # as pycocotools: equal scores by image id
+        order = np.lexsort([image_order, -found.scores])  # as in pycocotools: equal scores by image id
         status = np.stack([m.status for m in matches])[:, order]
         labels, images = found.labels[order], found.image_index[order]
         self.ious = len(matches)
@@ -54,8 +54,8 @@ def _interpolated(recall: np.ndarray, precision: np.ndarray) -> float:
 def compare(data: Annotations, first: Detections, second: Detections, iou_type: str, draws: int = DRAWS) -> dict:
     """AP and AP50 of two results files in percent, and the difference, second minus first, with its interval.
 
-    The interval is the middle 95 % of the differences over `draws` choices of as many images, with repetitions, the
-    same for both files; None for fewer than two images.
+    The interval is the middle 95 % of the differences over `draws` bootstrap samples of the images, the same for both
+    files; None for fewer than two images.
     """
     both = [Resampled(data, found, iou_type, hotcoco_evaluation(data, found, iou_type)) for found in (first, second)]
     once = [100 * r.ap(np.ones(len(data), int)) for r in both]

@@ -1,4 +1,4 @@
-"""What is taken for what: a matrix for few classes, the most frequent pairs for any number."""
+"""Which classes are confused: a matrix for few classes, the most frequent pairs for any number."""
 
 import numpy as np
 

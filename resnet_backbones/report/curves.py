@@ -15,7 +15,7 @@ GROUPS = {
 
 
 def curves(rows: Sequence[dict]) -> list[dict]:
-    """Of each group that `rows`, those of `metrics.jsonl`, have something of: its title and its series.
+    """The title and the series of each group of metrics that occurs in `rows`, those of `metrics.jsonl`.
 
     A series has `name`, `steps` and `values`, None where a value is not finite; long ones are thinned out.
     """

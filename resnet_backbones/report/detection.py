@@ -12,7 +12,7 @@ from .calibration import calibration
 from .confusion import confusion_table
 from .matching import IGNORED, IOU, RIGHT, Matches, class_thresholds
 
-DEFAULT_THRESHOLD = 0.5  # where there is nothing to choose it by
+DEFAULT_THRESHOLD = 0.5  # if there is nothing to choose it by
 IOUS = (None, 0.5, 0.75)  # None: the mean over 0.50 to 0.95
 KINDS = {"Cls": "classification", "Loc": "localization", "Both": "both", "Dupe": "duplicate", "Bkg": "background",
          "Miss": "missed"}  # fmt: skip
@@ -21,11 +21,11 @@ KINDS = {"Cls": "classification", "Loc": "localization", "Both": "both", "Dupe":
 def detection_numbers(
     data: Annotations, found: Detections, iou_type: str, evaluation: hotcoco.COCOeval, matches: Matches
 ) -> dict:
-    """All numbers of the report, as JSON can hold them; AP is in percent, None where there is nothing to find.
+    """All numbers of the report, JSON-serializable; AP is in percent, None if there is nothing to find.
 
     Args:
         evaluation: `hotcoco_evaluation(data, found, iou_type)`.
-        matches: `match` of it at an IoU of 0.5.
+        matches: from `match` at an IoU of 0.5.
     """
     overall, best = class_thresholds(data, found, matches)
     threshold = DEFAULT_THRESHOLD if overall is None else overall["threshold"]
@@ -90,8 +90,8 @@ def confusion(
 ) -> dict:
     """Counts (K + 1, K + 1) at an IoU of 0.5: rows are the true class, columns the predicted one, the last background.
 
-    Of each image, detections of any class take the objects that they overlap most, the highest score first. Those with
-    a score below `threshold` and those that COCO ignores, on crowds, are left out.
+    In each image, detections of any class are matched to the objects that they overlap most, the highest score first.
+    Those with a score below `threshold` and those that COCO ignores, on crowds, are left out.
     """
     ignored = matches.status == IGNORED
     if ignored.any():
@@ -102,10 +102,10 @@ def confusion(
 
 
 def errors_by_kind(evaluation: hotcoco.COCOeval) -> list[dict]:
-    """TIDE (arXiv 2008.08115): how often each kind of error occurs, and the AP50 in percent that mending it would add.
+    """TIDE (arXiv 2008.08115): how often each kind of error occurs, and the AP50 in percent that fixing it would add.
 
-    Kinds are told apart by the IoU with the nearest object: 0.5 and above of a wrong class is classification, 0.1 to
-    0.5 localization of the right class and both of a wrong one, below it is background.
+    Kinds are told apart by the IoU with the nearest object: from 0.5 on, a wrong class is a classification error; from
+    0.1 to 0.5, the right class is a localization error and a wrong one both; anything below is background.
     """
     result = evaluation.tide_errors(pos_thr=IOU)
     return [

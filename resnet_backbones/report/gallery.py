@@ -1,4 +1,4 @@
-"""The images of a report, with what is true and what was predicted in them: data that the page draws."""
+"""The images of a report with their ground truth and predictions, as data that the page draws."""
 
 import json
 import math
@@ -59,7 +59,7 @@ def truth_gallery(sets: Sequence[Annotations], classes: Sequence[str], channels:
 
 
 def fitting(entries: Iterable[dict], total: int) -> dict:
-    """The first of the entries that have room in a page, and of how many images they are."""
+    """The first of the entries, as many as fit on a page, and the number of all images."""
     chosen, size = [], 0
     for entry in entries:
         size += len(json.dumps(entry))
@@ -70,7 +70,7 @@ def fitting(entries: Iterable[dict], total: int) -> dict:
 
 
 def picture(name: str, read: Callable[[], np.ndarray] | None, size: Sequence[int] = (0, 0)) -> dict:
-    """The name, size and JPEG of an image; where it cannot be read, what is wrong.
+    """The name, size and JPEG of an image; if it cannot be read, what is wrong.
 
     Args:
         read: gives the pixels (H, W, C); None for a report without pictures.
@@ -100,7 +100,7 @@ def _object(data: Annotations, j: int, outlines: Outlines | None) -> dict:
 
 
 def _match(found: Detections, matches: Matches, j: int) -> dict:
-    """The score of the detection that matches object j, or that it need not be found."""
+    """The score of the detection that matches object j, or a note that it need not be found."""
     if not matches.to_find[j]:
         return {"crowd": 1}
     k = int(matches.detection_of[j])
@@ -116,7 +116,7 @@ def _detection(found: Detections, matches: Matches, j: int, outlines: Outlines |
 
 
 def _score(found: Detections, j: int) -> float:
-    """Rounded down, so that it stays on the same side of a threshold of as many decimals."""
+    """The score, rounded down so that it stays on the same side of a threshold of as many decimals."""
     return math.floor(float(found.scores[j]) * 10**DECIMALS) / 10**DECIMALS
 
 

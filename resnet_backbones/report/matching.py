@@ -25,7 +25,7 @@ class Matches:
     status: np.ndarray  # (N,), RIGHT, WRONG, or IGNORED: on a crowd, or beyond the 100 best of its class and image
     object_of: np.ndarray  # (N,), the object that a detection matches, -1 without one
     detection_of: np.ndarray  # (M,), the detection that an object is matched by, -1 without one
-    to_find: np.ndarray  # (M,), bool: no crowd, and with masks it has one
+    to_find: np.ndarray  # (M,), bool: not a crowd, and with masks it has one
 
 
 def match(
@@ -49,8 +49,8 @@ def match(
 def best_threshold(scores: np.ndarray, status: np.ndarray, to_find: int) -> dict[str, float] | None:
     """The score threshold with the best F1, as `threshold`, `f1`, `precision` and `recall`.
 
-    Detections with a score of at least `threshold` are kept; it has as few decimals, at least two, as keep the same
-    ones. None where no detection is right.
+    Detections with a score of at least `threshold` are kept; it has the fewest decimals, at least two, that keep the
+    same ones. None if no detection is right.
 
     Args:
         scores, status: (N,), of the detections of one class, or of all.
@@ -74,7 +74,7 @@ def best_threshold(scores: np.ndarray, status: np.ndarray, to_find: int) -> dict
 
 
 def _shortest(score: float, lower: float) -> float:
-    """The number of the fewest decimals, at least two, that is at most `score` and above `lower`."""
+    """The number with the fewest decimals, at least two, that is at most `score` and above `lower`."""
     rounded = (math.floor(score * 10**digits) / 10**digits for digits in range(2, DECIMALS + 1))
     return next((value for value in rounded if lower < value <= score), score)
 
@@ -95,7 +95,7 @@ def worst_images(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The images from the worst to the best, and the F1 of each (I,), at a score threshold.
 
-    F1 is 1 for an image with nothing to find and nothing found; of equal ones, the image with more errors is worse.
+    F1 is 1 for an image with nothing to find and nothing found; among equals, the image with more errors is worse.
     """
     kept = (found.scores >= threshold) & (matches.status != IGNORED)
     right = np.bincount(found.image_index[kept & (matches.status == RIGHT)], minlength=len(data))

@@ -14,7 +14,7 @@ SPACING, CORNERS = 3, 100  # pixels between the corners of an outline, and the m
 
 
 def data_uri(pixels: np.ndarray, largest: int) -> str:
-    """An image (H, W, C), uint8, as a JPEG data URI, of at most `largest` characters where the smallest size allows.
+    """An image (H, W, C), uint8, as a JPEG data URI of at most `largest` characters if the smallest size allows it.
 
     Of more than three channels, the first three are shown, of two the first.
     """
@@ -30,7 +30,7 @@ def data_uri(pixels: np.ndarray, largest: int) -> str:
 
 
 class Outlines:
-    """Masks as SVG paths in pixels of their images, as long as the pixels to decode are affordable."""
+    """Masks as SVG paths in pixels of their images, up to a limit on the pixels to decode."""
 
     def __init__(self) -> None:
         self.left = DECODED

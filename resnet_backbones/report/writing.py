@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def not_fatal(path: Path) -> Iterator[None]:
-    """What goes wrong with the report of a finished run is a warning."""
+    """Turn any error in the report of a finished run into a warning."""
     try:
         yield
     except Exception as error:  # whatever it is, the results are there
@@ -54,10 +54,10 @@ def write_detection_report(
         predictions: COCO's results format.
         iou_type: "bbox" or "segm".
         source: what the page and messages call the predictions.
-        against: the name of other predictions, and these, to compare with.
+        against: other predictions to compare with: their name and content.
         rows: those of a run's `metrics.jsonl`, for its curves.
         channels: of the images.
-        pictures: False where the images are not at hand; their outlines are drawn on gray.
+        pictures: False if the images are not available; outlines are then drawn on gray.
         title: of the page, by default the name of the data.
 
     Raises `UserError` if ground truth or predictions cannot be scored, or none is of a class of the ground truth.
@@ -108,7 +108,7 @@ def write_classification_report(
 
     Args:
         name: of the validation set.
-        answers: of each image, from `evaluation.classification.evaluate_classifiers`.
+        answers: for each image, from `evaluation.classification.evaluate_classifiers`.
         read: gives the pixels (H, W, C) of the image at a path.
         rows: those of a run's `metrics.jsonl`, for its curves.
     """
@@ -131,10 +131,10 @@ def write_classification_report(
 
 
 def write_data_report(path: Path, sets: Sequence[Annotations], text: str, channels: int = 3) -> None:
-    """Write a page at `path` of the images of `sets`, which have the same classes, and of their objects.
+    """Write a page at `path` with the images and objects of `sets`, which have the same classes.
 
     Args:
-        text: what `check-data` says of them.
+        text: what `check-data` says about them.
     """
     classes = list(dict.fromkeys(name for data in sets for name in data.classes))
     gallery = truth_gallery(sets, classes, channels)
@@ -160,7 +160,7 @@ def write_data_report(path: Path, sets: Sequence[Annotations], text: str, channe
 
 
 def _read(data: Annotations, predictions: list[dict], iou_type: str, source: str) -> tuple[Detections, list[str]]:
-    """The detections, and what to say about those left out."""
+    """The detections, and notes about those left out."""
     with errors_about(source):
         found = read_detections(data, predictions, iou_type)
     left_out = len(predictions) - len(found.labels)
@@ -168,7 +168,7 @@ def _read(data: Annotations, predictions: list[dict], iou_type: str, source: str
         ids = ", ".join(str(category["id"]) for category in data.categories[:10])
         raise UserError(
             f"{source}: none of the {left_out} predictions is of a class of the ground truth, whose category ids are "
-            f"{ids}; the first is of {shown(predictions[0]['category_id'])}. Are they of another data set?"
+            f"{ids}; the first is of {shown(predictions[0]['category_id'])}. Are they from another data set?"
         )
     if not predictions:
         return found, [f"{source} has no predictions."]
@@ -177,7 +177,7 @@ def _read(data: Annotations, predictions: list[dict], iou_type: str, source: str
 
 
 def _without_predictions(data: Annotations, found: Detections, matches: Matches, source: str) -> list[str]:
-    """What to say about images with objects but no predictions, where others have some."""
+    """Notes about images with objects but no predictions, if others have some."""
     bare = np.bincount(found.image_index, minlength=len(data)) == 0
     if bare.all() or not bare[data.image_index[matches.to_find]].any():
         return []
@@ -185,7 +185,7 @@ def _without_predictions(data: Annotations, found: Detections, matches: Matches,
 
 
 def _picture_notes(gallery: dict) -> list[str]:
-    """What to say about images that cannot be read."""
+    """Notes about images that cannot be read."""
     faults = [image["fault"] for image in gallery["images"] if "fault" in image]
     return [f"{len(faults)} of the images cannot be shown. {faults[0]}"] if faults else []
 

@@ -42,13 +42,13 @@ class TrainingState:
         return next(self.model.parameters()).device
 
     def finish(self, step: int) -> None:
-        """After the optimizer step number `step`."""
+        """Call after optimizer step number `step`."""
         self.step = step
         if self.average is not None:
             self.average.update(step)
 
     def content(self) -> dict:
-        """What a checkpoint holds; every rank has to call it."""
+        """What a checkpoint holds; every rank must call it."""
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -61,10 +61,10 @@ class TrainingState:
         }
 
     def resume(self, path: Path, max_iter: int) -> None:
-        """Restore what was saved to `path`, or where it cannot be read to the newest earlier one (`last-1.pt` …).
+        """Restore what was saved to `path` or, if it cannot be read, to the newest earlier one (`last-1.pt` …).
 
-        Random states are restored where the number of ranks is the same. Raises `UserError` where none can be read,
-        and for the checkpoint of another model, optimizer or longer run.
+        Random states are restored if the number of ranks is the same. Raises `UserError` if none can be read, and for
+        the checkpoint of another model, optimizer or longer run.
         """
         path, content = newest_readable(path)
         if content is None:
@@ -81,18 +81,18 @@ class TrainingState:
                 "solver.optimizer, solver.ema_decay or backbone.freeze_at?"
             ) from error
         if self.step > max_iter:
-            raise UserError(f"{path} is of step {self.step}, past solver.max_iter={max_iter}; raise it to continue.")
+            raise UserError(f"{path} is from step {self.step}, past solver.max_iter={max_iter}; raise it to continue.")
         logger.info("resumed from %s after step %d", path, self.step)
 
     def restore(self, content: dict, path: Path) -> None:
         """Restore what `content()` returned when `path` was saved."""
         load_state_dict(self.model, content["model"], str(path))
         settings = set(self.optimizer.param_groups[0])
-        self.optimizer.load_state_dict(content["optimizer"])  # accepts the state of any other class, too
+        self.optimizer.load_state_dict(content["optimizer"])  # also accepts the state of any other class
         lacking = settings - set(self.optimizer.param_groups[0])
         if lacking:
             raise ValueError(f"its optimizer has no {', '.join(sorted(lacking))}")
-        if self.scaler.is_enabled() and content["scaler"]:  # empty where the run was without fp16 so far
+        if self.scaler.is_enabled() and content["scaler"]:  # empty if the run had no fp16 so far
             self.scaler.load_state_dict(content["scaler"])
         if self.average is not None:
             self.average.load_state_dict(content["average"])
@@ -104,7 +104,7 @@ class TrainingState:
 def save_checkpoint(path: Path, content: dict, keep: int = 1) -> None:
     """On the main rank, write `content` whole or not at all.
 
-    With `keep` above 1 the old file becomes `NAME-1.pt`, that one `NAME-2.pt` and so on. Raises `UserError` where it
+    With `keep` above 1 the old file becomes `NAME-1.pt`, that one `NAME-2.pt` and so on. Raises `UserError` if it
     cannot be written.
     """
     if not distributed.is_main():
@@ -126,7 +126,7 @@ def earlier(path: Path, k: int) -> Path:
 
 
 def newest_readable(path: Path) -> tuple[Path, dict | None]:
-    """The newest of `path`, `last-1.pt`, … that torch can read, and its content; None where there is no file.
+    """The newest of `path`, `last-1.pt`, … that torch can read, and its content; None if there is no file.
 
     Raises `UserError` naming each fault where files exist and none can be read.
     """
@@ -148,7 +148,7 @@ def newest_readable(path: Path) -> tuple[Path, dict | None]:
 def remove_earlier_run(folder: Path) -> None:
     """On the main rank, remove the checkpoints and results of a run that `folder` holds, and log that it is replaced.
 
-    Otherwise `--resume` could continue from the checkpoint of another run than the one that was started last.
+    Otherwise `--resume` could continue another run than the one that was started last.
     """
     if not distributed.is_main() or not any(file for pattern in CHECKPOINTS for file in folder.glob(pattern)):
         return
@@ -170,7 +170,7 @@ def random_state() -> dict[str, torch.Tensor]:
 
 
 def restore_random_state(states: list[dict[str, torch.Tensor]], path: Path) -> None:
-    """Restore this rank's state of those saved to `path`, where the number of ranks is the same."""
+    """Restore this rank's state from those saved to `path`, if the number of ranks is the same."""
     if len(states) != distributed.world_size():
         logger.warning(
             "%s was written by %d ranks and is resumed by %d, at the same sample; random draws that do not come "

@@ -22,7 +22,7 @@ class MovingAverage:
         self.average.load_state_dict(state)
 
     def update(self, step: int) -> None:
-        """After `step` finished steps."""
+        """Call after `step` finished steps."""
         if step % self.period == 0:
             self.average.update_parameters(self.model)
 

@@ -84,7 +84,7 @@ class MetricLogger:
             yield batch
 
     def step(self, step: int, outputs: dict[str, Tensor] | None, lr: float) -> None:
-        """After a step with these losses and other metrics, None for a skipped one; they stay on their device."""
+        """Call after a step with its losses and other metrics, None if it was skipped; they stay on their device."""
         if outputs is not None:
             self.sums = {name: self.sums.get(name, 0) + value.detach() for name, value in outputs.items()}
             self.count += 1
@@ -125,7 +125,7 @@ class MetricLogger:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """What happens here, an evaluation, does not count in images per second."""
+        """Time spent here, in an evaluation, does not count in images per second."""
         start = time.perf_counter()
         yield
         self.mark = (self.mark[0] + time.perf_counter() - start, self.mark[1])

@@ -47,14 +47,14 @@ def fit(
         build_loader: endless batches of (images, targets) for this rank, from step `start` on.
         evaluate: metrics of the model as it is; called every `evaluation_period` steps (0: never) and at the end.
         best_metric: the metric whose best weights are kept in `best.pt`.
-        metadata: what the checkpoints say of the model (see `weights.writing`).
+        metadata: what the checkpoints say about the model (see `weights.writing`).
         resume: continue from `last.pt` in `output_dir`, if there is one; otherwise an earlier run there is removed.
         on_start: called when all is ready for the first step, before anything in `output_dir` is changed.
-        patience: end the run after so many evaluations in a row that were not the best; None: never.
+        patience: end the run after this many evaluations in a row without a new best; None: never.
 
     Writes `last.pt`, `best.pt`, `metrics.jsonl`, `tensorboard/`. With `solver.ema_decay` the averaged weights are
     evaluated, kept in `best.pt` and final. SIGTERM and SIGUSR1 end the run after the step, with a checkpoint and
-    `SystemExit(PREEMPTED)`. Raises `UserError` where more than `solver.max_nonfinite` steps are not finite.
+    `SystemExit(PREEMPTED)`. Raises `UserError` if more than `solver.max_nonfinite` steps are not finite.
     """
     state = build_state(model, solver)
     if resume:
@@ -118,7 +118,7 @@ def train_step(
 ) -> dict[str, Tensor] | None:
     """One optimizer step over `solver.accumulate` batches; returns the model's outputs for the last of them.
 
-    None where the loss or the gradients are not finite on any rank: then nothing has changed.
+    None if the loss or the gradients are not finite on some rank, in which case nothing has changed.
     """
     optimizer, scaler, parts = state.optimizer, state.scaler, []
     for group in optimizer.param_groups:
@@ -137,7 +137,7 @@ def train_step(
     scaler.unscale_(optimizer)
     trained = [p for p in parallel.parameters() if p.grad is not None]
     norm = nn.utils.get_total_norm([p.grad for p in trained])
-    if not scaler.is_enabled():  # the scaler of fp16 skips gradients that overflow by itself
+    if not scaler.is_enabled():  # with fp16, the scaler itself skips gradients that overflow
         finite &= torch.isfinite(norm)
     skipped = nonfinite.skip(finite, step, parts)
     if not skipped:
@@ -174,7 +174,7 @@ def score(
 
 
 def memory_format(model: nn.Module, solver: DictConfig) -> torch.memory_format:
-    """channels_last where `solver.channels_last` says so; where it is null, on the CPU if no norm is left to compute.
+    """channels_last if `solver.channels_last` says so; if it is null, on the CPU when no norm is left to compute.
 
     PyTorch's BN and GN are slower in channels_last on the CPU, convolutions are faster.
     """
@@ -186,15 +186,15 @@ def memory_format(model: nn.Module, solver: DictConfig) -> torch.memory_format:
 
 
 def set_seed(seed: int, deterministic: bool) -> None:
-    """Seed torch; `deterministic` makes torch refuse kernels whose result may differ from run to run."""
+    """Seed torch; `deterministic` makes torch refuse kernels whose results may differ from run to run."""
     torch.manual_seed(seed)
     if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # required by cuBLAS
         torch.use_deterministic_algorithms(True)
 
 
 def to_device(value: Any, device: torch.device) -> Any:
-    """A tensor, or lists, tuples and dicts of some, on `device`; other values as they are."""
+    """A tensor, or the tensors in lists, tuples and dicts, on `device`; other values as they are."""
     if isinstance(value, Tensor):
         return value.to(device, non_blocking=True)
     if isinstance(value, (list, tuple)):

@@ -18,7 +18,7 @@ class NonFiniteSteps:
     Args:
         model: whose BN statistics such a step would spoil; they are restored.
         limit: number of steps that may be skipped; one more raises `UserError`.
-        output_dir: gets `nonfinite-STEP-RANK.pt` of each, with its images, targets and losses.
+        output_dir: where `nonfinite-STEP-RANK.pt` is saved for each, with its images, targets and losses.
     """
 
     def __init__(self, model: nn.Module, limit: int, output_dir: Path) -> None:
@@ -28,7 +28,7 @@ class NonFiniteSteps:
         self.kept = [statistic.clone() for statistic in self.statistics]
 
     def keep_statistics(self) -> None:
-        """Before a step."""
+        """Call before a step."""
         for kept, statistic in zip(self.kept, self.statistics, strict=True):
             kept.copy_(statistic)
 

@@ -1,4 +1,4 @@
-"""Precise BN (arXiv 2105.07576 §3): BN's running statistics computed again, as true means over many batches."""
+"""Precise BN (arXiv 2105.07576 §3): BN's running statistics recomputed, as true means over many batches."""
 
 import itertools
 from collections.abc import Iterable, Iterator

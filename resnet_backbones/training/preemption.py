@@ -1,4 +1,4 @@
-"""SIGTERM and SIGUSR1, by which clusters announce the end of a job: finish the step, save, exit."""
+"""SIGTERM and SIGUSR1, with which clusters announce the end of a job: finish the step, save, exit."""
 
 import signal
 from collections.abc import Iterator
@@ -33,12 +33,12 @@ class Preemption:
             raise SystemExit(PREEMPTED)
 
     def requested(self) -> bool:
-        """Whether any rank was signaled; every rank has to ask, and gets the same answer."""
+        """Whether any rank was signaled; every rank must ask, and gets the same answer."""
         return distributed.largest([self.signaled])[0] > 0
 
     @contextmanager
     def exits_at_once(self) -> Iterator[None]:
-        """In the block, where all is saved already, a signal exits with `PREEMPTED` without waiting."""
+        """In the block, where everything is already saved, a signal exits with `PREEMPTED` without waiting."""
         self.exit_now = True
         if self.signaled:
             raise SystemExit(PREEMPTED)

@@ -30,7 +30,7 @@ X101_STD = (57.375, 57.12, 58.395)
 
 
 class Conversion(NamedTuple):
-    """The converted checkpoint, the steps taken, and the tensors skipped because they have no name in its format."""
+    """The converted checkpoint, the steps taken, and the tensors skipped because its format has no name for them."""
 
     checkpoint: Checkpoint
     steps: list[str]
@@ -112,8 +112,8 @@ def from_ours(
         channel_order: "RGB" or "BGR".
         fold: "std" or "std" and "mean", to move into the first convolution and its norm instead of the metadata.
 
-    Raises `UserError` if the first layer cannot be changed so, if the format has no name for a tensor, and for tensors
-    with other shapes than their names require.
+    Raises `UserError` if the first layer cannot be changed in this way, if the format has no name for a tensor, and for
+    tensors with other shapes than their names require.
     """
     state, metadata, steps = checkpoint.state, dict(checkpoint.metadata), []
     preprocessing = checkpoint.preprocessing() or Preprocessing()
@@ -139,7 +139,7 @@ def from_ours(
     needed = [name for name in skipped if not name.endswith("num_batches_tracked")]
     if needed:
         raise UserError(
-            f"{target_format} has no name for {len(needed)} tensors, such as {needed[0]}; it does not have this net."
+            f"{target_format} has no name for {len(needed)} tensors, such as {needed[0]}; it has no such network."
         )
     steps.append(f"renamed {len(state)} tensors to {target_format}")
     return Conversion(Checkpoint(state, metadata), steps, skipped)
@@ -156,7 +156,7 @@ def _renamed(state: dict[str, Tensor], source: int, target: int) -> tuple[dict[s
 
 
 def _renamed_tail(name: str, names: dict[str, str]) -> str | None:
-    """`name` with the longest part behind a dot that is in `names` replaced; None where there is none."""
+    """`name` with its longest part behind a dot that is in `names` replaced; None if there is none."""
     tail = next((tail for tail in tails_of(name) if tail in names), None)
     return None if tail is None else name.removesuffix(tail) + names[tail]
 

@@ -1,4 +1,4 @@
-"""Fold the preprocessing into the first convolution, and BN's statistics into its scale and shift."""
+"""Fold preprocessing into the first convolution, and BN's statistics into its scale and shift."""
 
 from dataclasses import replace
 

@@ -32,14 +32,14 @@ def parse(source: str) -> HubFile:
     """The file that `hf://OWNER/REPO[/FILE][@REVISION]` names. Raises `UserError` if it is malformed."""
     match = FORM.fullmatch(source)
     if match is None or not stays_below(match[2] or DEFAULT_FILE):
-        raise UserError(f"{source} is malformed; {PREFIX}OWNER/REPO[/FILE][@REVISION] is the form.")
+        raise UserError(f"{source} is malformed; write {PREFIX}OWNER/REPO[/FILE][@REVISION].")
     return HubFile(match[1], match[2] or DEFAULT_FILE, match[3])
 
 
 def download(source: str) -> Path:
     """The file at `source` in huggingface_hub's cache, downloaded if it is not there or newer on the Hub.
 
-    Without a network, and with HF_HUB_OFFLINE=1, what is cached is used. Raises `UserError` for a malformed source,
+    Without a network, and with HF_HUB_OFFLINE=1, the cached file is used. Raises `UserError` for a malformed source,
     without huggingface_hub, for what the Hub does not have or does not show, and if it cannot be reached.
     """
     wanted, api = parse(source), _api()
@@ -49,8 +49,8 @@ def download(source: str) -> Path:
     where = {"repo_id": wanted.repo, "filename": wanted.file, "revision": wanted.revision}
     try:
         if not isinstance(try_to_load_from_cache(**where), str):
-            with suppress(HfHubHTTPError):  # which hf_hub_download raises, too
-                api.get_hf_file_metadata(url=hf_hub_url(**where))  # without a network fails at once, not after retries
+            with suppress(HfHubHTTPError):  # hf_hub_download raises it as well
+                api.get_hf_file_metadata(url=hf_hub_url(**where))  # fails at once without a network, not after retries
         return Path(api.hf_hub_download(**where))
     except Exception as error:  # its HTTP library's, too
         raise UserError(f"{source} cannot be downloaded: {_fault(error, wanted, api)}") from error
@@ -92,7 +92,7 @@ def _status(error: BaseException) -> int | None:
 
 
 def _fault(error: BaseException, wanted: HubFile, api: "HfApi") -> str:
-    """What an error of huggingface_hub comes to, and the remedy."""
+    """What an error of huggingface_hub means, and the remedy."""
     from huggingface_hub import errors
 
     if isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__ is not None:

@@ -23,16 +23,16 @@ def load_weights(backbone: nn.Module, source: str) -> None:
     """Load the checkpoint at `source` into a backbone, and set its `preprocessing` to the checkpoint's.
 
     The backbone is found by its names and shapes wherever it is in the file: in a classifier, whose head is dropped,
-    in a detector, or below whatever names a trainer puts before it (`matching.find_prefix` says which of several). If
-    the backbone has an FPN and the file does not, only the body is loaded. The first convolution is adapted to other
-    `in_channels`. The log says what was taken, dropped and left random. Raises `UserError` for a checkpoint of another
+    in a detector, or behind any prefix that a trainer adds (`matching.find_prefix` says which of several). If the
+    backbone has an FPN and the file does not, only the body is loaded. The first convolution is adapted to other
+    `in_channels`. The log says what was loaded, dropped and left random. Raises `UserError` for a checkpoint of another
     architecture, naming the tensors that do not fit and those that the file holds.
     """
     fit_weights(backbone, read_ours(source), source)
 
 
 def fit_weights(backbone: nn.Module, checkpoint: Checkpoint, source: str, used: Collection[str] = ()) -> None:
-    """`load_weights` for a checkpoint that is already read, under our names.
+    """`load_weights` for a checkpoint that has already been read, under our names.
 
     `source` is for messages, as is `used`, the names of what is loaded elsewhere.
     """
@@ -57,14 +57,14 @@ def fit(
     kept: Collection[str] = (),
     note: str = "",
 ) -> None:
-    """Load what `state` has of `model` behind some prefix (`matching.find_prefix`); the log says what was taken.
+    """Load the tensors of `model` in `state`, behind some prefix (`matching.find_prefix`); the log says which.
 
     Args:
         state: under our names, of a whole file.
         source, used, note: for messages: the file, names that are loaded elsewhere, and what else to say.
         kept: names of `model` that keep their own weights.
 
-    Raises `UserError` unless every other tensor of `model` is there, and none besides in its children.
+    Raises `UserError` unless every other tensor of `model` is there, and no further ones in its children.
     """
     wanted = shapes_of(model)
     prefix = find_prefix({name: shape for name, shape in wanted.items() if name not in kept}, state)
@@ -72,7 +72,7 @@ def fit(
     layers = layers_below(prefix, wanted, state)
     taken = {name: t for name, t in layers.items() if name not in kept and not name.startswith(tail)}
     adapted, own = adapted_input(model, taken), model.state_dict()
-    # Offsets of deformable convolutions start at zero where the file has the same network without them.
+    # Offsets of deformable convolutions start at zero if the file has the same network without them.
     initial = {name: tensor for name, tensor in own.items() if ".offset." in name or name in kept}
     load_state_dict(model, initial | taken | adapted, source, contents(state))
     dropped = [name for name in below(prefix, state) if name not in taken and prefix + name not in used]
@@ -95,7 +95,7 @@ def first_convolution(model: nn.Module) -> tuple[str, nn.Conv2d] | None:
 
 
 def adapted_input(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The first convolution of a file for RGB or gray images, where `model` takes another number of channels."""
+    """The first convolution of a file for RGB or gray images, if `model` takes another number of channels."""
     name, conv = first_convolution(model) or ("", None)
     weight = state.get(f"{name}.weight")
     if weight is None or weight.ndim != 4 or weight.shape[1] not in (1, 3) or weight.shape[1] == conv.in_channels:
@@ -104,9 +104,9 @@ def adapted_input(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tenso
 
 
 def fit_p6(backbone: nn.Module, state: dict[str, Tensor], source: str) -> None:
-    """Let a pyramid make p6 from what it is made from in the file, res5 or p5, as far as the number of channels says.
+    """Make a pyramid's p6 from the same as in the file, res5 or p5, if the number of channels tells which.
 
-    torchvision's `retinanet_resnet50_fpn` has p5, its second version res5.
+    torchvision's `retinanet_resnet50_fpn` uses p5, its second version res5.
     """
     pyramid = getattr(backbone, "fpn", None)
     top = getattr(pyramid, "extra_blocks", None)
@@ -122,7 +122,7 @@ def fit_p6(backbone: nn.Module, state: dict[str, Tensor], source: str) -> None:
 def read_ours(source: str) -> Checkpoint:
     """`read_file` of any library's file, renamed to our names and changed to take RGB images; the log lists the steps.
 
-    What a file has before the names, such as "model." or "module.", stays. Raises `UserError` as `read_file` does.
+    Prefixes in a file, such as "model." or "module.", are kept. Raises `UserError` as `read_file` does.
     """
     checkpoint = read_file(source)
     try:
@@ -145,7 +145,7 @@ def check_architecture(backbone: nn.Module, checkpoint: Checkpoint, source: str)
         return
     name = stated.get("name", built["name"])
     if name != built["name"]:
-        raise UserError(f"{source} holds a {name}, but the backbone is {built['name']}; give one of the two.")
+        raise UserError(f"{source} holds a {name}, but the backbone is {built['name']}; make them the same.")
     for option in SHAPELESS_OPTIONS:
         theirs, ours = (known.get("options", {}).get(option) or None for known in (stated, built))
         if theirs != ours:
@@ -156,10 +156,10 @@ def check_architecture(backbone: nn.Module, checkpoint: Checkpoint, source: str)
 
 
 def load_state_dict(model: nn.Module, state: dict[str, Tensor], source: str, held: str = "") -> None:
-    """`model.load_state_dict` with an error that explains: every tensor must match in name and shape.
+    """`model.load_state_dict` with a helpful error: every tensor must match in name and shape.
 
     Either side may lack BN's step counter `num_batches_tracked`, so that BN and FrozenBN share checkpoints. Raises
-    `UserError` naming `source`, the first tensors that do not fit, and what the file holds, which is `held`.
+    `UserError` naming `source`, the first tensors that do not fit, and what the file holds (`held`).
     """
     wanted = shapes_of(model)
     given = {n: t.shape for n, t in state.items() if not n.endswith("num_batches_tracked")}

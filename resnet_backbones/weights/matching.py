@@ -1,4 +1,4 @@
-"""Find a network in a file by the names and shapes of its tensors, whatever stands before the names."""
+"""Find a network in a file by the names and shapes of its tensors, whatever their prefix."""
 
 import itertools
 import re
@@ -18,12 +18,12 @@ def shapes_of(model: nn.Module) -> dict[str, torch.Size]:
 
 
 def find_prefix(wanted: Mapping[str, torch.Size], state: dict[str, Tensor]) -> str:
-    """What stands before the names of a network in a file: "", or such as "state_dict.module.encoder_q.".
+    """The prefix of a network's names in a file: "", or for example "state_dict.module.encoder_q.".
 
-    It is the prefix behind which most of the names and shapes in `wanted` are found; where no shape fits, most of the
-    names. Of several that have equally many, those with the fewest further tensors of the same layers remain, as a
-    ResNet-34 has all of a ResNet-18. Of these a teacher or a moving average is taken, as timm, DINO and Soft Teacher
-    do, else the first in the file, which in MoCo is the trained encoder.
+    It is the prefix behind which most of the names and shapes in `wanted` are found; if no shape fits, most of the
+    names. If several tie, those with the fewest further tensors in the same layers remain, since a ResNet-34 has all
+    of a ResNet-18. Of these a teacher or a moving average is taken, as timm, DINO and Soft Teacher do, else the first
+    in the file, which in MoCo is the trained encoder.
     """
     fitting, named = Counter(), Counter()
     for name, tensor in state.items():
@@ -48,7 +48,7 @@ def layers_below(prefix: str, wanted: Mapping[str, torch.Size], state: dict[str,
 
 
 def tails_of(name: str) -> list[str]:
-    """`name`, and every part of it behind a dot, from long to short."""
+    """`name`, and every part of it behind a dot, the longest first."""
     parts = name.split(".")
     return [".".join(parts[k:]) for k in range(len(parts))]
 
@@ -85,7 +85,7 @@ def last_layer(backbone: nn.Module, state: dict[str, Tensor]) -> tuple[str, str]
 
 
 def _shared(one: str, other: str) -> str:
-    """The parts that two names begin with, each with its dot."""
+    """The leading parts that two names share, each with its dot."""
     pairs = zip(one.split("."), other.split("."), strict=False)
     return "".join(f"{a}." for a, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
 
@@ -103,7 +103,7 @@ def adapt_input(weight: Tensor, channels: int) -> Tensor:
 
 
 def contents(state: dict[str, Tensor], longest: int = 6) -> str:
-    """What a file holds, in a line: "205 tensors: 102 of encoder_q, such as encoder_q.conv1.weight; 102 of …"."""
+    """What a file holds, in one line: "205 tensors: 102 of encoder_q, such as encoder_q.conv1.weight; 102 of …"."""
     shared = ""
     groups = Counter(state)
     while len(groups := _groups(shared, state)) == 1 and next(iter(groups)) not in state:

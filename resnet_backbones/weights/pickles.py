@@ -1,4 +1,4 @@
-"""Pickles read without running code from the file: those of numpy arrays, and what stands for the classes in others."""
+"""Pickles read without running code from the file: those of numpy arrays, and stand-ins for the classes in others."""
 
 import codecs
 import pickle
@@ -48,7 +48,7 @@ class Inert(dict):
 
 
 def inert(asked: str, path: Path) -> type[Inert]:
-    """What stands for the class or function `asked`, e.g. "argparse.Namespace", of the file at `path`."""
+    """The stand-in for the class or function `asked`, e.g. "argparse.Namespace", of the file at `path`."""
     return type("Inert", (Inert,), {"asked": asked, "path": path})
 
 

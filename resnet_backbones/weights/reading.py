@@ -46,9 +46,9 @@ def read_file(source: str) -> Checkpoint:
 
 
 def read_checkpoint(source: str) -> Checkpoint:
-    """The largest dict of tensors in the file at `source`, the first of several, under the names that it has there.
+    """The largest dict of tensors in the file at `source`, the first of several, under the names used there.
 
-    What DataParallel and torch.compile put in front of every name is left out. Errors and `source` as in `read_file`.
+    The prefixes of DataParallel and torch.compile are removed. Errors and `source` as in `read_file`.
     """
     groups, metadata = _read(source)
     state = max(groups.values(), key=len)
@@ -86,7 +86,7 @@ def _tensor_dicts(content: Any, arrays: bool, seen: set[int], path: str = "") ->
     """The dicts of tensors nested anywhere in dicts and lists, by their paths such as "model.".
 
     Args:
-        arrays: take arrays for tensors, except optimizer momenta.
+        arrays: treat arrays as tensors, except optimizer momenta.
         seen: ids of the containers that were visited; a file can repeat them, or hold one in itself.
     """
     if not isinstance(content, (dict, list, tuple)) or id(content) in seen:
@@ -140,7 +140,7 @@ def read_torch(path: Path) -> Any:
 
 
 def _inert_globals(path: Path) -> list[tuple[type, str]]:
-    """What stands for the classes and functions in a torch file that are not known to be harmless."""
+    """Stand-ins for the classes and functions in a torch file that are not known to be harmless."""
     with torch.serialization.safe_globals(PLAIN_GLOBALS):
         try:
             unknown = torch.serialization.get_unsafe_globals_in_checkpoint(path)

@@ -47,7 +47,7 @@ TIMM_PREACT, TRANSFORMERS = "stages.0.blocks.0.norm1.weight", "embedder.embedder
 
 
 def from_timm_preact(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Rename timm's `resnetv2_*` in `state`, each after its own prefix, to our names."""
+    """Rename timm's `resnetv2_*` in `state`, each behind its own prefix, to our names."""
     for prefix in prefixes_of(TIMM_PREACT, state):
         _check_bottlenecks(f"{prefix}stages.0.blocks.0.conv3.weight" in state)
         state = _renamed_below(prefix, FROM_TIMM, state)
@@ -57,14 +57,14 @@ def from_timm_preact(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def from_transformers(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Rename transformers' ResNets in `state`, each after its own prefix, to our names."""
+    """Rename transformers' ResNets in `state`, each behind its own prefix, to our names."""
     for prefix in prefixes_of(TRANSFORMERS, state):
         state = _renamed_below(prefix, FROM_TRANSFORMERS, state)
     return state
 
 
 def prefixes_of(name: str, state: dict[str, Tensor]) -> list[str]:
-    """What stands before `name` in `state`: "" or such as "module."."""
+    """The prefixes of `name` in `state`: "" or, for example, "module."."""
     return [key.removesuffix(name) for key in state if key == name or key.endswith(f".{name}")]
 
 

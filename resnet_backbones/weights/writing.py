@@ -28,7 +28,7 @@ def save_safetensors(path: Path, state: dict[str, Tensor], metadata: dict[str, A
     """Write a state_dict and its metadata; an interrupted write leaves the old file as it was.
 
     Args:
-        metadata: values that JSON can hold. A classifier's are "architecture" (`name` and `options` of
+        metadata: JSON-serializable values. A classifier's are "architecture" (`name` and `options` of
             `build_backbone`), "features" (channels and stride of each), "preprocessing" (the fields of
             `Preprocessing`), "classes" (names in the order of the logits), "recipe" (the config) and "metrics" (in
             percent).
@@ -87,7 +87,7 @@ def push_to_hub(
         repo_id: "OWNER/REPO".
         filename: in the repository; its suffix decides the format as in `write_checkpoint`.
         revision: the branch; None for main.
-        private: whether a new repository is; None for what its owner has set.
+        private: whether a new repository is private; None for its owner's default.
 
     Returns the source `hf://OWNER/REPO/FILE@COMMIT` that loads them again. The token is that of `hf auth login`.
     Raises `UserError` for what cannot be loaded again, without huggingface_hub, without a token that may write there,
@@ -105,14 +105,14 @@ def push_to_hub(
 
 
 def metadata_of(model: nn.Module) -> dict[str, Any]:
-    """What a classifier or backbone knows of the metadata in `save_safetensors`.
+    """What a classifier or backbone knows of the metadata of `save_safetensors`.
 
     Raises `UserError` for any other module and for a fused one, whose weights no unfused network can load.
     """
     backbone = model.backbone if isinstance(model, Classifier) else model
     if not isinstance(backbone, Backbone):
         raise UserError(
-            f"A {type(model).__name__} is no classifier or backbone; save its state_dict and give the file."
+            f"A {type(model).__name__} is not a classifier or backbone; save its state_dict and give the file."
         )
     if any(isinstance(module, FusedNorm) for module in model.modules()):
         raise UserError("A fused model cannot be loaded again; give the one that it was made from.")

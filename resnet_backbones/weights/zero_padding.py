@@ -1,4 +1,4 @@
-"""Option A of two kinds, with the new channels at the end or on both sides: find out which a file was trained with."""
+"""Option A puts new channels at the end or on both sides: find out which kind a file was trained with."""
 
 import logging
 
@@ -19,11 +19,11 @@ IMAGES, POSITIONS = 16, 8  # POSITIONS² of the last feature in each image
 def find_zero_padding(backbone: nn.Module, source: str) -> None:
     """Set the kind of the zero-padded shortcuts in `backbone` to that of its weights, just loaded from `source`.
 
-    Names and shapes are the same for both kinds, and so the file does not say it. But the running means of its norms
-    remember the channels that a shortcut led to in training: behind the right kind noise has nearly the same means.
+    Names and shapes are the same for both kinds, so they do not tell. But the running means of the norms remember the
+    channels that a shortcut led to in training: behind the right kind, noise has nearly the same means.
 
-    Raises `UserError` where the means contradict the option `shortcut` that the backbone was built with, and where
-    they do not tell and there is no such option. Weights that were never trained are taken as they are.
+    Raises `UserError` if the means contradict the option `shortcut` that the backbone was built with, or if they do
+    not tell and there is no such option. Weights that were never trained are taken as they are.
     """
     pads = [module for module in backbone.modules() if isinstance(module, ZeroPad)]
     norms = [module for module in backbone.modules() if hasattr(module, "running_mean")]

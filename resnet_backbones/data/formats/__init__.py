@@ -1,1 +1,1 @@
-"""One module a file format. Each has a reader, from files to records shaped as a COCO instances file."""
+"""One module per file format. Each has a reader, from files to records shaped like a COCO instances file."""

@@ -1,4 +1,4 @@
-"""COCO's instances files beside or apart from the images: where they are, and parts of one."""
+"""COCO's instances files, beside or apart from the images: find them, locate their images, take a part of one."""
 
 import logging
 import os
@@ -21,7 +21,7 @@ def read_coco(
 ) -> tuple[Path, object]:
     """The image folder and the content of `annotations`, or of the only COCO file in `root` or its folder `split`.
 
-    Raises `UserError` naming the file if it cannot be read, or if there is not one.
+    Raises `UserError` naming the file if it cannot be read, or if there is not exactly one.
     """
     if annotations is None and split.name and split.part is None:
         folder = find_split(root, split.name)
@@ -33,7 +33,7 @@ def read_coco(
 
 
 def find_coco(root: Path) -> Path:
-    """The one COCO file in `root` or its `annotations/`. Raises `UserError` naming those found if it is not one."""
+    """The COCO file in `root` or its `annotations/`. Raises `UserError` naming those found unless there is just one."""
     for folder in (root, root / "annotations"):
         names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
         jsons = [name for name in names if name.lower().endswith(".json") and not is_stray(name)]
@@ -48,8 +48,8 @@ def find_coco(root: Path) -> Path:
 def located(content: object, root: Path, source: str) -> object:
     """The content of an instances file with the names that images have below `root`.
 
-    Of an image that is not where `file_name` says, which may be a path on another computer, the only one is taken that
-    ends like it, with any suffix. LVIS has a `coco_url` instead.
+    If an image is not where `file_name` says, which may be a path on another computer, the only one whose path ends
+    the same way, with any suffix, is taken. LVIS has a `coco_url` instead.
     """
     images = content.get("images") if isinstance(content, dict) else None
     if not isinstance(images, list):

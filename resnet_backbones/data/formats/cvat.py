@@ -36,7 +36,7 @@ def read_cvat(
     path = find_cvat(path) if path.is_dir() else path
     tree = read_xml(path)
     if tree.tag != "annotations" or tree.find("track") is not None:
-        raise UserError(f"{path} is not of the format 'CVAT for images'; export the task again as that.")
+        raise UserError(f"{path} is not in the format 'CVAT for images'; export the task again in it.")
     elements = tree.findall("image")
     for element in elements:
         if not element.get("name"):
@@ -44,7 +44,7 @@ def read_cvat(
     images = ImageFiles(root)
     named = {images.find(stem_of(e.get("name")), e.get("name")) or e.get("name"): e for e in elements}
     if len(named) < len(elements):
-        raise UserError(f"{path}: two images have one name; export the task with its subfolders.")
+        raise UserError(f"{path}: two images have the same name; export the task with its subfolders.")
 
     records, objects, skipped = [], [], Counter()
     for k, name in enumerate(split.choose(list(named)), 1):
@@ -67,11 +67,11 @@ def read_cvat(
 
 
 def find_cvat(root: Path) -> Path:
-    """The only CVAT file in `root`. Raises `UserError` if there is not one."""
+    """The only CVAT file in `root`. Raises `UserError` if there is not exactly one."""
     found = [p for p in sorted(root.glob("*.xml")) if not is_stray(p.name) and kind_of(p) == "cvat"]
     if len(found) != 1:
         names = ", ".join(path.name for path in found) or "none"
-        raise UserError(f"{root} has not one CVAT file but {names}; set `annotations` to the file.")
+        raise UserError(f"{root} must have one CVAT file, but has {names}; set `annotations` to the file.")
     return found[0]
 
 
@@ -104,7 +104,7 @@ def _ellipse(shape: Element, size: dict, where: str) -> dict:
 
 
 def _mask(shape: Element, size: dict, where: str) -> dict:
-    """Runs of zeros and ones in turn, along the rows of the box."""
+    """Alternating runs of zeros and ones, along the rows of the box."""
     try:
         left, top, width, height = map(int, _numbers(shape, ("left", "top", "width", "height"), where))
         runs = [int(text) for text in (shape.get("rle") or "").split(",")]

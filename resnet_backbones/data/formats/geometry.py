@@ -22,13 +22,13 @@ def bounds(polygons: Sequence[Sequence[float]]) -> list[float]:
 
 
 def outlined(polygons: list[list[float]]) -> dict:
-    """`bbox`, `area` and `segmentation` of an object with these polygons, which are taken not to overlap."""
+    """`bbox`, `area` and `segmentation` of an object with these polygons, which are assumed not to overlap."""
     return {"bbox": bounds(polygons), "area": sum(map(area, polygons)), "segmentation": polygons}
 
 
 @QUIET
 def area(polygon: Sequence[float]) -> float:
-    """By the shoelace formula."""
+    """The area of a polygon, by the shoelace formula."""
     x, y = np.array(polygon, float).reshape(-1, 2).T
     return 0.5 * abs(float(x @ np.roll(y, -1) - y @ np.roll(x, -1)))
 

@@ -1,4 +1,4 @@
-"""Which format the files of a data set have."""
+"""Guess the format of a data set from its files."""
 
 import os
 import re
@@ -11,9 +11,9 @@ from ..text import ENCODINGS
 
 TITLES = {"coco": "COCO", "voc": "PASCAL VOC", "yolo": "YOLO", "labelme": "labelme", "cvat": "CVAT"}
 BY_SUFFIX = {".json": "coco", ".xml": "cvat", ".yaml": "yolo", ".yml": "yolo"}  # of `annotations`, if it is a file
-HEAD = 2**16  # bytes that tell what a file is
-FILES = 50  # of a folder that are looked into
-# What the beginning of a file has in it, by suffix.
+HEAD = 2**16  # bytes that identify a file
+FILES = 50  # of a folder to look into
+# What identifies a format at the beginning of a file, by suffix.
 SIGNS = {
     ".json": {"labelme": r'"(shapes|imagePath)"\s*:', "coco": r'"(images|annotations|categories)"\s*:\s*\['},
     ".xml": {"voc": r"<annotation\b", "cvat": r"<annotations\b"},
@@ -26,9 +26,9 @@ CLASS_LISTS = ("classes.txt", "obj.data")
 
 
 def guess_format(root: Path, annotations: str | None) -> tuple[str, str]:
-    """The format, and the file or folder that tells it, of what is in `annotations` or in `root`.
+    """The format of what is in `annotations` or in `root`, and the file or folder that it was guessed from.
 
-    Raises `UserError` that says what is there if nothing tells the format, or if several formats are found.
+    Raises `UserError` saying what was found if it is of no known format, or of several.
     """
     if annotations and not os.path.isdir(annotations):
         return BY_SUFFIX.get(os.path.splitext(annotations)[1].lower(), "coco"), annotations
@@ -46,12 +46,13 @@ def guess_format(root: Path, annotations: str | None) -> tuple[str, str]:
         signs = " and ".join(f"{sign} ({kind})" for kind, sign in sorted(found.items()))
         raise UserError(f"{top} has files of several formats: {signs}. Set `format` to the one to read.")
     raise UserError(
-        f"{top} tells no format: it has {_contents(top)}. Set `format` to one of {', '.join(TITLES)}, or `annotations`."
+        f"{top} is of no known format; it has {_contents(top)}. Set `format` to one of {', '.join(TITLES)}, or "
+        "`annotations`."
     )
 
 
 def _evidence(folder: Path) -> dict[str, str]:
-    """The formats that files or folders directly in `folder` have, with the first sign of each."""
+    """The formats found directly in `folder`, each with the first file or folder that shows it."""
     entries = [name for name in sorted(os.listdir(folder)) if not is_stray(name)]
     if {"Annotations", "JPEGImages"} <= set(entries):
         return {"voc": "Annotations/ and JPEGImages/"}
@@ -68,7 +69,7 @@ def _evidence(folder: Path) -> dict[str, str]:
 
 
 def kind_of(path: Path) -> str | None:
-    """The format of a JSON, XML or YAML file, by its first lines; None if they do not tell."""
+    """The format of a JSON, XML or YAML file, judging by its first lines; None if unknown."""
     if not os.path.isfile(path):
         return None
     with open(path, "rb") as file:
@@ -82,7 +83,7 @@ def kind_of(path: Path) -> str | None:
 
 
 def _contents(folder: Path) -> str:
-    """Such as "3 .jpg, 2 .txt, images/"."""
+    """A summary such as "3 .jpg, 2 .txt, images/"."""
     tree = FolderTree(folder)
     files = [name for name in os.listdir(folder) if not is_stray(name) and os.path.isfile(folder / name)]
     suffixes = Counter(os.path.splitext(name)[1].lower() or "files without suffix" for name in files)

@@ -27,9 +27,9 @@ def read_labelme(
 ) -> tuple[Path, dict]:
     """The image root and the records of the JSON files, at any depth, in `annotations` or in `root` itself.
 
-    The image of a file has its name and any suffix; where there is none, `imagePath` names it. Images without a file
-    are left out: nobody has labeled them. Categories are the labels found, sorted, without `classes` in all files.
-    Shapes of one label and `group_id` are one object. Points and lines have no area, and are left out with a warning.
+    The image of a file has its name and any suffix; if there is none, `imagePath` names it. Images without a file are
+    left out: nobody has labeled them. Categories are the labels found, sorted; without `classes`, those of all files.
+    Shapes with the same label and `group_id` are one object. Points and lines are left out with a warning.
 
     Raises `UserError` naming the file if it is not labelme's.
     """
@@ -44,7 +44,7 @@ def read_labelme(
         path = folder / files[image]
         content = _read(path)
         if content is None:
-            logger.warning("%s is left out: it has no shapes, as labelme's files do", path)
+            logger.warning("%s is left out: it has no shapes, unlike labelme's files", path)
             continue
         stated, stem = str(content.get("imagePath") or ""), os.path.splitext(files[image])[0]
         file_name = images.find(stem, stated) or as_posix(stated).rpartition("/")[2] or f"{stem}.jpg"

@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 @cache
 def image_suffixes() -> set[str]:
-    """Of the image formats that are read: ".jpg", ".jpeg", ".jfif" …, in lower case."""
+    """The suffixes of the image formats that are read: ".jpg", ".jpeg", ".jfif" …, in lower case."""
     from ..images import FORMATS  # slow to import
 
     return {suffix for suffix, kind in Image.registered_extensions().items() if kind in FORMATS}
@@ -30,7 +30,7 @@ def is_image(name: str) -> bool:
 def stem_of(name: str) -> str:
     """A path without its suffix, if that is one of an image: "a.b/c.d.JPG" gives "a.b/c.d".
 
-    Composed as Unicode's form C: macOS writes an umlaut as two characters in names of files, others as one.
+    In Unicode's form C: in file names, macOS writes an umlaut as two characters, others as one.
     """
     return unicodedata.normalize("NFC", posixpath.splitext(name)[0] if is_image(name) else name)
 
@@ -53,7 +53,7 @@ def ends_of(path: str) -> list[str]:
 
 
 class ImageFiles:
-    """The images below `folder` but strays, by their names relative to it, with "/"."""
+    """The images below `folder` except strays, by their names relative to it, with "/"."""
 
     def __init__(self, folder: Path) -> None:
         self.names = [name for name in FolderTree(folder).names() if is_image(name)]
@@ -66,9 +66,9 @@ class ImageFiles:
     def find(self, stem: str, stated: str = "") -> str | None:
         """The image of the annotation file `stem`, a path without suffix, which calls its image `stated`.
 
-        Looked for are, with any suffix: the stem, `stated` relative to the folder of the annotation file and to that
-        of the images, and, if there are no images where the annotation file is, the only one elsewhere that ends like
-        it, or like `stated`, in fewer folders. Of several, the one with the suffix of `stated` is taken, or the first.
+        Looks, with any suffix, for the stem, then for `stated` relative to the folder of the annotation file and to
+        that of the images. If there are no images where the annotation file is, takes the only one elsewhere whose
+        path ends like the stem or `stated`. Of several, takes the one with the suffix of `stated`, or the first.
         """
         stem = unicodedata.normalize("NFC", stem)
         folder = posixpath.dirname(stem)
@@ -92,8 +92,8 @@ class ImageFiles:
 def annotated(images: ImageFiles, folder: Path, suffix: str) -> dict[str, str]:
     """The annotation files below `folder`, relative to it, by the names of their images.
 
-    Those whose image cannot be told from their own names are under these, without suffix. Images without a file are
-    left out: nobody has labeled them. Raises `UserError` if there are no files, or two of one image.
+    Files whose image their own name does not tell are listed under it, without suffix. Images without a file are left
+    out: nobody has labeled them. Raises `UserError` if there are no files, or two for one image.
     """
     found: dict[str, str] = {}
     for name in FolderTree(folder).names():
@@ -101,10 +101,10 @@ def annotated(images: ImageFiles, folder: Path, suffix: str) -> dict[str, str]:
         if end.lower() == suffix:
             image = images.find(stem) or stem
             if image in found:
-                raise UserError(f"{folder}: {found[image]} and {name} are both of image {image}; remove one of them.")
+                raise UserError(f"{folder}: {found[image]} and {name} are both for image {image}; remove one of them.")
             found[image] = name
     if not found:
-        raise UserError(f"{folder} has no {suffix} files, the annotations; set `annotations` to their folder.")
+        raise UserError(f"{folder} has no {suffix} annotation files; set `annotations` to their folder.")
     unlabeled = len(images.names) - len(found)
     if unlabeled > 0:
         logger.info("%s: %d images without a %s file are left out", folder, unlabeled, suffix)

@@ -26,12 +26,12 @@ def read_voc(
 ) -> tuple[Path, dict]:
     """The image root and the records of a devkit, or of the XML files, at any depth, in `annotations` or in `root`.
 
-    The image of a file has its name and any suffix; where there is none, `filename` in the file names it. Categories
-    are the names found, sorted, without `classes` in all files, whatever the split.
+    The image of a file has its name and any suffix; if there is none, `filename` in the file names it. Categories are
+    the names found, sorted; without `classes`, those of all files, whatever the split.
 
     VOC counts pixels from 1 and includes the last one: xmin … xmax becomes the edges xmin - 1 … xmax. Objects marked
     `difficult` become `iscrowd`: not trained on, ignored in evaluation, as in the devkit. A box with xmax <= xmin or
-    ymax <= ymin has no area; one that is missing is not finite.
+    ymax <= ymin has no area; a missing one is not finite.
 
     Raises `UserError` naming the file if a list is missing or wrong, or XML in the split is corrupt.
     """
@@ -61,7 +61,7 @@ def read_voc(
 
 
 def _image_of(images: ImageFiles, file: str, tree: Element) -> str:
-    """The image of the annotation file, or what it should be called where there is none."""
+    """The image of the annotation file, or the name it should have if there is none."""
     stated, stem = (tree.findtext("filename") or "").strip(), os.path.splitext(file)[0]
     return images.find(stem, stated) or as_posix(stated).rpartition("/")[2] or f"{stem}.jpg"
 

@@ -15,7 +15,7 @@ DECLARATION = re.compile(rb"""\s*<\?xml[^>]*?encoding\s*=\s*["']([\w.:-]+)""")
 
 
 def read_xml(path: Path) -> Element:
-    """The root of an XML file, of any encoding that it declares or has the byte order mark of.
+    """The root of an XML file, in any encoding that it declares or that its byte order mark indicates.
 
     Raises `UserError` naming the file if it cannot be read, is not valid or has a DOCTYPE.
     """
@@ -25,7 +25,7 @@ def read_xml(path: Path) -> Element:
         raise UserError(f"{path} cannot be read: {error.strerror}.") from error
     except DTDForbidden as error:
         raise UserError(f"{path} has a DOCTYPE, which can declare entities; remove it.") from error
-    except (ParseError, ValueError, LookupError) as error:  # the latter two for encodings
+    except (ParseError, ValueError, LookupError) as error:  # the last two for encodings
         raise UserError(f"{path} is not valid XML: {error}.") from error
 
 
@@ -39,7 +39,7 @@ def _decode(content: bytes) -> str:
 
 
 def number(text: str | None, what: str) -> float:
-    """`text` as a float, NaN and infinity included. Raises `UserError` naming `what` it is of."""
+    """`text` as a float, NaN and infinity included. Raises `UserError` naming `what` it belongs to."""
     try:
         return float(text)
     except (TypeError, ValueError) as error:

@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 def read_yolo(
     root: Path, annotations: str | None, split: Split, classes: Sequence[str] | None = None
 ) -> tuple[Path, dict]:
-    """The image root and records of a folder with `data.yaml`, or with `classes.txt` or `obj.names` as of darknet.
+    """The image root and records of a folder with `data.yaml`, or with `classes.txt` or `obj.names` as in darknet.
 
     The labels of images/a.jpg are in labels/a.txt, those of others beside them; an image without labels has no objects.
     A line is a box, "class x y width height", or a polygon, "class x y x y x y …", relative to the size of the image

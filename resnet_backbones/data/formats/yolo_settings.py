@@ -82,7 +82,7 @@ def sources_of(settings: dict, file: Path, root: Path, split: str | None) -> lis
         return []
     found = []
     for value in [given] if isinstance(given, str) else given:
-        # Roboflow writes ../train/images and means train/images; paths of another computer end like those here.
+        # Roboflow writes ../train/images and means train/images; paths from another computer end like those here.
         ends = [end for end in ends_of(as_posix(str(value))) if "/" in end] or [as_posix(str(value))]
         places = [root / str(value), file.parent / str(value), *(root / end for end in ends)]
         existing = [place for place in places if os.path.exists(place)]

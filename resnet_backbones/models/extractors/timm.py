@@ -26,7 +26,7 @@ def timm_backbone(
 
     A network that lacks a stride of 4 … 32 lacks its feature: a plain ViT of patch 16 has only res4.
 
-    Raises `UserError` where timm is not installed, does not know the name or has no features of that network at any of
+    Raises `UserError` if timm is not installed, does not know the name or gives no features of the network at any of
     these strides, and for an unknown norm or feature.
     """
     timm, name = import_timm(), name.removeprefix(PREFIX)
@@ -48,7 +48,7 @@ def timm_backbone(
 
 
 def create(timm, name: str, **options) -> nn.Module:
-    """`timm.create_model(name, features_only=True)`, for images of any size where the network can take them."""
+    """`timm.create_model(name, features_only=True)`, for images of any size if the network can take them."""
     for any_size in ({"strict_img_size": False}, {}):
         try:
             net = timm.create_model(name, pretrained=False, features_only=True, **any_size, **options)
@@ -68,7 +68,7 @@ class TimmBackbone(Backbone):
     """A `features_only` network of timm; its parameters keep the names timm gives them there, below `net`.
 
     `stages` goes by the order in which timm registers the modules, as timm's own feature extraction does. A network
-    that has parameters outside its modules, such as the position embedding of a ViT, or taps that are no modules, such
+    that has parameters outside its modules, such as the position embedding of a ViT, or taps that are not modules, such
     as HRNet's, has no such stages: freezing them raises `UserError`.
     """
 
@@ -101,7 +101,7 @@ class TimmBackbone(Backbone):
 
 
 def find(net: nn.Module, module: str) -> str | None:
-    """The name in the `features_only` network of what timm's feature_info calls `module`, None where it is no module.
+    """The name in the `features_only` network of what timm's feature_info calls `module`, None if it is not a module.
 
     timm either wraps the network, as `model` or `body`, or takes its first level of containers apart: `stages_0`.
     """
@@ -167,7 +167,7 @@ class Uncuttable(Sequence):
 
 
 class NormAct(nn.Module):
-    """timm's `BatchNormAct2d` with norm and activation apart, so that freezing replaces the norm and nothing else.
+    """timm's `BatchNormAct2d` with norm and activation separate, so that freezing replaces only the norm.
 
     In the state_dict the norm's tensors keep their names, without `norm.` in front.
     """

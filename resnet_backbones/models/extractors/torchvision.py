@@ -23,7 +23,7 @@ class Extractor(Backbone):
         net: the network whose modules are taken; those past the last wanted feature are dropped.
         stages: for "stem", "res2" … "res5" the names of their modules in `net`, in the order of the forward pass.
         channels: of res2 … res5.
-        tail: prefixes of the names in the state_dict of `net` of what follows res5.
+        tail: prefixes, in the state_dict of `net`, of the names of what follows res5.
         channels_last: whether the modules of `net` pass on (N, H, W, C).
         norm: "BN" keeps the norms of `net`, "FrozenBN" or "SyncBN" replace its batch norms.
         in_channels: channels of the image; other than 3 replaces the first convolution.
@@ -241,7 +241,7 @@ def densenet(name: str) -> nn.Module:
 
 
 def googlenet() -> nn.Module:
-    """torchvision's GoogLeNet without what only its classifier needs; `init_weights` given avoids its warning."""
+    """torchvision's GoogLeNet without what only its classifier needs; passing `init_weights` avoids its warning."""
     return models.googlenet(aux_logits=False, transform_input=False, init_weights=False)
 
 

@@ -1,4 +1,4 @@
-"""ZFNet of arXiv 1311.2901, Figure 3, in the form that py-faster-rcnn detects with."""
+"""ZFNet of arXiv 1311.2901, Figure 3, in the form that py-faster-rcnn uses."""
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
