@@ -16,8 +16,8 @@ BASES = ("ours", "ours compiled")  # which the others are compared with
 class Row:
     """The time and memory of one contender.
 
-    `ratios` holds, for each of `BASES` that took part, the lower quartile, the median and the upper quartile over rounds
-    of its seconds / this one's. Without `seconds`, the remark says why there are none.
+    `ratios` holds, for each of `BASES` that took part, the lower quartile, the median and the upper quartile over
+    rounds of its seconds / this one's. Without `seconds`, the remark says why there are none.
     """
 
     measured: str

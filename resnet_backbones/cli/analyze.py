@@ -83,7 +83,7 @@ def study(argv: list[str]) -> None:
         "--data",
         required=True,
         metavar="ROOT",
-        help="the folder of images; for a detector, or the config with its test set",
+        help="the folder of images, or for a detector the config with its test set",
     )
     parser.add_argument("--split", help="the split of --data; default for classifiers: val")
     parser.add_argument("--output", required=True, metavar="DIR", help="folder for the results")

@@ -20,8 +20,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("source", metavar="IN", help="the weights to convert")
     parser.add_argument("output", metavar="OUT", help="the file to write, or hf://")
     parser.add_argument("--to", required=True, choices=FORMATS)
-    parser.add_argument("--channel-order", choices=("RGB", "BGR"), help="of OUT's images; default: RGB, or BGR for caffe2")
-    parser.add_argument("--fold", nargs="+", default=[], choices=("std", "mean"), help="fold into the first convolution")
+    parser.add_argument("--channel-order", choices=("RGB", "BGR"), help="of OUT's images; default RGB, BGR for caffe2")
+    parser.add_argument("--fold", nargs="+", default=[], choices=("std", "mean"), help="into the first convolution")
     parser.add_argument("--source-order", choices=("RGB", "BGR"), help="of IN's images, if IN does not state it")
     about = "of IN's images in [0, 255], in the order of --source-order, if IN does not state it"
     parser.add_argument("--pixel-mean", nargs=3, type=float, metavar=("A", "B", "C"), help=f"mean {about}")

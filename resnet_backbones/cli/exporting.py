@@ -69,7 +69,7 @@ def read_model(args: argparse.Namespace) -> nn.Module:
 
 
 def test_sets(network: Network, config: DictConfig, weights: str) -> list[Annotations]:
-    """The test sets of `config`. Raises `UserError` where the network cannot be scored on them."""
+    """The test sets of `config`. Raises `UserError` if the network cannot be scored on them."""
     if network.kind != "detection":
         raise UserError(f"--data is for detectors, and {weights} holds a network for {network.kind}; leave it out.")
     sets = load_sets(config, config.data.test)

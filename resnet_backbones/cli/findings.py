@@ -34,7 +34,7 @@ class Findings:
                     )
 
     def foreign(self) -> UserError:
-        return UserError(f"{self.path} is not of an earlier study, or damaged; choose another --output.")
+        return UserError(f"{self.path} is not from an earlier study, or damaged; choose another --output.")
 
     def known(self, subject: Subject) -> object | None:
         """What is there of a network. Raises `UserError` if its file has changed since."""

@@ -46,7 +46,7 @@ logger = logging.getLogger(__name__)
 
 
 def check(config: DictConfig, eval_only: bool) -> None:
-    """Raise `UserError` where a classifier cannot be built or weights or images are missing, without reading them."""
+    """Raise `UserError` if a classifier cannot be built or weights or images are missing, without reading them."""
     compared = [] if eval_only else config.compare
     with trial():
         for entry in compared or [config.backbone.name]:

@@ -65,7 +65,7 @@ def trained(args: argparse.Namespace, options: dict, findings: Findings) -> list
     """A row for each of --name with each shortcut, trained on --data by the schedule of `CONFIG`."""
     for key in ("images", "split", "device"):
         if getattr(args, key) is not None:
-            raise UserError(f"--{key} is of no use to shortcuts --name, which trains; leave it out.")
+            raise UserError(f"--{key} does not apply to shortcuts --name, which trains; leave it out.")
     if "shortcut" in options:
         raise UserError("shortcuts --name trains with each shortcut; leave shortcut= out.")
     for name in args.name:

@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 
 def check(config: DictConfig, eval_only: bool) -> None:
-    """Raise `UserError` where the detector cannot be built or weights or data are missing, without reading them."""
+    """Raise `UserError` if the detector cannot be built or weights or data are missing, without reading them."""
     bare = OmegaConf.merge(config, {"weights": None, "backbone": {"weights": None}})
     with trial():
         with errors_about("backbone"):
@@ -51,7 +51,7 @@ def train(given: DictConfig, resume: bool) -> None:
     test_sets, train_sets = load_sets(config, config.data.test), load_sets(config, config.data.train)
     check_same_classes(test_sets[0], train_sets[0])
     if not test_sets[0].is_labeled:
-        raise UserError(f"data.test: {test_sets[0].name} has no annotations, so no metric to choose the best by.")
+        raise UserError(f"data.test: {test_sets[0].name} has no annotations, so no metric to choose the best by; give annotated images.")
     for data in test_sets:
         check_headers(data, config.data.max_unreadable)
     model = build_detector(config, len(test_sets[0].classes), new_predictors=True).to(device)

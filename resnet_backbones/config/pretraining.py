@@ -14,7 +14,7 @@ class ImagesConfig:
     val: str = "val"
     classes: list[str] | None = None  # null: the names of the folders, sorted; of shards, classes.txt beside them
     num_workers: int = 4  # loader processes per rank
-    repeats: int = 1  # repeated augmentation (arXiv 1901.09335): copies of each image in a batch
+    repeats: int = 1  # repeated augmentation (arXiv 1902.05509): copies of each image in a batch
     max_unreadable: int = 10  # unreadable images that are logged and skipped; one more is an error
 
 

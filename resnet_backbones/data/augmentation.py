@@ -15,7 +15,7 @@ RGB_EIGENVECTORS = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.
 
 
 def train_transform(augmentation: DictConfig, preprocessing: Preprocessing) -> Callable[[Tensor], Tensor]:
-    """The transform of an image (C, H, W) to a crop (C, size, size), both uint8, for the config section `augmentation`."""
+    """The transform from an image (C, H, W) to a crop (C, size, size), both uint8, by the config's `augmentation`."""
     size, interpolation = augmentation.size, v2.InterpolationMode(preprocessing.interpolation)
     gray = [round(255 * v) for v in preprocessing.as_rgb()[0]]  # zero after normalization
     crops = {

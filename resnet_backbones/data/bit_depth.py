@@ -14,7 +14,7 @@ WARNED: set[tuple] = set()  # kinds of files that this process has warned about
 
 
 def to_bytes(values: np.ndarray, name: str, top: int | None = None, nodata: float | None = None) -> np.ndarray:
-    """`values` of any real type as uint8, scaled by one range for all channels from its bottom, black, to its top, white.
+    """`values` of any real type as uint8, scaled by one range for all channels: its bottom is black, its top white.
 
     The range is 0 … `top` if the file states it. Otherwise it is the first of 0 … 1, 255, 1023, 4095, 16383 and 65535
     that contains the largest value, if that is at least a sixteenth of its top. Values down to a sixteenth below zero
@@ -31,7 +31,7 @@ def to_bytes(values: np.ndarray, name: str, top: int | None = None, nodata: floa
         top: the largest value that the format allows.
         nodata: the value of pixels without data.
 
-    Raises `UserError` for complex numbers, and where no value is finite.
+    Raises `UserError` for complex numbers, and if no value is finite.
     """
     if values.dtype == np.uint8:
         return values

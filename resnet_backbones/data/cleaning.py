@@ -221,7 +221,7 @@ def _file_names(images: list[dict], needed: bool, source: str) -> list[str]:
                 raise UserError(f"{source}: image {image['id']} has the invalid file_name {name!r}.")
             name = name.replace("\\", "/")
             if needed and not stays_below(name):
-                raise UserError(f"{source}: the file_name of image {image['id']} points outside the image folder: {name[:80]}.")
+                raise UserError(f"{source}: the file_name of image {image['id']} leaves the image folder: {name[:80]}.")
         names.append(name)
     return names
 

@@ -1,8 +1,8 @@
 """COCO's compressed RLE: checked before pycocotools sees it, which reads and writes past the end of invalid ones.
 
-A mask's runs, alternately of zeros and ones and down its columns, are numbers in groups of 5 bits, lowest first, written
-as the characters from "0" on, where a sixth bit means that more follow. From the fourth on, each number is the
-difference from the run two before.
+A mask's runs, of alternating zeros and ones down its columns, are numbers written in groups of 5 bits, lowest first, as
+the characters from "0" on, where a sixth bit means that more follow. From the fourth on, each number is the difference
+from the run two before.
 """
 
 from collections.abc import Sequence

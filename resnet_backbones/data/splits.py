@@ -145,7 +145,7 @@ def listed(path: Path, names: Sequence[str]) -> list[str]:
 
     A line is the name of an image or of its annotation file, with or without suffix, and with more or fewer of its
     folders. Its annotation file may follow it, and in the lists of a VOC devkit a -1, 0 or 1. Raises `UserError` naming
-    a line that matches none, several, or one listed before.
+    a line that fits none, several, or one listed before.
     """
     by_base = defaultdict(list)
     for name in names:
@@ -157,8 +157,8 @@ def listed(path: Path, names: Sequence[str]) -> list[str]:
         readings = (_matches(path, by_base) for path in _readings(line, has_flags))
         matches = next(filter(None, readings), [])
         if len(matches) != 1:
-            fault = f"is none of the {len(names)} annotated images" if not matches else f"matches {' and '.join(matches)}"
-            raise UserError(f"{path}: {line[:200]!r} {fault}; write names as in the data set.")
+            fault = f"is none of the {len(names)} annotated images" if not matches else f"fits {' and '.join(matches)}"
+            raise UserError(f"{path}: {line[:200]!r} {fault}; write the names as they are there.")
         found += matches
     repeated = [name for name, count in Counter(found).items() if count > 1]
     if repeated:

@@ -53,7 +53,7 @@ def start_worker(worker: int) -> None:
 
 @atexit.register
 def end_workers() -> None:
-    """Send the workers a first SIGTERM, which they ignore, before the one by which multiprocessing ends them at exit."""
+    """Send the workers a first SIGTERM, which they ignore, before the one that multiprocessing sends at exit."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would report their death as an error
     for process in multiprocessing.active_children():
         if process.daemon:

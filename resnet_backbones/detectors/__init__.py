@@ -150,7 +150,7 @@ def stated_config(metadata: dict, source: str) -> DictConfig | None:
     Args:
         source: the file, for messages.
 
-    Raises `UserError` where they do not name the backbone and the detector.
+    Raises `UserError` if they do not name the backbone and the detector.
     """
     if "config" not in metadata:
         return None

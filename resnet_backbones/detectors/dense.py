@@ -38,7 +38,7 @@ class FCOS(LabelsFromOne, torchvision_fcos.FCOS):
 def retinanet(backbone: nn.Module, num_classes: int, **settings) -> RetinaNet:
     """RetinaNet; `settings` are the attributes of `settings.RetinaNet`.
 
-    Raises `UserError` where the backbone's features are not p3 … p7.
+    Raises `UserError` if the backbone's features are not p3 … p7.
     """
     s = detector_settings.RetinaNet(**settings)
     check_dense_levels(backbone, s.anchor_sizes)
@@ -64,7 +64,7 @@ def retinanet(backbone: nn.Module, num_classes: int, **settings) -> RetinaNet:
 def fcos(backbone: nn.Module, num_classes: int, **settings) -> FCOS:
     """FCOS; `settings` are the attributes of `settings.FCOS`.
 
-    Raises `UserError` where the backbone's features are not p3 … p7.
+    Raises `UserError` if the backbone's features are not p3 … p7.
     """
     s = detector_settings.FCOS(**settings)
     check_dense_levels(backbone)

@@ -52,7 +52,7 @@ def head_features(backbone: nn.Module, anchor_sizes: Sequence[Sequence[int]], bo
 
 
 def check_dense_levels(backbone: nn.Module, anchor_sizes: Sequence[Sequence[int]] | None = None) -> None:
-    """Raise `UserError` where a one-stage detector cannot work on the backbone's features or with these anchors."""
+    """Raise `UserError` if a one-stage detector cannot work with the backbone's features or with these anchors."""
     shapes = list(backbone.output_shape())
     if shapes != DENSE_LEVELS:
         raise UserError(

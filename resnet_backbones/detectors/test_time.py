@@ -65,7 +65,7 @@ def mirror(output: dict[str, Tensor], width: int) -> dict[str, Tensor]:
 
 
 def vote(kept: Tensor, labels: Tensor, found: dict[str, Tensor]) -> Tensor:
-    """Box voting (arXiv 1505.01749 §5): boxes (N, 4) as score-weighted means of all of their class that overlap them."""
+    """Box voting (arXiv 1505.01749 §5): boxes (N, 4) as score-weighted means of those of their class that overlap."""
     alike = (box_iou(kept, found["boxes"]) >= VOTING_IOU) & (labels[:, None] == found["labels"])
     weights = found["scores"] * alike
     return weights @ found["boxes"] / weights.sum(1, keepdim=True)

@@ -40,7 +40,7 @@ def export(
         model: as `network_of` takes it, which says what inputs and outputs the file has.
         format: a key of `FORMATS`, which has the suffix of `path`.
         precision: "fp32", or for OpenVINO "bf16" or "int8".
-        inputs: what the file and `model` are compared on; None for generated images of several sizes, one of them blank.
+        inputs: what the file and `model` are compared on; None for generated images of several sizes, one blank.
         calibration: inputs on which the ranges of activations are measured for int8.
 
     Returns how far the outputs differ; None for bf16 and int8, which are only run. Boxes may differ by 1e-2 pixels,
@@ -82,7 +82,7 @@ def verify(network: Network, path: Path, precision: str, inputs: Sequence[Tensor
 
 
 def check_request(path: Path, format: str, precision: str) -> None:
-    """Raise `UserError` where `export` cannot write to `path` in this format and precision."""
+    """Raise `UserError` if `export` cannot write to `path` in this format and precision."""
     if path.suffix != FORMATS[format]:
         named = f"{path.stem or 'model'}{FORMATS[format]}"
         raise UserError(f"{str(path)!r} does not have the suffix of --format {format}; call it {named}.")
@@ -92,7 +92,7 @@ def check_request(path: Path, format: str, precision: str) -> None:
         raise UserError(f"{path} cannot be written: the folder {path.parent} does not exist; create it.")
     if precision not in PRECISIONS[format]:
         raise UserError(
-            f"--precision {precision} is not supported by --format {format}, whose CPU kernels lack it; use --format openvino."
+            f"--precision {precision} needs --format openvino, since the CPU kernels of --format {format} lack it."
         )
 
 
@@ -111,7 +111,7 @@ def load(path: str | Path) -> tuple[Callable[[Tensor | np.ndarray], dict[str, Te
     The input is a tensor or an array of the shape and type that `network_of` gives for its kind, such as
     (1, C, H, W), uint8, of a detector; the outputs are tensors on the CPU.
 
-    Raises `UserError` for an unknown suffix, a missing file, and where the library that runs it is not installed.
+    Raises `UserError` for an unknown suffix, a missing file, and if the library that runs it is not installed.
     """
     loaders = {".onnx": load_onnx, ".xml": load_openvino, ".pt2": load_program}
     path = Path(path)

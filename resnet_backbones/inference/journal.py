@@ -58,7 +58,7 @@ class Journal:
             fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UserError(
-                f"Another prediction is writing to {self.path.parent}; wait for it to finish, or choose another --output."
+                f"Another prediction is writing to {self.path.parent}; wait until it ends, or choose another --output."
             ) from error
         except OSError:  # from a file system without locks
             pass

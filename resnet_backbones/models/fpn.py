@@ -132,7 +132,7 @@ def name_as_torchvision_does_now(pyramid: Pyramid, state: dict[str, Tensor], pre
 
 
 def check_body(shapes: dict[str, ShapeSpec], in_features: Sequence[str], out_features: Sequence[str]) -> None:
-    """Raise `UserError` where a body of these shapes lacks one of `in_features`, or has it at another stride."""
+    """Raise `UserError` if a body of these shapes lacks one of `in_features`, or has it at another stride."""
     missing = [f for f in in_features if f not in shapes]
     if missing:
         features = list(LATERALS.values())

@@ -128,7 +128,7 @@ def earlier(path: Path, k: int) -> Path:
 def newest_readable(path: Path) -> tuple[Path, dict | None]:
     """The newest of `path`, `last-1.pt`, … that torch can read, and its content; None if there is no file.
 
-    Raises `UserError` naming each fault where files exist and none can be read.
+    Raises `UserError` naming each fault if files exist but none can be read.
     """
     faults = []
     for candidate in filter(Path.exists, (earlier(path, k) for k in range(100))):

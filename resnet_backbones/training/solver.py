@@ -26,7 +26,7 @@ NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 def build_optimizer(model: nn.Module, solver: DictConfig) -> torch.optim.Optimizer:
     """SGD with momentum, AdamW or LAMB (arXiv 1904.00962, timm's) over the parameters that are not frozen.
 
-    Those of norms decay by `norm_weight_decay`, if it is given. Raises `UserError` where LAMB needs timm.
+    Those of norms decay by `norm_weight_decay`, if it is given. Raises `UserError` if LAMB lacks timm.
     """
     norms = {p for m in model.modules() if isinstance(m, NORMS) for p in m.parameters(recurse=False)}
     trained = [p for p in model.parameters() if p.requires_grad]

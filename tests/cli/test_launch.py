@@ -116,7 +116,7 @@ def test_an_error_leaves_no_new_folder(folder, tool):
     ("more", "message"),
     [
         (["--resume", "backbone.name=resnet34_fpn"], "last.pt does not fit"),
-        (["--resume", "solver.max_iter=1"], "is of step 2, past solver.max_iter=1"),
+        (["--resume", "solver.max_iter=1"], "is from step 2, past solver.max_iter=1"),
         (["--eval-only", "weights={folder}/out/last.pt", "backbone.name=resnet34_fpn"], "holds a resnet18"),
         (["data.train=[broken]", "datasets.broken.annotations={folder}/out/log.txt"], "log.txt is not valid JSON"),
     ],

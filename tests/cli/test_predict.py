@@ -92,7 +92,7 @@ def test_results_are_scored_with_the_ids_of_the_ground_truth(tmp_path, predict, 
     draw().save(tmp_path / "images/another.png")
     truth = tmp_path / "instances.json"
     status, _, err = predict(tmp_path / "images", "--ground-truth", truth)
-    assert (status, err.splitlines()[-1]) == (0, f"1 inputs are no images of {truth} and are left out")
+    assert (status, err.splitlines()[-1]) == (0, f"1 inputs are not images of {truth} and are left out")
     assert [image["id"] for image in read(tmp_path, "images.json")["images"]] == [100, 101, 102]
     assert {r["category_id"] for r in read(tmp_path, "predictions.json")} <= {7, 3}
     main(["evaluate", "--ground-truth", str(truth), "--predictions", str(tmp_path / "out/predictions.json")])
@@ -224,7 +224,7 @@ def test_a_classifier_gives_classes(tmp_path, predict):
         (["one.png", "--ground-truth", "no_images.json"], "no_images.json, which has none."),
         (["one.png", "--tile", "-3"], "tile is -3; it must be at least 1 pixel."),
         (["one.png", "--ground-truth", "none.json"], "The annotation file none.json does not exist"),
-        (["one.png", "--output", "other"], "other/images is not of an earlier prediction; choose another --output."),
+        (["one.png", "--output", "other"], "other/images is not from an earlier prediction; choose another --output."),
     ],
 )
 def test_bad_inputs_are_one_line(tmp_path, predict, monkeypatch, standard_input, arguments, message):
@@ -281,7 +281,7 @@ def test_files_of_another_origin_are_not_replaced(tmp_path, predict, name):
     for other in {"images/a.png", name}:
         (tmp_path / "out" / other).write_text(FOREIGN[other])
     status, _, err = predict(tmp_path / "a.png", "--csv")
-    assert (status, "is not of an earlier prediction" in err) == (2, True)
+    assert (status, "is not from an earlier prediction" in err) == (2, True)
     assert (tmp_path / "out" / name).read_text() == FOREIGN[name]
     assert (tmp_path / "out/images/a.png").read_text() == "an original"
 
@@ -335,7 +335,7 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path, predict, weights):
     assert status == 2
     assert "has the unfinished results of a command with tile None, which is now 30; choose another folder" in err
     status, out, _ = predict(tmp_path / "images", "--batch-size", "1")
-    assert (status, f"{done} images are in {journal} already" in out) == (0, True)
+    assert (status, f"{done} images are already in {journal}" in out) == (0, True)
     assert sum(path.stat().st_mtime_ns == time for path, time in pictures.items()) >= done
     killed = [(tmp_path / "out" / name).read_text() for name in ("predictions.json", "images.json")]
     assert predict(tmp_path / "images", "--batch-size", "1")[0] == 0
@@ -359,13 +359,13 @@ def test_a_full_disk_keeps_what_was_done(tmp_path, predict, small_files):
     status, _, err = predict(tmp_path / "images")
     assert status == 2
     assert err.splitlines()[-1] == (
-        f"error: {tmp_path}/out cannot be written: File too large. What was predicted so far is kept; the same command "
-        "goes on from there."
+        f"error: {tmp_path}/out cannot be written: File too large. Results so far are kept; repeat the command to "
+        "resume."
     )
     small_files()
     status, out, _ = predict(tmp_path / "images")
     assert status == 0
-    assert 0 < int(re.search(r"^(\d+) images are in .* already", out, flags=re.M)[1]) < 30
+    assert 0 < int(re.search(r"^(\d+) images are already in ", out, flags=re.M)[1]) < 30
     assert len(names(tmp_path)) == 30
 
 
@@ -416,7 +416,7 @@ def test_an_interrupt_is_one_line_and_leaves_what_was_done(tmp_path, predict):
     signal.signal(signal.SIGINT, previous)
     assert (status, err.splitlines()[-1]) == (
         130,
-        "interrupted. What was predicted so far is kept; the same command goes on from there.",
+        "interrupted. Results so far are kept; repeat the command to resume.",
     )
     assert "Traceback" not in err
     assert 3 <= journal.read_bytes().count(b"\n") < 80

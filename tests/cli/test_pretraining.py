@@ -297,7 +297,7 @@ def test_training_goes_on_with_other_classes(pretrain, tmp_path):
     more = ["data.classes=[ant,bee,cat,dog]", "solver.lr=1e-30", f"output_dir={tmp_path / 'more'}"]
     status, out, err = pretrain(f"weights={file}", *more)
     assert status == 0, err
-    assert "its 3 classes are not the 4 of the data; fc keeps its random weights" in out
+    assert "has 3 classes, but the data has 4; fc keeps its random weights" in out
     one, other = load_classifier(str(file)), load_classifier(str(tmp_path / "more" / "model.safetensors"))
     assert torch.equal(one.backbone.conv1.weight, other.backbone.conv1.weight)
     assert other.classes == ["ant", "bee", "cat", "dog"]
@@ -360,4 +360,4 @@ def test_too_many_unreadable_images_are_an_error(pretrain, tmp_path):
         path.write_bytes(b"broken")
     message = one_line_error(pretrain("data.max_unreadable=2"))
     assert "cannot be decoded" in message
-    assert "It is number 3; data.max_unreadable allows 2" in message
+    assert "This is unreadable image 3; data.max_unreadable allows 2" in message

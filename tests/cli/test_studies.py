@@ -100,11 +100,11 @@ def test_a_study_goes_on_where_it_was(analyze, tmp_path):
     assert f"{path} was made with draws 1, not 2; choose another --output, or remove the file." in err
     whole["networks"][label]["experiments"][1]["blocks"] = ["layer9"]
     path.write_text(json.dumps(whole))
-    assert "is not of an earlier study, or damaged" in analyze("lesions", "--weights", weights, "--draws", "1")[2]
+    assert "is not from an earlier study, or damaged" in analyze("lesions", "--weights", weights, "--draws", "1")[2]
     save_classifier(tmp_path / "a.safetensors", "cifar_plain20")
     assert f"{weights} has changed since" in analyze("lesions", "--weights", weights, "--draws", "1")[2]
     path.write_text("{")
-    assert "is not of an earlier study, or damaged" in analyze("lesions", "--weights", weights)[2]
+    assert "is not from an earlier study, or damaged" in analyze("lesions", "--weights", weights)[2]
 
 
 def test_responses_and_gradients_of_several_networks(analyze, tmp_path):
@@ -165,7 +165,7 @@ def test_shortcuts_side_by_side(analyze, tmp_path):
         (["responses", "--name", "resnet18", "weights=a.pt"], "Unknown option of resnet18 'weights'"),
         (["responses", "--name", "resnet18", "--seed", "-1"], "--seed is -1; it must be from 0 to 4294967295."),
         (["shortcuts", "--name", "resnet18", "shortcut=B"], "leave shortcut= out."),
-        (["shortcuts", "--name", "resnet18", "--images", "8"], "--images is of no use"),
+        (["shortcuts", "--name", "resnet18", "--images", "8"], "--images does not apply"),
         (["shortcuts", "--name", "swin_t"], "swin_t has no option shortcut; choose a residual network."),
         (["lesions", "--name", "densenet121"], "densenet121, untrained: No block can be removed"),
     ],

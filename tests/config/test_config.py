@@ -81,7 +81,7 @@ def test_numbers_and_booleans_get_the_types_of_the_schema(tmp_path):
 
 def test_a_key_that_is_there_twice_is_named(tmp_path):
     (tmp_path / "a.yaml").write_text("seed: 1\nseed: 2\n")
-    with pytest.raises(UserError, match="a.yaml is not valid YAML: the key seed is there twice"):
+    with pytest.raises(UserError, match="a.yaml is not valid YAML: duplicate key seed"):
         load_config(str(tmp_path / "a.yaml"))
 
 

@@ -283,8 +283,8 @@ def test_turned_boxes_ellipses_and_masks_of_cvat(tmp_path):
         ("1.00,12.00", "1.00", r"a polygon of a\.jpg has an x without y in its points"),
         ('label="cat" xtl', "xtl", r"a box of b\.jpg has no label"),
         ("{more}", '<mask label="dog" rle="7" left="1" top="1" width="2" height="2"/>', r"its runs do not fill 2 x 2"),
-        ("<version>", "<track/><version>", r"annotations\.xml is not of the format 'CVAT for images'"),
-        ("b.jpg", "a.jpg", r"annotations\.xml: two images have one name"),
+        ("<version>", "<track/><version>", r"annotations\.xml is not in the format 'CVAT for images'"),
+        ("b.jpg", "a.jpg", r"annotations\.xml: two images have the same name"),
     ],
 )
 def test_errors_of_cvat_say_where(tmp_path, old, new, message):
@@ -315,7 +315,7 @@ def test_coco_beside_its_images(tmp_path, caplog):
 def test_a_folder_that_tells_no_format_or_several(tmp_path):
     write_images(tmp_path / "images", "a.jpg", "b.jpg", "._c.jpg")
     (tmp_path / "readme.txt").write_text("")
-    with pytest.raises(UserError, match=r"datasets\.own: .* tells no format: it has 1 \.txt, images/\. Set `format`"):
+    with pytest.raises(UserError, match=r"datasets\.own: .* is of no known format; it has 1 \.txt, images/\. Set"):
         read(tmp_path)
     write_yolo(tmp_path / "own")
     write_labelme(tmp_path / "own", "a", [])

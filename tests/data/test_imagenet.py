@@ -301,7 +301,7 @@ def test_an_unreadable_image_is_skipped_and_named(tree, caplog, damage):
     assert f"Image {path} cannot be decoded" in caplog.text
     assert len(next(loader)[0]) == 8  # seen again, counted once
     none = iter(build_train_loader(dataset, 9, num_workers=0, seed=0))
-    with pytest.raises(UserError, match=r"bee/1.jpg cannot be decoded.*It is number 1; data.max_unreadable allows 0"):
+    with pytest.raises(UserError, match=r"bee/1.jpg cannot be decoded.*image 1; data.max_unreadable allows 0"):
         next(none)
 
 

@@ -83,7 +83,7 @@ def test_lists_name_images_in_many_ways(tmp_path):
     assert listed(tmp_path, "a.png\n", ["a.jpg", "a.png"]) == ["a.png"]
     assert listed(tmp_path, "val/c.d.xml\n./images/train/a.jpg ./xml/train/a.xml", names) == [names[3], names[0]]
     for text, message in [
-        ("a.jpg", r"list\.txt: 'a\.jpg' means images/train/a\.jpg and images/val/a\.jpg; write the names as they are"),
+        ("a.jpg", r"list\.txt: 'a\.jpg' fits images/train/a\.jpg and images/val/a\.jpg; write the names as they are"),
         ("test/c.d", r"list\.txt: 'test/c\.d' is none of the 4 annotated images"),
         ("c.d\nval/c.d.png", r"list\.txt: image images/val/c\.d\.png is listed twice"),
         ("c.d 1", r"'c\.d 1' is none of"),  # flags are in the lists of devkits only

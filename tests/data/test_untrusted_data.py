@@ -41,7 +41,7 @@ def test_image_names_that_leave_the_dataset(tmp_path, name):
 def test_splits_that_leave_the_dataset(tmp_path, split):
     write_voc(tmp_path / "own", {"a": [("dog", (1, 1, 9, 9), 0)]})
     (tmp_path / "train.txt").write_text("a\n")
-    with pytest.raises(UserError, match=r"datasets\.own: split .* leaves .*own; name a list or a folder in it"):
+    with pytest.raises(UserError, match=r"datasets\.own: split .* points outside .*own; name a list or a folder in it"):
         read_voc(tmp_path / "own", split)
 
 

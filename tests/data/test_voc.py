@@ -187,7 +187,7 @@ def test_xml_apart_from_the_images(tmp_path, caplog):
 def test_two_files_of_one_image_are_named(tmp_path):
     write_flat(tmp_path, {"a": [("dog", BOX, 0)]})
     (tmp_path / "a.jpg.xml").write_text((tmp_path / "a.xml").read_text())
-    with pytest.raises(UserError, match=r"a\.jpg\.xml and a\.xml are both of image a\.jpg; remove one"):
+    with pytest.raises(UserError, match=r"a\.jpg\.xml and a\.xml are both for image a\.jpg; remove one"):
         read_flat(tmp_path)
 
 

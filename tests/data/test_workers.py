@@ -74,7 +74,7 @@ def test_unreadable_images_of_a_detection_set_are_skipped_up_to_the_limit(tmp_pa
         sizes = [len(next(batches)[0]) for _ in range(3)]
     assert sizes == [3, 3, 3]
     assert caplog.text.count("images/2.png cannot be decoded: it is not an image. Skipped; 1 so far.") == 1
-    with pytest.raises(UserError, match=r"2\.png cannot be decoded.*It is number 1; data.max_unreadable allows 0"):
+    with pytest.raises(UserError, match=r"2\.png cannot be decoded.*image 1; data.max_unreadable allows 0"):
         next(iter(build_train_loader(dataset, 4, num_workers=1, seed=0)))
 
 

@@ -65,7 +65,7 @@ def test_statistics_of_other_channels():
     assert detector_preprocessing(backbone_of(4), None, None).mean == gray.mean * 4
     backbone = backbone_of(4)
     for options in ({"image_mean": [0.5] * 3}, {"image_std": [0.5] * 3}):
-        message = r"detector\.image_\w+ is \[.*\], 3 in number, but the backbone takes 4 channels"
+        message = r"detector\.image_\w+ is \[.*\], of length 3, but the backbone takes 4 channels"
         with pytest.raises(UserError, match=message):
             heads.faster_rcnn(backbone, 2, **options)
     backbone.preprocessing = Preprocessing()  # of RGB weights, whose first convolution was fitted to 4 channels

@@ -114,7 +114,7 @@ def test_impossible_losses_are_refused(overrides, message):
 def test_the_number_of_class_weights_is_checked():
     config = load_config("quickstart_mask_rcnn.yaml", [*TINY, "detector.class_weights=[1, 2]"])
     assert OmegaConf.to_container(config.detector.class_weights) == [1, 2]
-    with pytest.raises(UserError, match=r"detector.class_weights is \[1.0, 2.0\]; it must be 3 numbers, one a class"):
+    with pytest.raises(UserError, match=r"detector.class_weights is \[1.0, 2.0\]; it must be 3 numbers, one per class"):
         build_detector(config, 3)
 
 
@@ -126,4 +126,4 @@ def test_training_takes_class_weights_from_the_command_line(tool, tmp_path):
     assert status == 0, err
     status, _, err = tool("train_net", *config, *arguments, "detector.class_weights=[1,2,3]")
     assert status == 2
-    assert "detector.class_weights is [1.0, 2.0, 3.0]; it must be 2 numbers, one a class" in err
+    assert "detector.class_weights is [1.0, 2.0, 3.0]; it must be 2 numbers, one per class" in err

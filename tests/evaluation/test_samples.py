@@ -25,7 +25,7 @@ def test_an_unreadable_image_has_no_sample(tmp_path, caplog):
     (tmp_path / "images/1.png").write_bytes(b"no image")
     paths = save_samples(read_coco(tmp_path), [], tmp_path / "samples", 3, 0.5)
     assert [p.name for p in paths] == ["0.png", "2.png"]
-    assert "1.png cannot be decoded: it is not an image. It has no sample." in caplog.text
+    assert "1.png cannot be decoded: it is not an image. No sample is drawn." in caplog.text
 
 
 def test_images_of_the_same_name_have_different_samples(tmp_path):

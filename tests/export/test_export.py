@@ -240,16 +240,16 @@ def test_a_file_that_differs_is_not_written(classifier, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--format", "onnx", "--output", "c.pt2"], "'c.pt2' has no suffix of --format onnx; call it c.onnx."),
+        (["--format", "onnx", "--output", "c.pt2"], "does not have the suffix of --format onnx; call it c.onnx."),
         (["--format", "onnx", "--output", "no/c.onnx"], "the folder no does not exist; create it."),
-        (["--format", "onnx", "--output", "c.onnx", "--precision", "bf16"], "use --format openvino."),
+        (["--format", "onnx", "--output", "c.onnx", "--precision", "bf16"], "needs --format openvino"),
         (["--format", "openvino", "--output", "c.xml", "--precision", "int8"], "--data YAML"),
         (["--format", "torch", "--output", "c.pt2", "--name", "resnet51"], "Did you mean resnet50"),
-        (["--format", "onnx", "--output", ""], "'.' has no suffix of --format onnx; call it model.onnx."),
+        (["--format", "onnx", "--output", ""], "'.' does not have the suffix of --format onnx; call it model.onnx."),
         (["--format", "torch", "--output", "folder.pt2"], "folder.pt2 cannot be written: it is a folder"),
         (["--format", "torch", "--output", "c.pt2", "--images", "empty"], "--images empty has no images"),
         (["--format", "torch", "--output", "c.pt2", "--images", "no"], "--images no does not exist."),
-        (["--format", "torch", "--output", "c.pt2", "--images", "broken/a.png"], "--images broken/a.png is no folder."),
+        (["--format", "torch", "--output", "c.pt2", "--images", "broken/a.png"], "broken/a.png is not a folder."),
         (
             ["--format", "torch", "--output", "c.pt2", "--images", "broken"],
             "broken has no image that can be read: Image",
@@ -287,7 +287,7 @@ def test_weights_that_say_nothing_of_a_detector(command, tmp_path):
     status, _, err = command(tmp_path / "plain.pth", "--format", "torch", "--output", tmp_path / "d.pt2")
     assert (status, err.count("\n")) == (2, 1)
     assert "give the YAML that it was trained with" in err
-    assert "A backbone is exported alone with --name." in err
+    assert "To export a backbone alone, give --name." in err
 
 
 @pytest.mark.slow

@@ -43,7 +43,7 @@ def test_without_a_whole_command_it_starts_anew(path, content):
 @pytest.mark.parametrize("content", [b"mine\n", b'{"mine": 1}\n', b"\0" * 9])
 def test_another_file_is_left_as_it_is(path, content):
     path.write_bytes(content)
-    with pytest.raises(UserError, match="predictions.jsonl is not of an earlier prediction"):
+    with pytest.raises(UserError, match="predictions.jsonl is not from an earlier prediction"):
         Journal(path, COMMAND)
     assert path.read_bytes() == content
 

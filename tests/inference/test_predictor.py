@@ -155,7 +155,7 @@ def test_thresholds_of_classes(mask_rcnn):
         ({"score_threshold": "0.5"}, "score_threshold of dog is '0.5'"),
         ({"classes": ["dog", "dog"]}, "classes has 'dog' more than once"),
         ({"classes": "dog"}, "classes is 'dog'; it must be a list"),
-        ({"config": "my.yaml"}, r'give what it holds: resnet_backbones.config.load_config\("my.yaml"\)'),
+        ({"config": "my.yaml"}, r'give its content: resnet_backbones.config.load_config\("my.yaml"\)'),
         ({"config": {}}, "has no config.backbone.name"),
         ({"overlap": 1.0}, "overlap is 1.0; it must be at least 0 and less than 1"),
         ({"batch_size": 0}, "batch_size is 0"),

@@ -94,7 +94,7 @@ def test_images_that_are_not_there(report, tmp_path):
     assert all("picture" not in image for image in content["gallery"]["images"])
 
 
-@pytest.mark.parametrize(("folder", "fault"), [("nowhere", "does not exist"), ("instances.json", "is no folder")])
+@pytest.mark.parametrize(("folder", "fault"), [("nowhere", "does not exist"), ("instances.json", "is not a folder")])
 def test_a_folder_of_images_that_is_none_is_refused(report, tmp_path, folder, fault):
     status, _, err = report([prediction()], "--images", tmp_path / folder)
     assert status == 2
@@ -137,7 +137,7 @@ def test_classes_that_differ(report, tmp_path):
     assert status == 2
     assert err.splitlines()[-1] == (
         f"error: {tmp_path}/found.json: none of the 2 predictions is of a class of the ground truth, whose category "
-        "ids are 3, 7; the first is of 1. Are they of another data set?"
+        "ids are 3, 7; the first is of 1. Are they from another data set?"
     )
 
 
@@ -172,9 +172,9 @@ def test_inputs_are_not_overwritten(report, tmp_path):
 REFUSED = [
     (["--output", "{}/no/x.html"], "{}/no/x.html cannot be written: the folder {}/no does not exist; create it."),
     (["--output", "{}/images"], "--output: {}/images is a folder; name a file in it, such as {}/images/report.html."),
-    (["--output", "{}/x.json"], "--output: {}/x.json needs another name, which ends in .html."),
-    (["--json", "{}/x.html"], "--json: {}/x.html needs another name, which ends in .json."),
-    (["--json", "{}/fifo.json"], "--json: {}/fifo.json is no file but a device; choose another name."),
+    (["--output", "{}/x.json"], "--output: {}/x.json must end in .html; choose another name."),
+    (["--json", "{}/x.html"], "--json: {}/x.html must end in .json; choose another name."),
+    (["--json", "{}/fifo.json"], "--json: {}/fifo.json is a device, not a file; choose another name."),
     (["--json", "{}/instances.json"], "{}/instances.json would be overwritten; choose another name with --output or "
      "--json."),
     (["--output", ""], "--output: . is a folder; name a file in it, such as report.html."),

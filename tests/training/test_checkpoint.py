@@ -125,7 +125,7 @@ class Runs:
     [
         ({"more": Runs()}, f"cannot be resumed from: {UNREADABLE}"),
         ({"step": "x"}, "cannot be resumed from: ValueError: invalid literal for int"),
-        ({"step": 6}, "is of step 6, past solver.max_iter=5; raise it to continue."),
+        ({"step": 6}, "is from step 6, past solver.max_iter=5; raise it to continue."),
         ({"model": 3}, "cannot be resumed from: AttributeError"),
         ({"model": {}}, "does not fit the model. 6 tensors missing in the file"),
         ({"optimizer": 3}, "cannot be resumed from: AttributeError"),

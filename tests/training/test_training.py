@@ -138,7 +138,7 @@ def test_resume_of_a_finished_run_only_scores(train, finished, tmp_path):
     assert metrics == (finished / "metrics.json").read_text()
     status, _, err = train("--resume", "solver.max_iter=2", "solver.steps=[]")
     assert (status, err.count("\n")) == (2, 1)
-    assert "is of step 4, past solver.max_iter=2; raise it to continue." in err
+    assert "is from step 4, past solver.max_iter=2; raise it to continue." in err
     assert (tmp_path / "out/metrics.json").read_text() == metrics
 
 

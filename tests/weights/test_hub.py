@@ -132,7 +132,7 @@ def test_weights_are_downloaded_once_and_then_cached(hub, client, trained, tmp_p
 
 def test_errors_say_what_there_is_and_what_to_do(hub, client, tmp_path):
     expected = {
-        "hf://nets": "hf://nets is malformed; hf://OWNER/REPO[/FILE][@REVISION] is the form.",
+        "hf://nets": "hf://nets is malformed; write hf://OWNER/REPO[/FILE][@REVISION].",
         "hf://me/nets/../x": "is malformed",
         "hf://me/a--b": "cannot be downloaded: Cannot have -- or .. in repo_id",
         "hf://me/gone": "me/gone does not exist or is private; check the name, or log in: hf auth login.",
@@ -193,7 +193,7 @@ def test_convert_reads_from_the_hub_and_writes_to_it(hub, client, trained, tmp_p
 def test_what_cannot_be_loaded_again_is_not_pushed():
     with pytest.raises(UserError, match="A fused model cannot be loaded again"):
         push_to_hub(fuse(build_backbone("cifar_resnet20")), "me/nets")
-    with pytest.raises(UserError, match="A Linear is no classifier or backbone; save its state_dict and give the file"):
+    with pytest.raises(UserError, match="A Linear is not a classifier or backbone; save its state_dict"):
         push_to_hub(torch.nn.Linear(1, 1), "me/nets")
     with pytest.raises(UserError, match="hf://me/model.safetensors is malformed: repo_id is OWNER/REPO"):
         push_to_hub(build_backbone("cifar_resnet20"), "me")

@@ -36,7 +36,7 @@ def read_cvat(
     path = find_cvat(path) if path.is_dir() else path
     tree = read_xml(path)
     if tree.tag != "annotations" or tree.find("track") is not None:
-        raise UserError(f"{path} is not in the format 'CVAT for images'; export the task again in it.")
+        raise UserError(f"{path} is not in the format 'CVAT for images'; export the task again in that format.")
     elements = tree.findall("image")
     for element in elements:
         if not element.get("name"):
