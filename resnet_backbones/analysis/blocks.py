@@ -1,8 +1,8 @@
-"""The blocks of a network in the order of its forward pass, and what a study does to them: remove, cut, swap.
+"""The blocks of a network in forward order, and what the studies do to them: remove, detach, reorder.
 
 A block y = shortcut(x) + residual(x) (arXiv 1512.03385 equations 1 and 2) without its residual is its shortcut, which
-is how arXiv 1605.06431 §4.1 deletes it. A block without a shortcut, and one of another library, becomes the identity,
-which needs an input and an output of one size.
+is how arXiv 1605.06431 §4.1 deletes it. A block without a shortcut, or from another library, becomes the identity,
+which needs input and output to have the same size.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,7 +23,7 @@ LAYERS = (nn.Conv2d, DeformConv2d, nn.Linear)
 
 
 class Block(NamedTuple):
-    """A block of a network: `module` is `model.get_submodule(name)`, a part of `stage`, such as "res3"."""
+    """A block of a network: `module` is `model.get_submodule(name)`, part of `stage`, such as "res3"."""
 
     name: str
     stage: str
@@ -31,14 +31,14 @@ class Block(NamedTuple):
 
     @property
     def is_residual(self) -> bool:
-        """Whether residual and shortcut can be told apart, as in every residual block of this package."""
+        """Whether residual and shortcut can be separated, as in every residual block of this package."""
         return isinstance(self.module, (BasicBlock, Bottleneck)) and not isinstance(self.module.downsample, NoShortcut)
 
 
 def find_body(model: nn.Module) -> tuple[str, nn.Module]:
-    """The network with stages in a backbone, classifier or detector, and its name there.
+    """The network with stages inside a backbone, classifier or detector, and its name there.
 
-    Raises `UserError` where there is none.
+    Raises `UserError` if there is none.
     """
     for name, module in model.named_modules():
         if isinstance(module, Backbone) and not isinstance(module, FPN):
@@ -47,16 +47,16 @@ def find_body(model: nn.Module) -> tuple[str, nn.Module]:
 
 
 def find_blocks(model: nn.Module) -> list[Block]:
-    """The blocks of the backbone in `model`, in the order of its forward pass.
+    """The blocks of the backbone in `model`, in forward order.
 
-    Raises `UserError` where it has no stages, and where these are single layers, as those of VGG.
+    Raises `UserError` if it has no stages, or if they are single layers, as in VGG.
     """
     prefix, body = find_body(model)
     dot = f"{prefix}." if prefix else ""
     try:
         stages = body.stages
-    except UserError:  # of a timm network that cannot be split into stages
-        raise UserError("This network cannot be split into stages, and so has no blocks.") from None
+    except UserError:  # a timm network that cannot be split into stages
+        raise UserError("This network cannot be split into stages, so it has no blocks.") from None
     blocks = [
         Block(dot + name, stage, module)
         for stage, parts in stages.items()
@@ -70,7 +70,7 @@ def find_blocks(model: nn.Module) -> list[Block]:
 
 
 def _chain(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The modules of a stage that consist of several layers; stages of timm hold theirs in `blocks`, or are lists."""
+    """The modules of a stage that consist of several layers; timm's stages hold them in `blocks`, or are sequences."""
     if isinstance(getattr(module, "blocks", None), nn.Sequential):
         name, module = f"{name}.blocks", module.blocks
     if isinstance(module, nn.Sequential) or type(module).__name__.endswith("Stage"):
@@ -102,7 +102,7 @@ class Zero(nn.Module):
 
 
 class Detached(nn.Module):
-    """What `module` gives, without a gradient."""
+    """The output of `module`, detached."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -113,9 +113,9 @@ class Detached(nn.Module):
 
 
 class DetachedInput(nn.Module):
-    """In place of an identity shortcut: the input of the block, without a gradient.
+    """In place of an identity shortcut: the input of the block, detached.
 
-    A pre-activation block calls its shortcut on the activated input, but its identity carries the input as it is.
+    A pre-activation block calls its shortcut on the activated input, but its identity carries the raw input.
     """
 
     x: Tensor
@@ -130,7 +130,7 @@ class DetachedInput(nn.Module):
 
 @contextmanager
 def replaced(parent: nn.Module, **children: nn.Module) -> Iterator[None]:
-    """`children` of `parent` in place of those of the same names."""
+    """Replace the children of `parent` of these names."""
     before = {name: getattr(parent, name) for name in children}
     for name, child in children.items():
         setattr(parent, name, child)
@@ -143,7 +143,7 @@ def replaced(parent: nn.Module, **children: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def without(model: nn.Module, blocks: list[Block]) -> Iterator[None]:
-    """`model` without `blocks`: residual ones are their shortcuts, others the identity."""
+    """Remove `blocks` from `model`: residual ones become their shortcuts, others the identity."""
     with ExitStack() as stack:
         for block in blocks:
             if block.is_residual:
@@ -156,7 +156,7 @@ def without(model: nn.Module, blocks: list[Block]) -> Iterator[None]:
 
 @contextmanager
 def without_gradient(blocks: list[Block], path: str) -> Iterator[None]:
-    """No gradient passes the `path`, "residual" or "shortcut", of residual `blocks`; the forward pass is the same."""
+    """Block the gradient through the "residual" or "shortcut" `path` of residual `blocks`; the forward pass stays."""
     with ExitStack() as stack:
         for module in (block.module for block in blocks):
             if path == "residual":
@@ -172,7 +172,7 @@ def without_gradient(blocks: list[Block], path: str) -> Iterator[None]:
 
 @contextmanager
 def reordered(model: nn.Module, blocks: list[Block], order: list[int]) -> Iterator[None]:
-    """`model` with `blocks[order[k]]` in the place of `blocks[k]`."""
+    """Put `blocks[order[k]]` of `model` in the place of `blocks[k]`."""
     with ExitStack() as stack:
         for block, k in zip(blocks, order, strict=True):
             parent, _, child = block.name.rpartition(".")

@@ -1,11 +1,11 @@
-"""The pictures of the studies, drawn from the JSON that they leave."""
+"""The figures of the studies, drawn from their JSON."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 
 def short(labels: Sequence[str]) -> dict[str, str]:
-    """Each of `labels`, which end with paths, with as few folders as tell them apart."""
+    """Shorten the paths at the end of `labels` to as few folders as keep them distinct."""
     parts = [label.rpartition(", ") for label in labels]
     most = max((label.count("/") for label in labels), default=0) + 1
     for count in range(1, most + 1):
@@ -16,7 +16,7 @@ def short(labels: Sequence[str]) -> dict[str, str]:
 
 
 def draw_responses(networks: Mapping[str, Mapping[str, float]], path: Path) -> None:
-    """Standard deviations by layer, in the order of the network above and sorted below (1512.03385 Figure 7)."""
+    """Standard deviations by layer, in network order above, sorted below (1512.03385 Figure 7)."""
     figure, axes = new_figure(2, 1, (9, 7))
     names = short(list(networks))
     for label, layers in networks.items():
@@ -31,7 +31,7 @@ def draw_responses(networks: Mapping[str, Mapping[str, float]], path: Path) -> N
 
 
 def draw_gradients(networks: Mapping[str, Sequence[Mapping]], path: Path) -> None:
-    """Norms of the gradient at the blocks' inputs, and the share of them that came through shortcuts alone."""
+    """Norms of the gradient at the blocks' inputs, and the share that came through shortcuts alone."""
     figure, (left, right) = new_figure(1, 2, (12, 4.5))
     names = short(list(networks))
     for k, (label, rows) in enumerate(networks.items()):
@@ -41,7 +41,7 @@ def draw_gradients(networks: Mapping[str, Sequence[Mapping]], path: Path) -> Non
         if None not in shares:
             right.plot(places, shares, marker=".", color=f"C{k}", label=names[label])
     left.set(xlabel="block", ylabel="norm of the loss's gradient at the block's input", yscale="log")
-    right.set(xlabel="block", ylabel="share that passed no residual")
+    right.set(xlabel="block", ylabel="share through shortcuts alone")
     for axis in (left, right):
         axis.xaxis.get_major_locator().set_params(integer=True)
         if axis.lines:
@@ -50,8 +50,8 @@ def draw_gradients(networks: Mapping[str, Sequence[Mapping]], path: Path) -> Non
 
 
 def draw_lesions(networks: Mapping[str, Mapping], metric: str, path: Path) -> None:
-    """The metric without each block, without several, and with several out of order (1605.06431 Figures 3 and 5); by
-    path length the gradient along one path and what all of a length contribute (Figure 6)."""
+    """The metric without each block, without several, and with several reordered (1605.06431 Figures 3 and 5); by
+    path length, the gradient along one path and the contribution of all paths (Figure 6)."""
     figure, ((single, many, order), (lengths, contributions, unused)) = new_figure(2, 3, (16, 9))
     unused.set_axis_off()
     names = short(list(networks))
@@ -68,9 +68,9 @@ def draw_lesions(networks: Mapping[str, Mapping], metric: str, path: Path) -> No
         paths = found.get("paths", [])
         for axis, key in ((lengths, "gradient"), (contributions, "contribution")):
             axis.plot([row["length"] for row in paths], [row[key] for row in paths], ".-", color=color)
-    single.set(xlabel="block that is removed", ylabel=metric)
+    single.set(xlabel="removed block", ylabel=metric)
     many.set(xlabel="number of blocks removed", ylabel=metric)
-    order.set(xlabel="Kendall's correlation with the order as trained", ylabel=metric)
+    order.set(xlabel="Kendall's correlation with the trained order", ylabel=metric)
     lengths.set(xlabel="path length in residuals", ylabel="norm of the gradient along a path", yscale="log")
     contributions.set(xlabel="path length in residuals", ylabel="gradient of all paths of a length, relative")
     order.invert_xaxis()
@@ -81,7 +81,7 @@ def draw_lesions(networks: Mapping[str, Mapping], metric: str, path: Path) -> No
 
 
 def draw_costs(rows: Sequence[Mapping], path: Path) -> None:
-    """Error against parameters, FLOPs and seconds, one point for each network."""
+    """Error against parameters, FLOPs and seconds, one point per network."""
     figure, axes = new_figure(1, 3, (14, 4.5))
     names = short([row["name"] for row in rows])
     for axis, key in zip(axes, ("parameters", "flops", "seconds"), strict=True):

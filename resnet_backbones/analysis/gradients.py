@@ -1,6 +1,6 @@
-"""Which way gradients take: the loss's gradient at every block's input, and the part that came by the shortcuts alone.
+"""How gradients flow: the loss's gradient at every block's input, and its part through the shortcuts alone.
 
-With identity shortcuts and nothing behind the addition, x_L = x_l + sum of the residuals between them, so
+With identity shortcuts and nothing after the addition, x_L = x_l + sum of the residuals between them, so
 dE/dx_l = dE/dx_L + dE/dx_L · d(sum)/dx_l (arXiv 1603.05027 equation 5): the first term, constant over a stage, reaches
 every block of it undiminished.
 """
@@ -16,7 +16,7 @@ from .blocks import Block, without_gradient
 
 
 def block_gradients(blocks: list[Block], loss: Callable[[], Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    """The gradients of `loss()` at the inputs of `blocks`, and at their outputs, zeros where it does not depend on one.
+    """The gradients of `loss()` at the inputs and at the outputs of `blocks`, zeros where it does not depend on one.
 
     `loss` calls the model and returns a scalar.
     """
@@ -43,16 +43,16 @@ def block_gradients(blocks: list[Block], loss: Callable[[], Tensor]) -> tuple[li
 
 
 def gradient_highways(blocks: list[Block], loss: Callable[[], Tensor]) -> list[dict]:
-    """For each block the gradient at its input, for one batch; `loss()` must give the same value at every call.
+    """For each block the gradient at its input, for one batch; `loss()` must return the same value at every call.
 
     norm: the L2 norm of the gradient at the block's input.
-    through_shortcuts: that of its part that passed no residual between the block and the loss,
-    share: what this part contributes to the gradient, its projection on it over the square of `norm`.
+    through_shortcuts: the norm of its part that passed no residual between the block and the loss,
+    share: the contribution of this part to the gradient, its projection onto it divided by the square of `norm`.
     constant: the norm of the part that passed no residual of the block's own stage, the first term of equation 5,
     constant_error: its largest difference from the gradient at the end of the stage, relative to the largest value
-        there. 0 to rounding for identity shortcuts with nothing behind the addition.
+        there. Zero up to rounding for identity shortcuts with nothing after the addition.
 
-    The last four are None for blocks whose residual cannot be told from the shortcut. Raises `UserError` where the
+    The last four are None for blocks whose residual and shortcut cannot be separated. Raises `UserError` if the
     gradient is not finite.
     """
     total, _ = block_gradients(blocks, loss)
@@ -83,7 +83,7 @@ def gradient_highways(blocks: list[Block], loss: Callable[[], Tensor]) -> list[d
 
 
 def mean_rows(batches: list[list[dict]]) -> list[dict]:
-    """The means of each block's numbers over batches; of `constant_error` the maximum."""
+    """The mean of each block's numbers over batches; for `constant_error` the maximum."""
     return [
         {
             key: value
@@ -102,7 +102,7 @@ def _mean(values: list[float | None], reduce: Callable | None) -> float | None:
 
 
 def training_mode(model: nn.Module) -> None:
-    """Training mode as far as losses and norms go, without random drops of units or blocks."""
+    """Training mode for losses and norms, without dropout or stochastic depth."""
     model.train()
     for module in model.modules():
         if "Drop" in type(module).__name__ or type(module).__name__ == "StochasticDepth":

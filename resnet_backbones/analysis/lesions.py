@@ -1,6 +1,6 @@
-"""Which experiments a lesion study makes: blocks removed one by one, several at random, and pairs of them swapped.
+"""The experiments of a lesion study: remove single blocks, remove several at random, swap pairs of them.
 
-Residual networks lose little by any of these and plain ones everything (arXiv 1605.06431 §4, Figures 3 and 5).
+Residual networks lose little in any of these, plain ones everything (arXiv 1605.06431 §4, Figures 3 and 5).
 """
 
 import random
@@ -28,12 +28,11 @@ def removable(block: Block, shapes: Shapes) -> bool:
 def plan_lesions(blocks: list[Block], shapes: Shapes, draws: int, seed: int = 0) -> Iterator[dict]:
     """The experiments, as dicts with "kind":
 
-    "baseline", the network as it is;
+    "baseline", the unchanged network;
     "single", without the block "blocks": [name], for each that can be removed;
     "random", without 2, 4, 8 … of the blocks that keep their size, `draws` times each;
     "reordered", with 1, 2, 4 … random swaps of two blocks of a stage whose parameters have the same shapes, `draws`
-        times each: "order" has for each place the block that is there, "correlation" is Kendall's tau between that and
-        the order as trained.
+        times each: "order" is the block in each place, "correlation" Kendall's tau between that and the trained order.
     """
     yield {"kind": "baseline"}
     for block in blocks:
@@ -58,7 +57,7 @@ def _powers_of_two(limit: int) -> list[int]:
 
 
 def alike(blocks: list[Block]) -> list[list[int]]:
-    """The indices of blocks that can take each other's place: of one stage, one class and the same parameters."""
+    """The indices of blocks that can swap places: of the same stage, class and parameter shapes."""
     groups: dict[tuple, list[int]] = {}
     for k, block in enumerate(blocks):
         parameters = tuple((name, tuple(p.shape)) for name, p in block.module.named_parameters())
@@ -69,7 +68,7 @@ def alike(blocks: list[Block]) -> list[list[int]]:
 def swapped(length: int, groups: list[list[int]], count: int, generator: random.Random) -> list[int]:
     """0 … length - 1 after `count` swaps of two places drawn from one of the `groups`."""
     order = list(range(length))
-    while count > 0 or order == sorted(order):  # one more where swaps have cancelled out
+    while count > 0 or order == sorted(order):  # one more if the swaps have cancelled out
         i, j = generator.sample(generator.choices(groups, [len(group) for group in groups])[0], 2)
         order[i], order[j] = order[j], order[i]
         count -= 1
@@ -77,13 +76,13 @@ def swapped(length: int, groups: list[list[int]], count: int, generator: random.
 
 
 def kendall_tau(order: list[int]) -> float:
-    """Kendall's rank correlation between `order`, a permutation, and 0, 1, 2 …: 1 if they agree, -1 if reversed."""
+    """Kendall's rank correlation between `order`, a permutation, and 0, 1, 2 …: 1 if equal, -1 if reversed."""
     pairs = [(i, j) for j in range(len(order)) for i in range(j)]
     return sum(1 if order[i] < order[j] else -1 for i, j in pairs) / len(pairs)
 
 
 def lesion(model: nn.Module, blocks: list[Block], experiment: dict) -> AbstractContextManager:
-    """A context in which `model` is as the `experiment` of `plan_lesions` says."""
+    """A context in which `model` is changed as an `experiment` of `plan_lesions` says."""
     if experiment["kind"] == "reordered":
         return reordered(model, blocks, experiment["order"])
     removed = experiment.get("blocks", [])

@@ -1,8 +1,8 @@
 """The gradient by path length (arXiv 1605.06431 §4.3, Figure 6).
 
 A network of n residual blocks is a collection of 2^n paths, each of which takes the residual or the shortcut of every
-block; C(n, k) of them take k residuals. To see what paths of length k contribute, the forward pass is the whole
-network's, and on the way back k random blocks let the gradient through their residual alone, the others through their
+block; C(n, k) of them take k residuals. To see what paths of length k contribute, the forward pass is that of the whole
+network; in the backward pass, k random blocks pass the gradient through their residual alone, the others through their
 shortcut alone.
 """
 
@@ -28,14 +28,14 @@ def path_gradient(blocks: list[Block], length: int, loss: Callable[[], Tensor], 
 
 
 def path_lengths(count: int, most: int = 24) -> list[int]:
-    """Lengths from 0 to `count`, all of them or `most` evenly spread."""
+    """Lengths from 0 to `count`, all of them or `most`, evenly spaced."""
     steps = min(count, most - 1)
     return sorted({round(k * count / steps) for k in range(steps + 1)}) if count else [0]
 
 
 def path_table(count: int, gradients: dict[int, list[float]]) -> list[dict]:
-    """For each length the share of the 2^count paths that have it, the mean norm of the gradient along one of them, and
-    the product of both, what all paths of this length contribute, relative to the largest."""
+    """For each length the fraction of the 2^count paths that have it, the mean norm of the gradient along one of them,
+    and their product, the contribution of all paths of this length, relative to the largest."""
     rows = []
     for length, norms in sorted(gradients.items()):
         share = math.comb(count, length) / 2**count

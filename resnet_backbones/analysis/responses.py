@@ -17,7 +17,7 @@ NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, FrozenBatch
 
 
 class Moments:
-    """Of all values added: their standard deviation."""
+    """The standard deviation of all values added."""
 
     def __init__(self) -> None:
         self.sum = self.squares = self.count = 0
@@ -27,7 +27,7 @@ class Moments:
         self.sum, self.squares, self.count = self.sum + x.sum(), self.squares + x.square().sum(), self.count + x.numel()
 
     def std(self) -> float:
-        """Raises `UserError` where a value was infinite or no number."""
+        """Raises `UserError` if a value was infinite or NaN."""
         mean = float(self.sum) / self.count
         variance = float(self.squares) / self.count - mean * mean
         if not math.isfinite(variance):
@@ -41,10 +41,10 @@ def layer_responses(
 ) -> dict[str, float]:
     """The standard deviation of each layer's response over all images, channels and positions, by the layer's name.
 
-    Layers are the convolutions and linear layers that the backbone calls, in the order of the forward pass, without
-    those on shortcuts. A response is the layer's output or, where a norm takes it, that of the norm; so it is
-    after BN and before ReLU and addition. With pre-activation it is so, too, but for the last layer of a block, whose
-    output is added as it is. `run(model, batch)` calls the model, which should be in evaluation mode.
+    Layers are the convolutions and linear layers that the backbone calls, in forward order, except those on shortcuts.
+    A response is the layer's output or, if a norm follows, that of the norm: after BN, before ReLU and addition. The
+    same holds with pre-activation, except for the last layer of a block, whose output is added as is. `run(model,
+    batch)` calls the model, which should be in evaluation mode.
     """
     batches = iter(batches)
     first = next(batches)
@@ -58,19 +58,19 @@ def layer_responses(
 
 
 def hook_response(module: nn.Module, take: Callable[[Tensor], None]) -> RemovableHandle:
-    """Call `take` with what `module` gives, or where it is a norm of timm that also activates, with that before."""
+    """Call `take` with the output of `module`; for timm's norms that include an activation, with the input of that."""
     if isinstance(module, NORMS) and isinstance(getattr(module, "act", None), nn.Module):
         return module.act.register_forward_pre_hook(lambda _, inputs: take(inputs[0]))
     return module.register_forward_hook(lambda _, inputs, output: take(output))
 
 
 def responding(model: nn.Module, run: Callable[[], object]) -> dict[str, nn.Module]:
-    """For each layer that `run()` calls, the module whose output is its response: itself, or the norm that takes it."""
+    """For each layer that `run()` calls, the module whose output is its response: itself, or the norm behind it."""
     _, body = find_body(model)
     on_shortcuts = shortcut_names(model)
     found: dict[str, nn.Module] = {}
     latest: dict[str, object] = {}
-    found_layers: set[str] = set()  # whose parts, such as the offsets of a deformable convolution, are no layers
+    found_layers: set[str] = set()  # their parts, such as the offsets of a deformable convolution, are not layers
 
     def of_layer(name: str) -> Callable:
         def record(module: nn.Module, inputs: tuple, output: Tensor) -> None:
@@ -98,7 +98,7 @@ def responding(model: nn.Module, run: Callable[[], object]) -> dict[str, nn.Modu
 
 
 def shortcut_names(model: nn.Module) -> tuple[str, ...]:
-    """The names of the projections in the backbone's blocks, as they are called here, in torchvision and in timm."""
+    """The names of the projections in the backbone's blocks, as in this package, torchvision and timm."""
     prefix, _ = find_body(model)
     try:
         blocks = find_blocks(model)

@@ -1,4 +1,4 @@
-"""The JSON file of a study: what it has found so far, and with which settings."""
+"""The JSON file of a study: its settings and what it has found so far."""
 
 import json
 from pathlib import Path
@@ -9,9 +9,9 @@ from .subjects import Subject
 
 
 class Findings:
-    """What a study has found so far, by the label of the network, in a JSON file that is written at every step.
+    """What a study has found so far, by network label, in a JSON file that is written at every step.
 
-    A study that is started again with the same `settings` goes on. Raises `UserError` for a file of other settings.
+    A study started again with the same `settings` resumes. Raises `UserError` for a file of other settings.
     """
 
     def __init__(self, path: Path, settings: dict) -> None:
@@ -37,7 +37,7 @@ class Findings:
         return UserError(f"{self.path} is not from an earlier study, or damaged; choose another --output.")
 
     def known(self, subject: Subject) -> object | None:
-        """What is there of a network. Raises `UserError` if its file has changed since."""
+        """What was found for a network. Raises `UserError` if its weights file has changed since."""
         found = self.networks.get(subject.label)
         if found is not None and self.files.get(subject.label) != state_of(subject.source):
             raise UserError(f"{subject.source} has changed since {self.path} was made; choose another --output.")
@@ -52,6 +52,6 @@ class Findings:
 
 
 def state_of(source: str) -> list | None:
-    """Size and time of the last change of a local weights file."""
+    """Size and modification time of a local weights file."""
     path = Path(source)
     return [path.stat().st_size, path.stat().st_mtime] if source and path.exists() else None

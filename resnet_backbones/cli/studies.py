@@ -1,4 +1,4 @@
-"""The studies of `analyze`: what the papers measure in a network, on networks of one's own."""
+"""The studies of `analyze`: the papers' measurements on any network."""
 
 import argparse
 from collections.abc import Callable, Iterable
@@ -21,11 +21,11 @@ from .findings import Findings
 from .subjects import Subject, inference_copy, subjects
 from .sweeps import shortcuts
 
-SAMPLE = {"responses": 1000, "gradients": 512}  # images, where --images is not given
+SAMPLE = {"responses": 1000, "gradients": 512}  # images, unless --images is given
 
 
 def run_study(args: argparse.Namespace, options: dict) -> None:
-    """Run `args.study`; leaves STUDY.json and STUDY.png in the output folder."""
+    """Run `args.study`; writes STUDY.json and STUDY.png to the output folder."""
     if args.study == "shortcuts":
         return shortcuts(args, options)
     folder = output_folder(args.output)
@@ -33,7 +33,7 @@ def run_study(args: argparse.Namespace, options: dict) -> None:
     settings = {key: getattr(args, key) for key in ("data", "split", "images", "batch_size", "seed", "draws")}
     findings = Findings(folder / f"{args.study}.json", settings | {"options": options})
     run, draw = STUDIES[args.study]
-    networks = {}  # of this command; the file may have more
+    networks = {}  # of this command; the file may hold more
     studied = list(subjects(args, options, untrained=args.study == "gradients"))
     for subject in studied:  # before the first one takes its time
         with errors_about(subject.label):
@@ -48,7 +48,7 @@ def run_study(args: argparse.Namespace, options: dict) -> None:
 
 
 def responses(subject: Subject, findings: Findings, args: argparse.Namespace) -> None:
-    """In evaluation; of an untrained network, whose norms have no statistics yet, as in training."""
+    """In evaluation mode; in training mode for an untrained network, whose norms have no statistics yet."""
     if findings.known(subject) is None:
         training = not subject.source
         training_mode(subject.model) if training else subject.model.eval()
@@ -79,7 +79,7 @@ def lesions(subject: Subject, findings: Findings, args: argparse.Namespace) -> N
         shapes = block_shapes(blocks, lambda: subject.model(batch[0]))
     plan = list(plan_lesions(blocks, shapes, args.draws, args.seed))
     if not any(row["kind"] == "single" for row in plan):
-        raise UserError("No block can be removed, as all change the size and none has a shortcut.")
+        raise UserError("No block can be removed: all change the size, and none has a shortcut.")
     found = findings.known(subject) or {"blocks": [block.name for block in blocks], "experiments": []}
     if not is_begun(found, blocks, plan):
         raise findings.foreign()
@@ -97,7 +97,7 @@ def lesions(subject: Subject, findings: Findings, args: argparse.Namespace) -> N
 
 
 def is_begun(found: object, blocks: list[Block], plan: list[dict]) -> bool:
-    """Whether `found` holds the first experiments of `plan`."""
+    """Whether `found` holds the beginning of `plan`."""
     try:
         done = [{key: row[key] for key in planned} for row, planned in zip(found["experiments"], plan, strict=False)]
         names = [block.name for block in blocks]
@@ -119,7 +119,7 @@ def by_path_length(subject: Subject, args: argparse.Namespace) -> list[dict]:
 
 
 def loss_of(model: nn.Module, batch: tuple) -> Callable[[], Tensor]:
-    """The training loss of a batch, with the same random draws of a detector's samplers at every call."""
+    """The training loss of a batch; a detector's samplers draw the same at every call."""
 
     def loss() -> Tensor:
         with torch.random.fork_rng():
@@ -144,10 +144,10 @@ def bar(items: Iterable, subject: Subject, unit: str, total: int | None = None) 
 
 
 def draw_metric(networks: dict, path: Path) -> None:
-    """Raises `UserError` where classifiers and detectors are mixed."""
+    """Raises `UserError` if classifiers and detectors are mixed."""
     metrics = {"bbox/AP" if "bbox/AP" in found["experiments"][0] else "error" for found in networks.values()}
     if len(metrics) > 1:
-        raise UserError("Lesions of classifiers and detectors are not in the same units; study them one by one.")
+        raise UserError("Lesions of classifiers and detectors are not in the same units; study them separately.")
     draw_lesions(networks, metrics.pop(), path)
 
 

@@ -1,4 +1,4 @@
-"""What `analyze` studies: a classifier or detector, trained or at its initialization, with data to run it on."""
+"""What `analyze` studies: a classifier or detector, trained or at initialization, with data to run it on."""
 
 import argparse
 import math
@@ -35,21 +35,21 @@ from ..weights import read_file
 from .classifiers import load_test_images
 from .training import check_detector_classes, load_sets, scorer
 
-BATCH_SIZES = {"error": 128, "bbox/AP": 4}  # by the metric, where --batch-size is not given
+BATCH_SIZES = {"error": 128, "bbox/AP": 4}  # by metric, unless --batch-size is given
 
 
 class Subject(NamedTuple):
-    """A network with what a study does to it.
+    """A network with what a study needs to run it.
 
     Attributes:
         name: the architecture, such as "cifar_resnet56 shortcut=B" or "faster_rcnn of resnet18_fpn".
-        source: the weights file, "" at the initialization.
+        source: the weights file, "" at initialization.
         model: on its device.
-        batches: `batches(count, training)`: batches of so many images drawn at random, or of all, in random order,
-            and their targets, on the device. In `training` they are whole, unless there is only one.
+        batches: `batches(count, training)`: batches of `count` random images, or of all, in random order, and their
+            targets, on the device. In `training` the last one is dropped if it is smaller than the first.
         count: `count(images)`: the number of `batches`.
         score: `score(model)`: its metrics in percent on --images, or on all.
-        metric: the one that matters, "error" or "bbox/AP".
+        metric: the main one, "error" or "bbox/AP".
     """
 
     name: str
@@ -72,8 +72,8 @@ class Subject(NamedTuple):
 def subjects(args: argparse.Namespace, options: dict, untrained: bool = False) -> Iterator[Subject]:
     """The subjects that --weights and --name stand for, one after the other.
 
-    A --name for each of --weights says the architecture where the file does not. `untrained` adds to each file the
-    same network at its initialization. Raises `UserError` for what cannot be loaded or does not fit the data.
+    A --name for each of --weights gives the architecture if the file does not state it. `untrained` adds to each file
+    the same network at initialization. Raises `UserError` for what cannot be loaded or does not fit the data.
     """
     files, names = args.weights, args.name
     if not files and not names:
@@ -115,7 +115,7 @@ def classifier_subject(
                 model = build_classifier(name, len(images.classes), **options)
             if source is not None and not trained:
                 model = initialized(model)
-    except (TypeError, RuntimeError, ValueError) as error:  # of torch, about impossible values
+    except (TypeError, RuntimeError, ValueError) as error:  # from torch, for impossible values
         raise UserError(f"{name} cannot be built with {options}: {reason(error)}") from error
     check_finite(model, source or name)
     if source is not None:
@@ -144,7 +144,7 @@ def classifier_subject(
 
 
 def initialized(model: Classifier) -> Classifier:
-    """The same network with the weights that training starts from."""
+    """The same network at initialization."""
     known = model.backbone.architecture
     twin = build_classifier(known["name"], model.fc.out_features, **known["options"])
     twin.classes, twin.preprocessing = model.classes, model.preprocessing
@@ -152,14 +152,14 @@ def initialized(model: Classifier) -> Classifier:
 
 
 def check_finite(model: nn.Module, what: str) -> None:
-    """Raise `UserError` where a weight is infinite or no number, as after a run that diverged."""
+    """Raise `UserError` if a weight is infinite or NaN, as after a run that diverged."""
     for name, tensor in model.state_dict().items():
         if not torch.isfinite(tensor).all():
             raise UserError(f"{what}: {name} has values that are not finite; nothing can be measured with it.")
 
 
 def complete(known: Preprocessing | None, name: str, channels: int) -> Preprocessing:
-    """`known`, by default ImageNet's mean and std, at the size that `name` was published for where it has none."""
+    """`known`, by default ImageNet's mean and std, with the size that `name` was published for if it has none."""
     if known is None:
         known = Preprocessing() if channels == 3 else Preprocessing((0.5,) * channels, (0.25,) * channels)
     (size, _), _ = setting(name)
@@ -200,7 +200,7 @@ def detector_subject(args: argparse.Namespace, source: str, metadata: dict, trai
 
 
 def data_config(args: argparse.Namespace, classes: Sequence[str]) -> DictConfig:
-    """The config with the test sets of --data: a YAML, or a folder of images in one of the known formats."""
+    """The config with the test sets of --data: a YAML, or a dataset folder in one of the known formats."""
     common = {"data": {"num_workers": args.num_workers}, "evaluation": {"tta_sizes": None, "tta_flip": False}}
     if is_config(args.data):
         return OmegaConf.merge(load_config(args.data), common)

@@ -1,4 +1,4 @@
-"""The study `shortcuts` of `analyze`: networks side by side by parameters, FLOPs, error and time."""
+"""The study `shortcuts` of `analyze`: networks compared by parameters, FLOPs, error and time."""
 
 import argparse
 import json
@@ -21,9 +21,9 @@ KINDS = ("A", "A_centered", "B", "C", "none")
 
 
 def shortcuts(args: argparse.Namespace, options: dict) -> None:
-    """Compare the classifiers of --weights as they are, or train those of --name with each shortcut.
+    """Compare the classifiers of --weights, or train those of --name with each shortcut.
 
-    Leaves shortcuts.json and shortcuts.png in the output folder.
+    Writes shortcuts.json and shortcuts.png to the output folder.
     """
     if not args.weights and not args.name:
         raise UserError("Give --weights FILE, or --name NAME to train it with each shortcut.")
@@ -37,7 +37,7 @@ def shortcuts(args: argparse.Namespace, options: dict) -> None:
 
 
 def measured(args: argparse.Namespace, options: dict, findings: Findings) -> list[dict]:
-    """A row for each of --weights; `seconds` are those of scoring all images, loading included."""
+    """A row for each of --weights; `seconds` is the time to score all images, loading included."""
     rows = []
     for subject in subjects(args, options):
         if subject.metric != "error":
@@ -62,7 +62,7 @@ def costs_of(subject: Subject) -> dict:
 
 
 def trained(args: argparse.Namespace, options: dict, findings: Findings) -> list[dict]:
-    """A row for each of --name with each shortcut, trained on --data by the schedule of `CONFIG`."""
+    """A row for each of --name with each shortcut, trained on --data with the schedule of `CONFIG`."""
     for key in ("images", "split", "device"):
         if getattr(args, key) is not None:
             raise UserError(f"--{key} does not apply to shortcuts --name, which trains; leave it out.")
@@ -79,7 +79,7 @@ def trained(args: argparse.Namespace, options: dict, findings: Findings) -> list
     if args.batch_size:
         config.solver.batch_size = args.batch_size
     check(config, eval_only=False)
-    findings.write()  # so that nothing else goes on in its folder
+    findings.write()  # so that no other study uses the folder
     rows = compare(config, resume=True)
     findings.networks = {row["name"]: row for row in rows}
     findings.write()

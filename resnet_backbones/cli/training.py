@@ -51,7 +51,7 @@ def train(given: DictConfig, resume: bool) -> None:
     test_sets, train_sets = load_sets(config, config.data.test), load_sets(config, config.data.train)
     check_same_classes(test_sets[0], train_sets[0])
     if not test_sets[0].is_labeled:
-        raise UserError(f"data.test: {test_sets[0].name} has no annotations, so no metric to choose the best by; give annotated images.")
+        raise UserError(f"data.test: {test_sets[0].name} has no annotations, which metrics need; give another set.")
     for data in test_sets:
         check_headers(data, config.data.max_unreadable)
     model = build_detector(config, len(test_sets[0].classes), new_predictors=True).to(device)
