@@ -17,17 +17,16 @@ from resnet_backbones.models.fpn import FPN
 from resnet_backbones.models.resnet import ResNet
 
 # Many layers: slow to build even without memory, and alike to a smaller one of the family.
-HUGE = ["cifar_resnet1202", "cifar_preact_resnet1001"]
 LARGE = [
-    *HUGE, "*152*", "*200", "senet154", "*101_*", "*101d", "seresnet101", "cifar_*56", "cifar_*110", "cifar_*164",
-    "densenet1[67]*", "densenet201", "efficientnet_b[2-7]", "efficientnet_v2_[ml]", "convnext_[sbl]*", "swin*_[sb]",
-    "regnet_?_[138]*", "*_bn",
+    "*1202", "*1001", "*152*", "*200", "senet154", "*101*", "cifar_*56", "cifar_*110", "cifar_*164", "densenet1[67]*",
+    "densenet201", "efficientnet_b[1-7]", "efficientnet_v2_*", "convnext_[sbl]*", "swin*_[sb]", "regnet_?_[138]*",
+    "*_bn",
 ]  # fmt: skip
 
 
-def each(names: list[str], slow: list[str]) -> list:
-    """`names` as parameters; those that match a pattern of `slow` are left to `make test-slow`."""
-    is_slow = {name: any(fnmatch.fnmatch(name, pattern) for pattern in slow) for name in names}
+def each(names: list[str]) -> list:
+    """`names` as parameters; those that match a pattern of `LARGE` are left to `make test-slow`."""
+    is_slow = {name: any(fnmatch.fnmatch(name.removesuffix("_fpn"), pattern) for pattern in LARGE) for name in names}
     return [pytest.param(name, marks=pytest.mark.slow) if is_slow[name] else name for name in names]
 
 
@@ -51,7 +50,7 @@ def warns_if(frozen: bool):
     return pytest.warns(RandomFrozenWarning) if frozen else nullcontext()
 
 
-@pytest.mark.parametrize("name", each(BODIES, HUGE))
+@pytest.mark.parametrize("name", each(BODIES))
 def test_declared_shapes_are_the_real_ones(name):
     backbone = on_meta(name)
     shapes = backbone.output_shape()
@@ -66,7 +65,7 @@ def test_declared_shapes_are_the_real_ones(name):
                 assert real == rounded_up or (not isinstance(backbone, ResNet) and abs(real - rounded_up) <= 2)
 
 
-@pytest.mark.parametrize("name", PYRAMIDS)
+@pytest.mark.parametrize("name", each(PYRAMIDS))
 def test_pyramids_have_the_sizes_of_their_bodies_features(name):
     pyramid = on_meta(name)
     body, levels = pyramid.body(images(97, 131)), pyramid(images(97, 131))
@@ -76,14 +75,14 @@ def test_pyramids_have_the_sizes_of_their_bodies_features(name):
         assert pyramid.output_shape()[f"p{k}"] == ShapeSpec(256, 2**k)
 
 
-@pytest.mark.parametrize("name", each(BODIES, LARGE))
+@pytest.mark.parametrize("name", each(BODIES))
 @pytest.mark.parametrize("in_channels", [1, 4])
 def test_other_image_channels(name, in_channels):
     features = on_meta(name, in_channels=in_channels)(images(64, 64, in_channels))
     assert all(f.shape[0] == 2 for f in features.values())
 
 
-@pytest.mark.parametrize("name", each(BODIES, LARGE))
+@pytest.mark.parametrize("name", each(BODIES))
 def test_every_norm_is_what_it_says_or_is_refused(name):
     plain = on_meta(name)
     has_bn = any(isinstance(m, nn.BatchNorm2d) for m in plain.modules())
@@ -105,7 +104,7 @@ def test_every_norm_is_what_it_says_or_is_refused(name):
         assert list(backbone(images(64, 64))) == list(plain.output_shape())
 
 
-@pytest.mark.parametrize("name", each(BODIES, LARGE))
+@pytest.mark.parametrize("name", each(BODIES))
 def test_freezing_leaves_gradients_and_live_norms_exactly_behind_it(name):
     for freeze_at in (0, 2, 5):
         with warns_if(freeze_at):

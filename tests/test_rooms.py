@@ -97,9 +97,15 @@ def test_everything_imports_without_the_optional_libraries():
     needing = {f"resnet_backbones.{room}.{library}" for room in ("hosts", "detectors") for library in OPTIONAL}
     names = [name for name in map(name_of, MODULES) if name not in needing]
     code = f"import sys, importlib\nfor name in {OPTIONAL}: sys.modules[name] = None\n"
-    code += f"for name in {names}: importlib.import_module(name)"
+    code += f"for name in {names}: importlib.import_module(name)\n"
+    code += "from resnet_backbones.errors import UserError\n"
+    for library in ("timm", "transformers"):
+        code += f"try: import resnet_backbones.hosts.{library}\nexcept UserError as error: print(error)\n"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
+    timm, transformers = result.stdout.splitlines()
+    assert "pip install timm" in timm
+    assert 'hosts.transformers needs transformers 5: pip install "transformers>=5"' in transformers
 
 
 def loaded_by(code: str) -> set[str]:

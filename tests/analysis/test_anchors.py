@@ -51,7 +51,7 @@ def test_the_command_prints_overrides_that_fit_better(tmp_path, capsys):
     out = capsys.readouterr().out
     before, after = (float(line.split()[1]) for line in out.splitlines()[2:4])
     assert after > 0.9 > before
-    assert "3 boxes, at 200 pixels" in out
+    assert "3 boxes, shorter side resized to 200 pixels" in out
     assert "detector.anchor_sizes=[[32],[86],[128],[256],[512]] detector.aspect_ratios=[1.92]" in out
     with pytest.raises(SystemExit):
         main(["coco_fcos_R50.yaml", *overrides])

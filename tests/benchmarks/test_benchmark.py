@@ -227,6 +227,7 @@ def hold_64_mib():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux reports the peak of a process")
+@pytest.mark.slow
 def test_a_process_peak_is_what_its_calls_hold():
     assert 64 * MIB <= process_peak(hold_64_mib) < 128 * MIB
 

@@ -75,7 +75,7 @@ def photograph(shared) -> torch.Tensor:
     return pil_to_tensor(Image.open(next((shared / "bccd/JPEGImages").glob("*.jpg"))).convert("RGB"))
 
 
-@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize("wrapped", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_published_caffe2_pickle_is_the_same_net_in_rgb(shared, tmp_path, wrapped):
     net = with_statistics(stride_in_1x1(torchvision.models.resnet50()))
     arrays = published_by_caffe2(net)

@@ -398,7 +398,7 @@ def test_unfinished_results_of_other_inputs_are_refused(
     config["detector"]["box_nms_thresh"] = 0.5
     (tmp_path / "own.yaml").write_text(json.dumps(config))
     status, out, _ = run()
-    assert (status, "are in" in out, len(names(tmp_path))) == (0, True, 30)
+    assert (status, "are already in" in out, len(names(tmp_path))) == (0, True, 30)
 
 
 def test_an_interrupt_is_one_line_and_leaves_what_was_done(tmp_path, predict):

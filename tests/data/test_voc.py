@@ -74,7 +74,7 @@ def test_bad_voc_files_are_named(tmp_path):
     with pytest.raises(UserError, match=r"a\.xml is not valid XML"):
         read_voc(tmp_path)
     xml.unlink()
-    with pytest.raises(UserError, match=r"Annotations has no \.xml files"):
+    with pytest.raises(UserError, match=r"Annotations has no \.xml annotation files"):
         read_voc(tmp_path)
     xml.write_text(good)
     (tmp_path / "JPEGImages" / "a.jpg").unlink()
