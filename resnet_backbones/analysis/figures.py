@@ -25,8 +25,8 @@ def draw_responses(networks: Mapping[str, Mapping[str, float]], path: Path) -> N
         axes[1].plot(range(1, len(values) + 1), sorted(values, reverse=True), marker=".", label=names[label])
     for axis, what in zip(axes, ("layer", "layer, by magnitude"), strict=True):
         axis.set(xlabel=what, ylabel="standard deviation of the response")
-        axis.xaxis.get_major_locator().set_params(integer=True)
         axis.legend()
+    whole_numbers(*axes)
     figure.savefig(path, dpi=120)
 
 
@@ -42,8 +42,8 @@ def draw_gradients(networks: Mapping[str, Sequence[Mapping]], path: Path) -> Non
             right.plot(places, shares, marker=".", color=f"C{k}", label=names[label])
     left.set(xlabel="block", ylabel="norm of the loss's gradient at the block's input", yscale="log")
     right.set(xlabel="block", ylabel="share through shortcuts alone")
+    whole_numbers(left, right)
     for axis in (left, right):
-        axis.xaxis.get_major_locator().set_params(integer=True)
         if axis.lines:
             axis.legend(fontsize="small")
     figure.savefig(path, dpi=120)
@@ -74,8 +74,7 @@ def draw_lesions(networks: Mapping[str, Mapping], metric: str, path: Path) -> No
     lengths.set(xlabel="path length in residuals", ylabel="norm of the gradient along a path", yscale="log")
     contributions.set(xlabel="path length in residuals", ylabel="gradient of all paths of a length, relative")
     order.invert_xaxis()
-    for axis in (single, many, lengths, contributions):
-        axis.xaxis.get_major_locator().set_params(integer=True)
+    whole_numbers(single, many, lengths, contributions)
     single.legend(fontsize="small")
     figure.savefig(path, dpi=120)
 
@@ -100,3 +99,9 @@ def new_figure(rows: int, columns: int, size: tuple[float, float]):
     for axis in axes.flat:
         axis.grid(alpha=0.3)
     return figure, axes
+
+
+def whole_numbers(*axes) -> None:
+    """Ticks of the x axis at whole numbers only."""
+    for axis in axes:
+        axis.xaxis.get_major_locator().set_params(integer=True)

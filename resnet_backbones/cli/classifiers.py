@@ -46,7 +46,7 @@ def build_for_training(config: DictConfig, classes: list[str]) -> Classifier:
             counts = config.weights, model.fc.out_features, len(classes)
             logger.info("%s has %d classes, but the data has %d; fc keeps its random weights", *counts)
             model.fc, model.classes = nn.Linear(model.fc.in_features, len(classes)), None
-        model = check_classes(model, len(classes), classes, config.weights)
+        check_order(model, classes, config.weights)
         model.loss = loss
     return model
 
@@ -84,11 +84,16 @@ def check_classes(model: Classifier, num_classes: int, classes: Sequence[str] | 
     if model.fc.out_features != num_classes:
         count = f"{model.fc.out_features} class{'es' if model.fc.out_features > 1 else ''}"
         raise UserError(f"{source} has {count}, not {num_classes} as expected here.")
+    check_order(model, classes, source)
+    return model
+
+
+def check_order(model: Classifier, classes: Sequence[str] | None, source: str) -> None:
+    """Raise `UserError` if `model` has the same `classes` in another order."""
     known = list(model.classes or [])
     if classes is not None and known != list(classes) and sorted(known) == sorted(classes):
         remedy = "give data.classes in that order, or the file as backbone.weights"
         raise UserError(f"{source} has its classes in another order, {', '.join(known[:5])} …; {remedy}.")
-    return model
 
 
 def load_test_images(
@@ -104,7 +109,7 @@ def load_test_images(
         return load_images(root, split, model.classes)
     if model.fc.out_features != len(images.classes):
         raise UserError(f"{source} has {model.fc.out_features} classes, but {root} has {len(images.classes)}.")
-    check_classes(model, len(images.classes), images.classes, source)
+    check_order(model, images.classes, source)
     if model.classes is not None and list(model.classes) != list(images.classes):
         logger.warning("the class names of %s differ from those of %s; matched by position", source, root)
     return images

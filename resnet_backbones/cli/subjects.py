@@ -106,20 +106,22 @@ def classifier_subject(
     for option in options:
         if name is not None and option not in (valid := valid_options(name) | {"norm", "freeze_at"}):
             raise UserError(unknown(f"option of {name}", option, valid))
-    images = load_images(args.data, args.split or "val")
+    split = args.split or "val"
+    if source is None:
+        images = load_images(args.data, split)
+        build = partial(build_classifier, name, len(images.classes), **options)
+    else:
+        build = partial(load_classifier, source, name, **options)
     try:
         with allow_random_frozen():
-            if source is not None:
-                model = load_classifier(source, name, **options)
-            else:
-                model = build_classifier(name, len(images.classes), **options)
+            model = build()
             if source is not None and not trained:
                 model = initialized(model)
     except (TypeError, RuntimeError, ValueError) as error:  # from torch, for impossible values
         raise UserError(f"{name} cannot be built with {options}: {reason(error)}") from error
     check_finite(model, source or name)
     if source is not None:
-        images = load_test_images(args.data, args.split or "val", model, source)
+        images = load_test_images(args.data, split, model, source)
     known = model.backbone.architecture
     channels = input_channels(model.backbone)
     preprocessing = complete(model.preprocessing, known["name"], channels)
