@@ -109,7 +109,7 @@ def check_detector_classes(data: Annotations, classes: list[str]) -> None:
 def train_loader(sets: list[Annotations], config: DictConfig) -> Callable:
     """`build_train_loader(start=…)` of `sets`, for `fit`."""
     data, masks = config.data, config.detector.name == "mask_rcnn"
-    same = ("flip", "photometric", "scale_jitter", "iou_crop", "copy_paste", "repeat_threshold", "keep_empty")
+    same = ("flip", "photometric", "scale_jitter", "copy_paste", "repeat_threshold", "keep_empty")
     options = {key: data[key] for key in same}
     dataset = DetectionDataset(sets, train=True, masks=masks, channels=image_channels(config), **options)
     logger.info("images: %d, classes: %d", len(dataset), len(dataset.classes))

@@ -44,9 +44,8 @@ class DetectorConfig:
     box_bg_iou_thresh: float = 0.5
     box_batch_size_per_image: int = 512
     box_positive_fraction: float = 0.25
-    box_loss: str = "smooth_l1"  # or giou or diou: of the box head of faster_rcnn and mask_rcnn
-    class_loss: str = "cross_entropy"  # or focal: of the same head
-    class_weights: list[float] | None = None  # of each class in class_loss, the background having 1; null: 1
+    box_loss: str = "smooth_l1"  # or giou: of the box head of faster_rcnn and mask_rcnn
+    class_weights: list[float] | None = None  # of each class in that head's loss, the background having 1; null: 1
 
     topk_candidates: int = 1000  # retinanet and fcos: per level before NMS
     center_sampling_radius: float = 1.5  # fcos: in strides
@@ -78,7 +77,6 @@ class DataConfig:
     flip: float = 0.5  # probability of a horizontal flip in training
     photometric: bool = False  # SSD's distortion of brightness, contrast, saturation, hue and the order of R, G and B
     scale_jitter: list[float] | None = None  # large-scale jitter: the range of the factor, such as [0.1, 2.0]
-    iou_crop: bool = False  # SSD's crop, of a random IoU with an object
     copy_paste: float = 0.0  # probability that objects of another image are pasted; mask_rcnn only
     repeat_threshold: float | None = None  # repeat images of classes that a smaller fraction of the images has
     keep_empty: bool = False  # also train on images without objects

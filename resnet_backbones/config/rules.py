@@ -48,9 +48,8 @@ RANGES = [
 CHOICES = {
     "backbone.fpn_p6_input": ("res5", "p5"),
     "solver.optimizer": ("sgd", "adamw", "lamb"),
-    "detector.box_loss": ("smooth_l1", "giou", "diou"),
-    "detector.class_loss": ("cross_entropy", "focal"),
-    "solver.schedule": ("steps", "cosine", "one_cycle"),
+    "detector.box_loss": ("smooth_l1", "giou"),
+    "solver.schedule": ("steps", "cosine"),
     "solver.warmup_method": ("linear", "constant"),
     "solver.amp": ("none", "bf16", "fp16"),
     "solver.compile": ("none", "default", "reduce-overhead"),
@@ -128,8 +127,8 @@ def _check_augmentation(config: dict, require: Callable[[bool, str, Any, str], N
 
 
 def _check_losses(detector: dict, require: Callable[[bool, str, Any, str], None]) -> None:
-    """One-stage detectors have no box head, and detectron2's has no other class losses."""
-    for key, plain in (("box_loss", "smooth_l1"), ("class_loss", "cross_entropy"), ("class_weights", None)):
+    """One-stage detectors have no box head, and detectron2's has no class weights."""
+    for key, plain in (("box_loss", "smooth_l1"), ("class_weights", None)):
         value, wanted = detector[key], f"{plain or 'null'} where"
         for section, without in (("name", ("retinanet", "fcos")), ("library", ("detectron2",))):
             lacks = detector[section] in without and (section, key) != ("library", "box_loss")

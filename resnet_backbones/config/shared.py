@@ -42,7 +42,7 @@ class SolverConfig:
     nesterov: bool = False
     weight_decay: float = 1e-4
     norm_weight_decay: float | None = None  # for weight and bias of norms; null: weight_decay
-    schedule: str = "steps"  # steps, cosine (to zero) or one_cycle (which has its own warm-up)
+    schedule: str = "steps"  # or cosine, to zero
     steps: list[int] = field(default_factory=lambda: [60000, 80000])  # iterations at which lr is multiplied by gamma
     gamma: float = 0.1
     max_iter: int = 90000

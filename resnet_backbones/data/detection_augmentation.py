@@ -15,11 +15,9 @@ from torchvision.transforms import v2
 
 Transform = Callable[[Tensor, dict], tuple[Tensor, dict]]
 
-IOU_CROP = v2.RandomIoUCrop()
-
 
 def train_transform(
-    flip: float = 0.5, photometric: bool = False, scale_jitter: Sequence[float] | None = None, iou_crop: bool = False
+    flip: float = 0.5, photometric: bool = False, scale_jitter: Sequence[float] | None = None
 ) -> Transform:
     """The transform that augments an image and its target.
 
@@ -28,17 +26,15 @@ def train_transform(
         photometric: SSD's distortion of brightness, contrast, saturation, hue and the order of the channels, which are
             RGB (arXiv 1512.02325 §2.2).
         scale_jitter: the lowest and the highest factor of `jitter_scale`.
-        iou_crop: crop as in SSD; see `crop_by_iou`.
     """
     return v2.Compose(
         [
             as_tv_tensors,
             *([v2.RandomPhotometricDistort()] if photometric else []),
             *([partial(jitter_scale, low=scale_jitter[0], high=scale_jitter[1])] if scale_jitter else []),
-            *([crop_by_iou] if iou_crop else []),
             v2.RandomHorizontalFlip(flip),
             v2.ToPureTensor(),
-            *([drop_invisible] if scale_jitter or iou_crop else []),
+            *([drop_invisible] if scale_jitter else []),
         ]
     )
 
@@ -68,20 +64,12 @@ def resize_and_pad(
     image: tv_tensors.Image, target: dict, factor: float, size: tuple[int, int]
 ) -> tuple[tv_tensors.Image, dict]:
     """Scaled by `factor`, in the top left corner of an image of `size` (height, width), padded with its mean color."""
-    height, width = (max(1, min(round(side * factor), most)) for side, most in zip(image.shape[-2:], size, strict=True))
+    # At least 2 pixels: torch cannot resize an image of three channels to a single one.
+    height, width = (min(max(2, round(side * factor)), most) for side, most in zip(image.shape[-2:], size, strict=True))
     mean = image.float().mean((1, 2)).round().tolist()
     padding = [0, 0, size[1] - width, size[0] - height]  # left, top, right, bottom
     pad = v2.Pad(padding, fill={tv_tensors.Image: mean, "others": 0})
     return pad(*v2.Resize([height, width])(image, target))
-
-
-def crop_by_iou(image: tv_tensors.Image, target: dict) -> tuple[tv_tensors.Image, dict]:
-    """SSD's crop (arXiv 1512.02325 §2.2): a window that has at least a drawn IoU with an object, or the whole image.
-
-    Objects stay if their center is in the window. Windows have 0.3 to 1 of the height and width, which below 4 pixels
-    could be empty.
-    """
-    return IOU_CROP(image, target) if min(image.shape[-2:]) >= 4 else (image, target)
 
 
 def paste_objects(image: Tensor, target: dict, source: Tensor, objects: dict) -> tuple[Tensor, dict]:

@@ -7,31 +7,25 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.models.detection._utils import BoxCoder
 from torchvision.models.detection.roi_heads import RoIHeads, maskrcnn_loss
-from torchvision.ops import distance_box_iou_loss, generalized_box_iou_loss
+from torchvision.ops import generalized_box_iou_loss
 
-IOU_LOSS_WEIGHT = 10.0  # a loss of IoU is smaller than smooth L1, whose offsets are scaled by 10 and 5
-FOCUS = 2.0  # gamma of the focal loss, arXiv 1708.02002 §3.2
+IOU_LOSS_WEIGHT = 10.0  # 1 - GIoU is smaller than smooth L1, whose offsets are scaled by 10 and 5
 
 
-def class_loss(logits: Tensor, labels: Tensor, kind: str, class_weights: Tensor | None) -> Tensor:
-    """The mean over N RoIs of -w (1 - p)^gamma log p, p being the probability of the true class.
+def class_loss(logits: Tensor, labels: Tensor, class_weights: Sequence[float]) -> Tensor:
+    """The mean over N RoIs of -w log p, p being the probability of the true class.
 
     Args:
         logits: (N, K + 1), the background first.
         labels: (N,), 0 for background.
-        kind: "cross_entropy" (gamma 0) or "focal" (gamma 2).
-        class_weights: w, (K,), of the classes without the background, whose own is 1; None for 1.
+        class_weights: w of the K classes without the background, whose own is 1; empty for 1.
     """
-    loss = F.cross_entropy(logits, labels, reduction="none")
-    if kind == "focal":
-        loss = loss * (1 - torch.exp(-loss)) ** FOCUS
-    if class_weights is not None:
-        loss = loss * F.pad(class_weights, (1, 0), value=1.0)[labels]
-    return loss.mean()
+    weights = logits.new_tensor([1.0, *class_weights]) if class_weights else None
+    return F.cross_entropy(logits, labels, weights, reduction="sum") / labels.numel()
 
 
 def box_loss(offsets: Tensor, wanted: Tensor, labels: Tensor, proposals: Tensor, coder: BoxCoder, kind: str) -> Tensor:
-    """The sum over the foreground, divided by N, of smooth L1, GIoU (1902.09630) or DIoU (1911.08287).
+    """The sum over the foreground, divided by N, of smooth L1 or of 1 - GIoU (arXiv 1902.09630).
 
     Args:
         offsets: (N, 4 (K + 1)), for every class; `wanted`, (N, 4), are the targets.
@@ -43,21 +37,20 @@ def box_loss(offsets: Tensor, wanted: Tensor, labels: Tensor, proposals: Tensor,
     if kind == "smooth_l1":
         loss = F.smooth_l1_loss(found, wanted[foreground], beta=1 / 9, reduction="sum")
     else:
-        iou_loss = {"giou": generalized_box_iou_loss, "diou": distance_box_iou_loss}[kind]
         boxes = [coder.decode_single(part, proposals[foreground]) for part in (found, wanted[foreground])]
-        loss = IOU_LOSS_WEIGHT * iou_loss(*boxes, reduction="sum")
+        loss = IOU_LOSS_WEIGHT * generalized_box_iou_loss(*boxes, reduction="sum")
     return loss / labels.numel()
 
 
 class HeadsWithLosses(RoIHeads):
-    """torchvision's RoI heads with a choice of losses for boxes and classes.
+    """torchvision's RoI heads with a choice of the box loss and class weights.
 
     Attributes:
-        box_loss, class_loss, class_weights: as in `settings.FasterRCNN`; no weights are an empty list.
+        box_loss, class_weights: as in `settings.FasterRCNN`; no weights are an empty list.
     """
 
-    def choose(self, box_loss: str, class_loss: str, class_weights: Sequence[float]) -> "HeadsWithLosses":
-        self.box_loss, self.class_loss, self.class_weights = box_loss, class_loss, list(class_weights)
+    def choose(self, box_loss: str, class_weights: Sequence[float]) -> "HeadsWithLosses":
+        self.box_loss, self.class_weights = box_loss, list(class_weights)
         return self
 
     def forward(
@@ -71,9 +64,9 @@ class HeadsWithLosses(RoIHeads):
             return super().forward(features, proposals, image_shapes)
         proposals, matched, labels, wanted = self.select_training_samples(proposals, targets)
         logits, offsets = self.box_predictor(self.box_head(self.box_roi_pool(features, proposals, image_shapes)))
-        all_labels, weights = torch.cat(labels), logits.new_tensor(self.class_weights) if self.class_weights else None
+        all_labels = torch.cat(labels)
         losses = {
-            "loss_classifier": class_loss(logits, all_labels, self.class_loss, weights),
+            "loss_classifier": class_loss(logits, all_labels, self.class_weights),
             "loss_box_reg": box_loss(
                 offsets, torch.cat(wanted), all_labels, torch.cat(proposals), self.box_coder, self.box_loss
             ),

@@ -30,9 +30,8 @@ class FasterRCNN(ImageSettings):
         aspect_ratios: height / width, on every level.
         box_head: "mlp", two hidden layers of `box_head_width`, or "res5", the backbone's last stage.
         box_pool_size: side of a pooled RoI.
-        box_loss: "smooth_l1", "giou" (1902.09630) or "diou" (1911.08287), of the box head.
-        class_loss: "cross_entropy" or "focal" (1708.02002), of the box head.
-        class_weights: of each class in that loss, the background having 1; None for 1.
+        box_loss: "smooth_l1" or "giou" (1902.09630), of the box head.
+        class_weights: of each class in the cross entropy of the box head, the background having 1; None for 1.
         others: as in `torchvision.models.detection.FasterRCNN`.
     """
 
@@ -59,7 +58,6 @@ class FasterRCNN(ImageSettings):
     box_batch_size_per_image: int = 512
     box_positive_fraction: float = 0.25
     box_loss: str = "smooth_l1"
-    class_loss: str = "cross_entropy"
     class_weights: Sequence[float] | None = None
 
 

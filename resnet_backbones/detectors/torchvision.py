@@ -88,7 +88,7 @@ def box_heads(
         raise UserError(
             f"detector.class_weights is {list(s.class_weights)}; it must be {classes} numbers, one per class."
         )
-    plain = (s.box_loss, s.class_loss, s.class_weights) == ("smooth_l1", "cross_entropy", None)
+    plain = (s.box_loss, s.class_weights) == ("smooth_l1", None)
     heads = (RoIHeads if plain else HeadsWithLosses)(
         pooler,
         head,
@@ -103,7 +103,7 @@ def box_heads(
         s.box_detections_per_img,
     )
     if not plain:
-        heads.choose(s.box_loss, s.class_loss, s.class_weights or ())
+        heads.choose(s.box_loss, s.class_weights or ())
     heads.fg_bg_sampler = ImageSampler(s.box_batch_size_per_image, s.box_positive_fraction, transform, ROIS)
     init_heads(heads)
     return heads

@@ -83,15 +83,9 @@ def build_schedule(solver: DictConfig) -> Callable[[int], float]:
 
     A warm-up over `warmup_iters`, linear from `warmup_factor` of the schedule's value or constant at it, then "steps"
     (times gamma at each of `steps`) or "cosine" (half a period from lr to 0 over max_iter, warm-up included). Steps at
-    or past max_iter are never reached. "one_cycle" (arXiv 1708.07120) is half a cosine from lr / 25 up to lr over 30 %
-    of max_iter and another down to lr / 250,000, as in torch's OneCycleLR, without a warm-up.
+    or past max_iter are never reached.
     """
     main: ParamScheduler
-    if solver.schedule == "one_cycle":
-        low, end = 1 / 25, 1 / 250_000
-        parts = [CosineParamScheduler(low, 1.0), CosineParamScheduler(1.0, end)]
-        main = CompositeParamScheduler(parts, lengths=[0.3, 0.7], interval_scaling=["rescaled", "rescaled"])
-        return lambda step: solver.lr * main(step / solver.max_iter)
     if solver.schedule == "cosine":
         main = CosineParamScheduler(1.0, 0.0)
     else:

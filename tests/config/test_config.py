@@ -129,7 +129,7 @@ def test_the_saved_config_is_complete_and_loads_to_the_same(tmp_path):
         ("solver.lr", "Override 'solver.lr' is not of the form key=value"),
         ("data.train=[a", "Override 'data.train=\\[a' cannot be read"),
         ("solver.amp=int8", "solver.amp is int8; it must be none, bf16 or fp16"),
-        ("solver.schedule=poly", "solver.schedule is poly; it must be steps, cosine or one_cycle"),
+        ("solver.schedule=poly", "solver.schedule is poly; it must be steps or cosine"),
         ("solver.steps=[9,3]", r"solver.steps is \[9, 3\]; it must be increasing"),
         ("solver.accumulate=3", "solver.accumulate is 3; it must be a divisor of solver.batch_size, 16"),
         ("solver.batch_size=0", "solver.batch_size is 0; it must be from 1 to"),

@@ -14,7 +14,7 @@ from resnet_backbones.data.images import read_image
 from resnet_backbones.data.loader import build_train_loader
 from resnet_backbones.errors import UserError
 
-ALL = {"flip": 0.5, "photometric": True, "scale_jitter": [0.4, 2.0], "iou_crop": True, "copy_paste": 0.5}
+ALL = {"flip": 0.5, "photometric": True, "scale_jitter": [0.4, 1.5], "copy_paste": 0.9}
 
 
 def planted(size: tuple[int, int], *boxes: tuple[int, int, int, int], background: int = 10, bright: int = 250):
@@ -88,29 +88,6 @@ def test_scale_jitter_draws_factors_uniformly_and_drops_what_it_loses():
     assert kept == {(), (1,), (2,), (1, 2)}
 
 
-def test_iou_crop_keeps_the_objects_whose_centers_are_in_the_window():
-    height, width = 60, 80
-    boxes = [(4 + 20 * c, 5 + 20 * r, 16 + 20 * c, 15 + 20 * r) for r in range(3) for c in range(4)]
-    image, target = planted((height, width), *boxes)
-    ys, xs = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    image[1], image[2] = ys, xs  # each pixel tells where it was
-    crop = train_transform(flip=0.0, iou_crop=True)
-    shapes = set()
-    for _ in range(40):
-        window, found = crop(image, target)
-        (top, left), (h, w) = (int(window[1, 0, 0]), int(window[2, 0, 0])), window.shape[1:]
-        shapes.add((h, w))
-        assert torch.equal(window, image[:, top : top + h, left : left + w])
-        centers = (target["boxes"][:, :2] + target["boxes"][:, 2:]) / 2 - torch.tensor([left, top])
-        inside = ((centers > 0) & (centers < torch.tensor([w, h]))).all(1)
-        assert found["labels"].tolist() == target["labels"][inside].tolist()
-        moved = target["boxes"][inside] - torch.tensor([left, top, left, top])
-        assert torch.equal(found["boxes"], moved.clamp(min=0).minimum(torch.tensor([w, h, w, h])))
-        assert [bounds(m).tolist() for m in found["masks"]] == found["boxes"].tolist()
-    assert len(shapes) > 10
-    assert (height, width) in shapes
-
-
 def test_pasted_masks_are_disjoint_their_boxes_tight_and_no_pixel_is_lost():
     below = planted((40, 60), (2, 2, 20, 20), (30, 4, 36, 10), (40, 20, 58, 38), bright=100)
     above = planted((40, 60), (10, 12, 30, 30), (28, 2, 38, 12), (44, 30, 50, 36), bright=250)
@@ -175,16 +152,15 @@ def test_samples_depend_on_their_seed_alone(tmp_path):
     assert all(same(samples, batches(2)))
     assert all(same(samples[6:], batches(0, start=3)))
     assert not any(same(samples, batches(0, seed=1)))
-    assert {len(target["boxes"]) for _, target in samples} >= {0, 1, 2}
+    assert {len(target["boxes"]) for _, target in samples} == {0, 1, 2}
 
 
 def test_images_without_rgb_or_of_a_few_pixels_are_cropped_and_scaled():
-    options = {"scale_jitter": [0.1, 4.0], "iou_crop": True}
     for channels, size in itertools.product([1, 3, 5], [(1, 1), (2, 90), (5, 4)]):
         image = torch.randint(256, (channels, *size), dtype=torch.uint8)
         target = {"boxes": torch.tensor([[0.0, 0, size[1], size[0]]]), "labels": torch.tensor([1])}
         for _ in range(10):
-            changed, found = train_transform(**options)(image, target)
+            changed, found = train_transform(scale_jitter=[0.1, 4.0])(image, target)
             assert changed.shape[0] == channels
             assert min(changed.shape) > 0
             assert (found["boxes"][:, 2:] <= torch.tensor([changed.shape[2], changed.shape[1]])).all()

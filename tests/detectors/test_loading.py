@@ -27,7 +27,7 @@ def test_a_checkpoint_is_enough_to_build_its_detector(tmp_path, options):
         for key, value in model(images)[0].items():
             assert torch.equal(loaded(images)[0][key], value)
 
-    for key in ("box_loss", "class_loss", "class_weights"):  # which earlier checkpoints do not have
+    for key in ("box_loss", "class_weights"):  # which earlier checkpoints do not have
         del metadata["config"]["detector"][key]
     torch.save({"model": model.state_dict(), "metadata": metadata}, tmp_path / "old.pt")
     old = load_detector(str(tmp_path / "old.pt"))

@@ -35,17 +35,6 @@ def test_warm_up_meets_the_cosine():
     assert rates[:20] == sorted(rates[:20])
 
 
-def test_one_cycle_is_torchs():
-    schedule = build_schedule(solver(schedule="one_cycle", max_iter=3000, lr=0.4))
-    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], 0.1)
-    theirs = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.4, total_steps=3000, cycle_momentum=False)
-    for step in range(3000):
-        assert schedule(step) == pytest.approx(theirs.get_last_lr()[0], abs=1e-3)
-        optimizer.step()
-        if step < 2999:
-            theirs.step()
-
-
 def test_a_short_run_of_a_long_schedule_never_reaches_its_steps():
     schedule = build_schedule(solver(steps=[60000, 80000], max_iter=10, lr=0.02, warmup_iters=0))
     assert [schedule(step) for step in range(10)] == [0.02] * 10
