@@ -9,7 +9,7 @@ DETECTRON2_PYTHON ?= python3
 FUZZ_EXAMPLES ?= 850
 FUZZ_SEED ?= $(shell date +%s)
 
-.PHONY: install quickstart test test-slow fuzz test-detectron2 lint clean
+.PHONY: install quickstart test test-slow test-gpu fuzz test-detectron2 lint clean
 
 install: .venv/.installed
 
@@ -26,6 +26,10 @@ test: install lint
 
 test-slow: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow
+
+test-gpu: install
+	$(BIN)/python -c "import torch; torch.zeros(1, device='cuda')" && \
+	$(BIN)/python -m pytest tests/gpu
 
 fuzz: install
 	FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --hypothesis-seed=$(FUZZ_SEED) tests/fuzz
