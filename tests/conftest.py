@@ -1,4 +1,4 @@
-"""Data made for tests, the real data where it is at hand, and the tools called as a user calls them."""
+"""Synthetic data, the real data where it is available, and the tools called as a user calls them."""
 
 import importlib.util
 import json
@@ -17,7 +17,7 @@ from resnet_backbones.data.datasets import load_annotations
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared" / "data"
 
-# The smallest detector that still has every part; overrides for any YAML.
+# Overrides that turn any YAML into the smallest detector with every part.
 TINY = [
     "backbone.name=resnet18_fpn",
     "backbone.norm=BN",
@@ -45,7 +45,7 @@ TINY = [
 ]
 
 
-# The smallest net of each family: what costs seconds is run on these, and on every name by `make test-slow`.
+# The smallest net of each family. Tests that take seconds run on these, and on every name in `make test-slow`.
 REPRESENTATIVES = [
     "resnet18", "resnext50_32x4d", "preact_resnet18", "seresnet18", "resnet18d", "plain18", "vgg11_bn", "zfnet",
     "googlenet", "densenet121", "efficientnet_b0", "convnext_tiny", "regnet_y_400mf", "swin_t",
@@ -53,7 +53,7 @@ REPRESENTATIVES = [
 
 
 def pytest_terminal_summary(terminalreporter, config):
-    """What the fuzzed inputs of each family came to."""
+    """Print how many fuzzed inputs of each family were accepted and refused."""
     reports = [report for group in terminalreporter.stats.values() for report in group if hasattr(report, "when")]
     rows = [value for r in reports if r.when == "call" for name, value in r.user_properties if name == "fuzz"]
     if rows:
@@ -64,24 +64,24 @@ def pytest_terminal_summary(terminalreporter, config):
 
 
 @pytest.fixture(autouse=True)
-def _few_threads_and_fixed_seed():
+def _fixed_seed_and_clean_global_state():
     torch.manual_seed(0)
     yield
     torch.use_deterministic_algorithms(False)
-    logging.getLogger("resnet_backbones").handlers.clear()  # of a run in this process, whose stdout is closed by now
+    logging.getLogger("resnet_backbones").handlers.clear()  # left by a run in this process; their stdout is closed
 
 
 @pytest.fixture
 def shared():
     """The folder of real data beside the checkout."""
     if not SHARED.is_dir():
-        pytest.skip("the real data of ../shared/data is not here")
+        pytest.skip("the real data in ../shared/data is not available")
     return SHARED
 
 
 @pytest.fixture
 def tool(capfd):
-    """`tool("train_net", *arguments)` runs a tool in this process; gives its exit status, stdout and stderr."""
+    """`tool("train_net", *arguments)` runs a tool in this process and returns its exit status, stdout and stderr."""
 
     def run(name: str, *arguments: str) -> tuple[int, str, str]:
         spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
@@ -103,7 +103,7 @@ def draw(width: int = 48, height: int = 40, seed: int = 0) -> Image.Image:
 
 
 def write_coco(folder: Path, count: int = 4) -> dict:
-    """A COCO dataset of `count` images with a square and a crowd each; returns the content of its JSON."""
+    """Write a COCO dataset of `count` images with a square and a crowd each; returns the content of its JSON."""
     (folder / "images").mkdir(parents=True, exist_ok=True)
     content = {
         "images": [],
@@ -131,23 +131,23 @@ def save_coco(folder: Path, content: dict) -> None:
 
 
 def read_coco(folder: Path) -> Annotations:
-    """What `write_coco(folder)` wrote, read as a user's own dataset."""
+    """The dataset of `write_coco(folder)`, loaded as a user's own."""
     spec = {"format": "coco", "root": str(folder / "images"), "annotations": str(folder / "instances.json")}
     return load_annotations("own", {"own": spec})
 
 
 def coco_dataset(folder: Path, **options) -> DetectionDataset:
-    """A training set, without flips, of what `write_coco(folder)` wrote."""
+    """The dataset of `write_coco(folder)` as a training set without flips."""
     return DetectionDataset([read_coco(folder)], **{"train": True, "flip": 0.0} | options)
 
 
 def read_voc(root: Path, split: str = "train", **options) -> Annotations:
-    """What `write_voc(root)` wrote, read as a user's own dataset."""
+    """The dataset of `write_voc(root)`, loaded as a user's own."""
     return load_annotations("own", {"own": {"format": "voc", "root": str(root), "split": split, **options}})
 
 
 def coco_overrides(folder: Path) -> list[str]:
-    """Overrides that train and test on `write_coco(folder)`."""
+    """Overrides that train and test on the dataset of `write_coco(folder)`."""
     spec = f"{{format: coco, root: {folder / 'images'}, annotations: {folder / 'instances.json'}}}"
     return [f"datasets.own={spec}", "data.train=[own]", "data.test=[own]"]
 
@@ -155,7 +155,7 @@ def coco_overrides(folder: Path) -> list[str]:
 def write_images(
     root: Path, counts: dict[str, int], splits: tuple[str, ...] = ("train", "val"), side: int = 40
 ) -> None:
-    """A tree SPLIT/CLASS/K.jpg of class folders; the images of a class have one color, with noise."""
+    """Write a SPLIT/CLASS/K.jpg tree; the images of a class share a color, plus noise."""
     for s, split in enumerate(splits):
         for c, (name, count) in enumerate(counts.items()):
             (root / split / name).mkdir(parents=True, exist_ok=True)
@@ -172,7 +172,7 @@ VOC_OBJECT = """<object><name>{name}</name><difficult>{difficult}</difficult><bn
 
 
 def write_voc(root: Path, images: dict[str, list[tuple[str, tuple, int]]], size: tuple[int, int] = (48, 40)) -> None:
-    """A devkit with one split "train" of `images`: name -> [(class, (xmin, ymin, xmax, ymax), difficult)]."""
+    """Write a devkit with one split "train" of `images`: name -> [(class, (xmin, ymin, xmax, ymax), difficult)]."""
     for folder in ("Annotations", "ImageSets/Main", "JPEGImages"):
         (root / folder).mkdir(parents=True, exist_ok=True)
     (root / "ImageSets/Main/train.txt").write_text("\n".join(images) + "\n")

@@ -1,4 +1,4 @@
-"""Checks and set-ups that several rooms' tests share."""
+"""Checks and setup shared by the tests of several subpackages."""
 
 import struct
 import zlib
@@ -14,7 +14,7 @@ from resnet_backbones.detectors import build_detector, describe
 
 
 def randomize_statistics(model: nn.Module) -> None:
-    """Statistics like a trained net's, so that a misplaced norm shows."""
+    """Give the norms statistics like a trained net's, so that a misplaced norm shows."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.running_var, 0.5, 1.5)
@@ -24,7 +24,7 @@ def randomize_statistics(model: nn.Module) -> None:
 
 
 def save_detector(folder: Path, name: str = "mask_rcnn", *overrides: str) -> tuple[nn.Module, str]:
-    """A tiny detector of random weights, which finds seven objects in any image, and the checkpoint of it."""
+    """A tiny detector with random weights, which finds seven objects in any image, and the path of its checkpoint."""
     config = load_config(
         "coco_mask_rcnn_R50.yaml", [*TINY, *coco_overrides(folder), f"detector.name={name}", *overrides]
     )
@@ -42,7 +42,7 @@ def outputs_of(model: nn.Module, images: Tensor) -> Tensor:
 
 
 def assert_close(ours: Tensor, theirs: Tensor) -> None:
-    """To 1e-5 of each number, or of the largest."""
+    """To within 1e-5 of each number, or of the largest one."""
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5 * theirs.abs().max().item())
 
 
@@ -54,7 +54,7 @@ def assert_equal_features(ours: dict, theirs: dict) -> None:
 
 
 def png_of(width: int, height: int, pixels: bytes = b"") -> bytes:
-    """A PNG whose header says `width` x `height`, with the given `pixels`, which may be fewer."""
+    """A PNG whose header declares `width` x `height`; `pixels` may be fewer."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -64,7 +64,7 @@ def png_of(width: int, height: int, pixels: bytes = b"") -> bytes:
 
 
 def write_video(path: Path, count: int = 12, codec: str = "h264", flags: str = "faststart") -> None:
-    """A video of 60 x 44 pixels whose frame k is gray, 20 k to 20 k + 9; `flags` are of MP4."""
+    """Write a video of 60 x 44 pixels whose frame k is gray, from 20 k to 20 k + 9; `flags` are MP4's movflags."""
     import av
 
     with av.open(str(path), "w", options={"movflags": flags} if path.suffix == ".mp4" else {}) as container:

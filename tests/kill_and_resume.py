@@ -3,9 +3,9 @@
 
 tests/kill_and_resume.py [--ranks 2] [--kills 20] [--seed 0] [--folder DIR]
 
-Half of the kills hit the write of a checkpoint, at a random share of the file; the others a random moment. With
-several ranks, every other kill takes one rank alone, and torchrun has to end by itself. Exits with 1 unless the
-weights, the optimizer's state and the logged losses are the same to the last bit.
+Half of the kills hit the writing of a checkpoint, at a random fraction of the file; the others, a random moment. With
+several ranks, every other kill hits a single rank, and torchrun has to exit by itself. Exits with 1 unless the weights,
+the optimizer state and the logged losses are bit-identical.
 """
 
 import argparse
@@ -52,7 +52,7 @@ def logged(folder: Path) -> int:
 
 
 def wait_for(condition, process: subprocess.Popen, seconds: float = 120.0) -> bool:
-    """Whether it came true while the process was running."""
+    """Whether `condition` became true while the process was running."""
     end = time.monotonic() + seconds
     while process.poll() is None and time.monotonic() < end:
         if condition():
@@ -86,14 +86,14 @@ def kill(process: subprocess.Popen, folder: Path, ranks: int, k: int, rng: rando
     return what
 
 
-def difference(one: object, other: object) -> bool:
-    """Whether two states of nested dicts, lists, tensors and numbers differ in a bit."""
+def differ(one: object, other: object) -> bool:
+    """Whether two states of nested dicts, lists, tensors and numbers differ in any bit."""
     if isinstance(one, torch.Tensor):
         return not torch.equal(one, other)
     if isinstance(one, dict):
-        return one.keys() != other.keys() or any(difference(one[key], other[key]) for key in one)
+        return one.keys() != other.keys() or any(differ(one[key], other[key]) for key in one)
     if isinstance(one, list):
-        return len(one) != len(other) or any(difference(a, b) for a, b in zip(one, other, strict=True))
+        return len(one) != len(other) or any(differ(a, b) for a, b in zip(one, other, strict=True))
     return one != other
 
 
@@ -103,7 +103,7 @@ def losses(folder: Path) -> list[tuple]:
 
 
 def compare(folder: Path, ranks: int, kills: int, seed: int, steps: int = 60) -> bool:
-    """Whether a run that is killed `kills` times ends like an uninterrupted one."""
+    """Whether a run that is killed `kills` times ends in the same state as an uninterrupted one."""
     write_coco(folder / "data", 5)
     whole = start(folder, "whole", ranks, steps)
     if whole.wait():
@@ -115,7 +115,7 @@ def compare(folder: Path, ranks: int, kills: int, seed: int, steps: int = 60) ->
     if start(folder, "killed", ranks, steps, "--resume").wait():
         sys.exit((folder / "killed.log").read_text()[-3000:])
     one, other = (torch.load(folder / name / "last.pt", weights_only=True) for name in ("whole", "killed"))
-    return not difference(one, other) and losses(folder / "whole") == losses(folder / "killed")
+    return not differ(one, other) and losses(folder / "whole") == losses(folder / "killed")
 
 
 def main() -> None:
@@ -123,7 +123,7 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, default=1)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--folder", type=Path, help="kept, to look at; else a temporary one")
+    parser.add_argument("--folder", type=Path, help="keep the runs here; default: a temporary folder")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         same = compare(args.folder or Path(temporary), args.ranks, args.kills, args.seed)

@@ -1,4 +1,4 @@
-"""The contract of every registered name; a new variant is tested by being registered."""
+"""The contract of every registered backbone; registering a new variant is enough to test it."""
 
 import copy
 import fnmatch
@@ -16,7 +16,7 @@ from resnet_backbones.errors import UserError
 from resnet_backbones.models.fpn import FPN
 from resnet_backbones.models.resnet import ResNet
 
-# Many layers: slow to build even without memory, and alike to a smaller one of the family.
+# Deep nets: slow to build even on the meta device, and much like a smaller one of the family.
 LARGE = [
     "*1202", "*1001", "*152*", "*200", "senet154", "*101*", "cifar_*56", "cifar_*110", "cifar_*164", "densenet1[67]*",
     "densenet201", "efficientnet_b[1-7]", "efficientnet_v2_*", "convnext_[sbl]*", "swin*_[sb]", "regnet_?_[138]*",
@@ -33,7 +33,7 @@ def each(names: list[str]) -> list:
 BODIES = [name for name in list_backbones() if not name.endswith("_fpn")]
 PYRAMIDS = [name for name in list_backbones() if name.endswith("_fpn")]
 FAMILIES = [*REPRESENTATIVES, *(pytest.param(n, marks=pytest.mark.slow) for n in BODIES if n not in REPRESENTATIVES)]
-COMPILED = ["resnet18", "preact_resnet18", "seresnet18", "zfnet", "regnet_y_400mf"]  # which takes seconds each
+COMPILED = ["resnet18", "preact_resnet18", "seresnet18", "zfnet", "regnet_y_400mf"]  # seconds each
 QUICK_FAMILIES = [pytest.param(n, marks=() if n in COMPILED else pytest.mark.slow) for n in BODIES]
 
 
@@ -51,7 +51,7 @@ def warns_if(frozen: bool):
 
 
 @pytest.mark.parametrize("name", each(BODIES))
-def test_declared_shapes_are_the_real_ones(name):
+def test_output_shape_matches_the_features(name):
     backbone = on_meta(name)
     shapes = backbone.output_shape()
     for size in [(64, 96), (97, 131)]:
@@ -61,12 +61,12 @@ def test_declared_shapes_are_the_real_ones(name):
             assert features[feature].shape[:2] == (2, shape.channels)
             for real, side in zip(features[feature].shape[2:], size, strict=True):
                 rounded_up = -(-side // shape.stride)
-                # Residual nets round up; the others each in its own way, AlexNet without padding.
+                # Residual nets round up; the others round in their own ways, and AlexNet does not pad.
                 assert real == rounded_up or (not isinstance(backbone, ResNet) and abs(real - rounded_up) <= 2)
 
 
 @pytest.mark.parametrize("name", each(PYRAMIDS))
-def test_pyramids_have_the_sizes_of_their_bodies_features(name):
+def test_pyramid_levels_have_the_size_of_the_body_features(name):
     pyramid = on_meta(name)
     body, levels = pyramid.body(images(97, 131)), pyramid(images(97, 131))
     assert list(levels) == list(pyramid.output_shape()) == ["p2", "p3", "p4", "p5", "p6"]
@@ -77,13 +77,13 @@ def test_pyramids_have_the_sizes_of_their_bodies_features(name):
 
 @pytest.mark.parametrize("name", each(BODIES))
 @pytest.mark.parametrize("in_channels", [1, 4])
-def test_other_image_channels(name, in_channels):
+def test_other_in_channels(name, in_channels):
     features = on_meta(name, in_channels=in_channels)(images(64, 64, in_channels))
     assert all(f.shape[0] == 2 for f in features.values())
 
 
 @pytest.mark.parametrize("name", each(BODIES))
-def test_every_norm_is_what_it_says_or_is_refused(name):
+def test_each_norm_is_applied_or_refused(name):
     plain = on_meta(name)
     has_bn = any(isinstance(m, nn.BatchNorm2d) for m in plain.modules())
     kinds = {"SyncBN": nn.SyncBatchNorm, "FrozenBN": FrozenBatchNorm2d}
@@ -93,7 +93,7 @@ def test_every_norm_is_what_it_says_or_is_refused(name):
         with pytest.raises(UserError, match="come with their own norms"):
             on_meta(name, norm="GN")
     for norm, kind in kinds.items():
-        if norm == "GN" and name.startswith("cifar_") and "resnext" not in name:  # they begin with 16 channels
+        if norm == "GN" and name.startswith("cifar_") and "resnext" not in name:  # their stem has 16 channels
             with pytest.raises(UserError, match="GN needs channels in multiples of its 32 groups"):
                 on_meta(name, norm=norm)
             continue
@@ -105,7 +105,7 @@ def test_every_norm_is_what_it_says_or_is_refused(name):
 
 
 @pytest.mark.parametrize("name", each(BODIES))
-def test_freezing_leaves_gradients_and_live_norms_exactly_behind_it(name):
+def test_only_stages_after_freeze_at_have_gradients_and_live_norms(name):
     for freeze_at in (0, 2, 5):
         with warns_if(freeze_at):
             backbone = on_meta(name, freeze_at=freeze_at).train()
@@ -122,7 +122,7 @@ def test_freezing_leaves_gradients_and_live_norms_exactly_behind_it(name):
 
 
 @pytest.mark.parametrize("name", [name for name in REPRESENTATIVES if name != "zfnet"])
-def test_no_frozen_tensor_moves_in_training(name):
+def test_frozen_norm_statistics_do_not_change_in_training(name):
     with warns_if(True):
         backbone = build_backbone(f"{name}_fpn", freeze_at=3, fpn_channels=16).train()
     before = copy.deepcopy(backbone.state_dict())
@@ -135,7 +135,7 @@ def test_no_frozen_tensor_moves_in_training(name):
 
 
 @pytest.mark.parametrize(("freeze_at", "trainable"), {0: 60, 1: 57, 2: 45, 3: 30, 4: 15, 5: 0}.items())
-def test_trainable_tensors_of_each_freeze_level(freeze_at, trainable):
+def test_number_of_trainable_tensors_per_freeze_at(freeze_at, trainable):
     with warns_if(freeze_at):
         backbone = on_meta("resnet18", freeze_at=freeze_at)
     # ResNet-18 has 20 convolutions, each with a weight, and a weight and a bias of its norm.
@@ -143,7 +143,7 @@ def test_trainable_tensors_of_each_freeze_level(freeze_at, trainable):
 
 
 def with_statistics_of(backbone: nn.Module, x: torch.Tensor) -> nn.Module:
-    """`backbone` for evaluation, with BN statistics of `x`: at its random start a net of 1000 layers would overflow."""
+    """`backbone` in eval mode with the BN statistics of `x`: with the initial ones a 1000-layer net would overflow."""
     for module in backbone.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = 1.0
@@ -163,7 +163,7 @@ def test_state_dict_round_trip_gives_the_same_features(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", QUICK_FAMILIES)
-def test_backbone_and_pyramid_export(name):
+def test_exported_program_gives_the_same_features(name):
     x = torch.randn(1, 3, 64, 96, dtype=torch.double)  # statistics of one image magnify rounding
     pyramid = with_statistics_of(build_backbone(_with_pyramid(name)).double(), x)
     program = torch.export.export(pyramid, (x,), strict=False)
@@ -173,7 +173,7 @@ def test_backbone_and_pyramid_export(name):
 
 
 @pytest.mark.parametrize("name", QUICK_FAMILIES)
-def test_backbone_and_pyramid_compile_as_one_graph(name):
+def test_compiles_as_one_graph_with_the_same_features(name):
     x = torch.randn(1, 3, 64, 96, dtype=torch.double)  # statistics of one image magnify rounding
     pyramid = with_statistics_of(build_backbone(_with_pyramid(name)).double(), x)
     torch.compiler.reset()
@@ -186,7 +186,7 @@ def _with_pyramid(name: str) -> str:
     return f"{name}_fpn" if f"{name}_fpn" in PYRAMIDS else name
 
 
-def test_out_features_are_given_in_order_and_later_stages_not_built():
+def test_out_features_come_in_order_and_later_stages_are_not_built():
     backbone = build_backbone("resnet18", out_features=["res4", "stem"])
     features = backbone(torch.randn(1, 3, 64, 64))
     assert list(features) == ["stem", "res4"]
@@ -200,7 +200,7 @@ def test_frozen_random_weights_warn(options):
         on_meta("resnet18", **options)
 
 
-def test_a_net_without_anything_to_freeze_does_not_warn():
+def test_net_with_nothing_to_freeze_does_not_warn():
     on_meta("vgg16_fpn", norm="FrozenBN")  # it has no norms
     with pytest.warns(RandomFrozenWarning):
         on_meta("vgg16_fpn", freeze_at=1)
@@ -228,7 +228,7 @@ def test_a_net_without_anything_to_freeze_does_not_warn():
         ({"name": "resnet50_fpn", "fpn_chanels": 8}, "Unknown option of resnet50_fpn 'fpn_chanels'. Did you mean fpn_"),
     ],
 )
-def test_bad_arguments_say_what_exists(options, message):
+def test_invalid_arguments_name_the_valid_ones(options, message):
     with pytest.raises(UserError, match=message):
         on_meta(**{"name": "resnet18"} | options)
 
@@ -238,7 +238,7 @@ def test_list_filters_by_pattern():
     assert list_backbones("preact*0") == ["preact_resnet200", "preact_resnet50"]
 
 
-def test_an_own_backbone_registers_with_its_fpn():
+def test_custom_backbone_registers_with_its_fpn():
     class Strided(nn.Module):
         def __init__(self, norm: str) -> None:
             super().__init__()
@@ -269,7 +269,7 @@ def test_an_own_backbone_registers_with_its_fpn():
         (("res4",), "which gives res4; use its name without _fpn"),
     ],
 )
-def test_an_fpn_says_what_its_body_lacks(features, message):
+def test_fpn_names_the_features_its_body_lacks(features, message):
     class Body(nn.Module):
         def output_shape(self):
             return {feature: ShapeSpec(8, 2 ** int(feature[3:])) for feature in features}

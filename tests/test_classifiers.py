@@ -10,7 +10,7 @@ from resnet_backbones.classifiers import Classifier, build_classifier
 from resnet_backbones.errors import UserError
 
 
-def test_state_dicts_are_exchanged_with_torchvision():
+def test_state_dicts_are_interchangeable_with_torchvision():
     theirs = torchvision.models.resnet18(num_classes=7).eval()
     ours = build_classifier("resnet18", num_classes=7).eval()
     ours.load_state_dict(theirs.state_dict())
@@ -23,7 +23,7 @@ def test_state_dicts_are_exchanged_with_torchvision():
 
 
 @pytest.mark.parametrize(("name", "timm_name"), [("seresnet50", "seresnet50"), ("resnet50d", "resnet50d")])
-def test_names_and_shapes_are_timms(name, timm_name):
+def test_names_and_shapes_match_timm(name, timm_name):
     timm = pytest.importorskip("timm")
     with torch.device("meta"):
         ours, theirs = build_classifier(name), timm.create_model(timm_name)
@@ -43,20 +43,20 @@ def test_a_strict_load_names_missing_and_unexpected_tensors():
     assert "conv1.weight" in state  # the caller's dict is unchanged
 
 
-def test_state_dicts_of_a_copy_and_inside_another_module():
+def test_state_dicts_of_copied_and_wrapped_models():
     model = build_classifier("cifar_resnet20", num_classes=10).eval()
     twin = copy.deepcopy(build_classifier("cifar_resnet20", num_classes=10)).eval()
     twin.load_state_dict(model.state_dict())
     images = torch.rand(2, 3, 32, 32)
     assert torch.equal(twin(images), model(images))
-    wrapped = torch.nn.ModuleDict({"module": model})  # as DistributedDataParallel does it
+    wrapped = torch.nn.ModuleDict({"module": model})  # as DistributedDataParallel does
     assert list(wrapped.state_dict()) == [f"module.{key}" for key in model.state_dict()]
     wrapped.load_state_dict({key: torch.zeros_like(value) for key, value in wrapped.state_dict().items()})
     assert not model.fc.weight.any()
     assert not model.backbone.conv1.weight.any()
 
 
-def test_a_backbone_loads_a_classifiers_file(tmp_path):
+def test_backbone_loads_a_classifier_checkpoint(tmp_path):
     model = build_classifier("cifar_resnet20", num_classes=10)
     torch.save(model.state_dict(), tmp_path / "pretrained.pth")
     backbone = build_backbone("cifar_resnet20", weights=str(tmp_path / "pretrained.pth"))
@@ -92,13 +92,13 @@ def test_a_classifier_uses_the_last_feature():
 
 
 @pytest.mark.parametrize("name", ["vgg11", "densenet121", "efficientnet_b0", "convnext_tiny", "swin_t", "zfnet"])
-def test_other_families(name):
+def test_classifiers_of_other_families(name):
     model = build_classifier(name, num_classes=5).eval()
     with torch.no_grad():
         assert model(torch.rand(1, 3, 64, 64)).shape == (1, 5)
 
 
-def test_options_that_do_not_exist():
+def test_invalid_names_and_options_are_refused():
     with pytest.raises(UserError, match="FPN"):
         build_classifier("resnet18_fpn")
     with pytest.raises(UserError, match="resnet18"):

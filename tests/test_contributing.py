@@ -1,4 +1,4 @@
-"""The examples of CONTRIBUTING.md, as they stand there."""
+"""The examples of CONTRIBUTING.md, run verbatim."""
 
 import importlib
 import re
@@ -16,7 +16,7 @@ FILE, IMPORT, ROW, SCRIPT = re.findall(r"```python\n(.*?)```", (ROOT / "CONTRIBU
 
 @pytest.fixture
 def changed(tmp_path, monkeypatch):
-    """A copy of the package with the new file, its import and the row, under a name of its own."""
+    """A copy of the package, under another name, with the new file, its import and the new row."""
     package = tmp_path / "resnet_backbones_with_eca"
     shutil.copytree(ROOT / "resnet_backbones", package, ignore=shutil.ignore_patterns("__pycache__"))
     (package / "models/eca.py").write_text(FILE)
@@ -29,7 +29,7 @@ def changed(tmp_path, monkeypatch):
     return importlib.import_module(package.name)
 
 
-def test_a_file_and_a_row_give_timms_network_and_its_pyramid(changed):
+def test_new_file_and_row_add_timms_network_and_its_pyramid(changed):
     assert changed.list_backbones("eca*") == ["ecaresnet50d", "ecaresnet50d_fpn"]
     levels = changed.build_backbone("ecaresnet50d_fpn", fpn_channels=16)(torch.randn(1, 3, 64, 64))
     assert [tuple(level.shape[1:]) for level in levels.values()] == [(16, s, s) for s in (16, 8, 4, 2, 1)]
@@ -45,7 +45,7 @@ def test_a_file_and_a_row_give_timms_network_and_its_pyramid(changed):
 
 
 def run(script: str, folder, *arguments: str) -> str:
-    """The output of a script in a folder without a checkout."""
+    """The output of a script run outside the checkout."""
     (folder / "rezero.py").write_text(script)
     command = [sys.executable, "rezero.py", *arguments]
     result = subprocess.run(command, cwd=folder, capture_output=True, text=True)
@@ -53,7 +53,7 @@ def run(script: str, folder, *arguments: str) -> str:
     return result.stdout
 
 
-def test_a_script_outside_the_package_trains_its_own_block_in_faster_rcnn(tmp_path):
+def test_external_script_trains_faster_rcnn_with_its_own_block(tmp_path):
     losses, alpha = run(SCRIPT, tmp_path).splitlines()
     assert re.findall(r"'(\w+)'", losses) == [
         "loss_classifier", "loss_box_reg", "loss_objectness", "loss_rpn_box_reg"
@@ -62,7 +62,7 @@ def test_a_script_outside_the_package_trains_its_own_block_in_faster_rcnn(tmp_pa
 
 
 @pytest.mark.slow
-def test_the_command_line_knows_the_names_of_a_script(tmp_path):
+def test_command_line_finds_backbones_registered_by_a_script(tmp_path):
     definitions, _ = SCRIPT.split('if __name__ == "__main__":')
     script = f"{definitions}from resnet_backbones.__main__ import main\nmain()\n"
     assert run(script, tmp_path, "list", "rezero*").split() == ["rezero18", "rezero18_fpn"]

@@ -1,4 +1,4 @@
-"""The documentation: its links, paths, commands, names and blocks of code are right."""
+"""The documentation: its links, paths, commands, names and code blocks are valid."""
 
 import os
 import pkgutil
@@ -21,12 +21,12 @@ from resnet_backbones.config import CONFIG_FOLDER, Config, PretrainConfig, find_
 
 DOCS = sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))
 GUIDES = ["README.md", "CONTRIBUTING.md", "configs/README.md", "datasets/README.md", *DOCS]
-PAGES = [*GUIDES, "CHANGELOG.md"]  # which may speak of what was removed
+PAGES = [*GUIDES, "CHANGELOG.md"]  # which may mention what was removed
 SCHEMAS = {"train": Config, "pretrain": PretrainConfig}
 SOURCES = ("resnet_backbones", "benchmarks", "datasets", "tests", "tools", "configs", "docs", "examples")
 FILES = [path for folder in SOURCES for path in (ROOT / folder).rglob("*.*") if "__pycache__" not in path.parts]
 CODE = "".join(path.read_text() for path in FILES if path.suffix == ".py" and "tests" not in path.parts)
-NOT_THERE = {"resnet_backbones/models/eca.py", "rezero.py", "config.yaml", "data.yaml"}  # written by a reader or a run
+NOT_THERE = {"resnet_backbones/models/eca.py", "rezero.py", "config.yaml", "data.yaml"}  # made by a reader or a run
 PROGRAMS = ("resnet-backbones ", "tools/", "datasets/", "python ", "torchrun ", "make ")
 UNKNOWN = "--no-such-flag"
 
@@ -37,7 +37,7 @@ def prose(page: str) -> str:
 
 
 def spans(page: str) -> list[str]:
-    """What stands in backquotes."""
+    """The inline code of the page."""
     return re.findall(r"`([^`\n]+)`", prose(page))
 
 
@@ -57,13 +57,13 @@ def commands() -> list:
 
 
 def anchors(path: Path) -> set[str]:
-    """Of a page's headings, as GitHub makes them."""
+    """The anchors of a page's headings, as GitHub generates them."""
     headings = re.findall(r"^#+ (.+)$", path.read_text(), flags=re.M)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_links_lead_to_files_and_headings(page):
+def test_links_point_to_existing_files_and_headings(page):
     for link in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
         target, _, anchor = link.partition("#")
         path = (ROOT / page).parent / target if target else ROOT / page
@@ -81,9 +81,9 @@ def test_paths_in_the_text_exist(page):
 
 @pytest.fixture
 def accepts(tmp_path, monkeypatch, capfd):
-    """Asserts that a program's parser accepts arguments, without a run.
+    """Asserts that a program's parser accepts arguments, without running the program.
 
-    A parser complains of an unknown flag only after it has accepted everything else.
+    A parser reports an unknown flag only after it has accepted everything else.
     """
     monkeypatch.chdir(tmp_path)
 
@@ -120,7 +120,7 @@ def test_commands_are_accepted(page, command, accepts, monkeypatch):
 
 
 def check_command(arguments: list[str], accepts) -> None:
-    """The command of `resnet-backbones` exists, with its flags and config, and overrides fit the schema."""
+    """The `resnet-backbones` command, its flags and its config exist, and the overrides fit the schema."""
     command, *rest = arguments
     assert command in COMMANDS
     if command == "submit-slurm":
@@ -169,7 +169,7 @@ def test_names_in_the_text_exist(page):
             assert key in ("py", "yaml") or any(key in schema.get(section, {}) for schema in schemas), span
         for name in re.findall(r"\bresnet_backbones(?:\.\w+)+", span):
             if "detectron2" not in name or find_spec("detectron2"):
-                pkgutil.resolve_name(name)  # raises where there is none
+                pkgutil.resolve_name(name)  # raises if there is none
         for name in re.findall(r"^([A-Za-z_]\w*)\(|(RESNET_BACKBONES_\w+)", span):
             assert re.search(rf"\b{''.join(name)}\b", CODE), span
 
@@ -182,13 +182,13 @@ def expanded(cell: str) -> set[str]:
     return {first, *(re.sub(r"\d+[a-z]?$", other, first) for other in others)}
 
 
-def test_the_families_in_the_readme_are_the_registered_ones():
+def test_readme_lists_the_registered_families():
     table = re.search(r"^\| family .*?\n\n", (ROOT / "README.md").read_text(), flags=re.S | re.M)[0]
     cells = set(re.findall(r"`([^`]+)`", table)) - {"timm:NAME", "features_only"}
     assert set().union(*map(expanded, cells)) == {name for name in list_backbones() if not name.endswith("_fpn")}
 
 
-def test_every_config_is_in_a_table():
+def test_every_config_is_in_the_table():
     rows = re.findall(r"^\| (`.+?) \|", (ROOT / "configs/README.md").read_text().split("## Backbones")[0], flags=re.M)
     cells = [cell for row in rows for cell in re.findall(r"`(\S+)`", row)]
     assert set().union(*map(expanded, cells)) == {path.stem for path in CONFIG_FOLDER.glob("*.yaml")}
@@ -207,7 +207,7 @@ OPTIONAL = ("detectron2", "timm", "transformers", "segmentation_models_pytorch")
 
 
 def python_blocks() -> list:
-    """(page, code) of every block but CONTRIBUTING's, which has tests of its own."""
+    """(page, code) of every block but CONTRIBUTING's, which has its own tests."""
     pages = [page for page in GUIDES if page != "CONTRIBUTING.md"]
     found = [(page, k, block) for page in pages for k, block in enumerate(blocks(page, "python"))]
     return [pytest.param(page, block, id=f"{page}, block {k}") for page, k, block in found]
@@ -219,13 +219,13 @@ def test_python_blocks_run(page, block, tmp_path, monkeypatch):
     for library in OPTIONAL:
         if re.search(rf"^(import|from) .*\b{library}\b", block, flags=re.M):
             pytest.importorskip(library, reason=f"{library} is not installed")
-    if "best.pt" in block:  # what a reader has trained
+    if "best.pt" in block:  # the reader's own checkpoint
         os.replace(save_detector(tmp_path)[1], "best.pt")
         draw().save("photo.jpg")
     exec(compile(block, page, "exec"), {})
 
 
-def test_the_readme_is_short():
+def test_readme_is_short():
     text = (ROOT / "README.md").read_text()
     assert len(text.splitlines()) <= 150
     assert 500 <= len(text.split()) <= 1300

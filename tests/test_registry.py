@@ -12,7 +12,7 @@ def registry():
     return registry
 
 
-def test_unknown_name_lists_near_and_valid_names(registry):
+def test_unknown_name_lists_close_and_valid_names(registry):
     with pytest.raises(
         UserError, match=r"Unknown colour 'gren'\. Did you mean green or grey\? Available: green, grey\."
     ):

@@ -1,4 +1,4 @@
-"""The rooms: what each may import, what is optional and imported late, how long files and functions are."""
+"""The subpackages: what each may import, which imports are optional or lazy, how long files and functions may be."""
 
 import ast
 import subprocess
@@ -15,7 +15,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 GROUND = {"errors", "registry", "paths", "distributed", "preprocessing", "optional"}
 NETWORKS = GROUND | {"models", "weights", "backbones"}
 
-# What each room may import of the package, besides itself; loose modules are rooms, too.
+# What each subpackage may import of the package, besides itself; top-level modules count as subpackages.
 MAY_IMPORT = {
     **dict.fromkeys(GROUND, GROUND),
     "models": GROUND,
@@ -48,7 +48,7 @@ def name_of(path: Path) -> str:
 
 
 def imports_of(path: Path) -> set[str]:
-    """The absolute names of the modules that a file imports anywhere, with the names it imports from packages."""
+    """The absolute names of everything a file imports, anywhere in it; `module.name` for `from module import name`."""
     package = path.relative_to(ROOT).parent.parts
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
@@ -61,18 +61,18 @@ def imports_of(path: Path) -> set[str]:
     return found
 
 
-def room_of(parts: list[str] | tuple[str, ...]) -> str:
-    """The room of `resnet_backbones.ROOM.…`; names that `__init__` itself defines are in it."""
+def subpackage_of(parts: list[str] | tuple[str, ...]) -> str:
+    """NAME of `resnet_backbones.NAME.…`; `__init__` for the names that it defines itself."""
     inside = len(parts) > 1 and ((PACKAGE / parts[1]).is_dir() or (PACKAGE / f"{parts[1]}.py").is_file())
     return parts[1] if inside else "__init__"
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_imports_go_one_way(path):
-    room = room_of(path.relative_to(ROOT).with_suffix("").parts)
+    subpackage = subpackage_of(path.relative_to(ROOT).with_suffix("").parts)
     names = [name.split(".") for name in imports_of(path)]
-    rooms = {room_of(parts) for parts in names if parts[0] == "resnet_backbones"} - {room}
-    assert rooms <= MAY_IMPORT[room], f"{room} may not import {rooms - MAY_IMPORT[room]}"
+    imported = {subpackage_of(parts) for parts in names if parts[0] == "resnet_backbones"} - {subpackage}
+    assert imported <= MAY_IMPORT[subpackage], f"{subpackage} may not import {imported - MAY_IMPORT[subpackage]}"
 
 
 @pytest.mark.parametrize(
@@ -88,13 +88,13 @@ def test_imports_go_one_way(path):
         ("nncf", {"export/openvino.py"}),
     ],
 )
-def test_an_optional_library_is_imported_in_its_own_files_only(library, files):
+def test_optional_library_is_imported_only_in_its_own_files(library, files):
     importing = {path for path in MODULES if library in {name.split(".")[0] for name in imports_of(path)}}
     assert {path.relative_to(PACKAGE).as_posix() for path in importing} <= files
 
 
 def test_everything_imports_without_the_optional_libraries():
-    needing = {f"resnet_backbones.{room}.{library}" for room in ("hosts", "detectors") for library in OPTIONAL}
+    needing = {f"resnet_backbones.{folder}.{library}" for folder in ("hosts", "detectors") for library in OPTIONAL}
     names = [name for name in map(name_of, MODULES) if name not in needing]
     code = f"import sys, importlib\nfor name in {OPTIONAL}: sys.modules[name] = None\n"
     code += f"for name in {names}: importlib.import_module(name)\n"
@@ -109,12 +109,12 @@ def test_everything_imports_without_the_optional_libraries():
 
 
 def loaded_by(code: str) -> set[str]:
-    """The modules in memory after `code`, in a process of its own."""
+    """The modules loaded by running `code` in a fresh process."""
     code = f"import contextlib, io, sys\nwith contextlib.redirect_stdout(io.StringIO()):\n {code}\nprint(*sys.modules)"
     return set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
 
 
-def test_the_package_itself_imports_nothing_heavy():
+def test_importing_the_package_loads_nothing_heavy():
     assert not loaded_by("import resnet_backbones") & (HEAVY | {"omegaconf"})
     late = HEAVY - {"torch", "torchvision", "fvcore"} | {"omegaconf"}
     assert not loaded_by("from resnet_backbones import build_backbone") & late
@@ -128,7 +128,7 @@ def test_help_imports_nothing_heavy(arguments):
     assert not modules & HEAVY
 
 
-def test_public_names_are_there_and_no_others():
+def test_public_names_resolve_and_unknown_names_raise():
     for name in resnet_backbones.__all__:
         assert getattr(resnet_backbones, name).__name__ == name
     assert set(resnet_backbones.__all__) <= set(dir(resnet_backbones))
@@ -136,7 +136,7 @@ def test_public_names_are_there_and_no_others():
         resnet_backbones.resnet50  # noqa: B018
 
 
-def test_few_modules_are_loose():
+def test_few_modules_are_top_level():
     assert len([path for path in MODULES if path.parent == PACKAGE]) <= 10
 
 

@@ -18,7 +18,7 @@ from resnet_backbones.errors import UserError
 SUMMED = ("parameters", "trainable", "frozen", "flops", "activations")
 
 
-# As in the papers, in millions: arXiv 1512.03385 Table 6 for CIFAR, 1709.01507 Table 2 (28.1, in its text),
+# Millions of parameters in the papers: arXiv 1512.03385 Table 6 for CIFAR, 1709.01507 Table 2 (28.1, in its text),
 # 1603.05027 Table 4 (its 10.2 for 1001 layers are without norms), 1611.05431 Tables 1 and 7; the ImageNet ResNets
 # from torchvision.
 PAPERS = {
@@ -31,7 +31,7 @@ PAPERS = {
 
 
 @pytest.mark.parametrize("name", PAPERS)
-def test_parameters_of_the_papers(name):
+def test_parameter_counts_match_the_papers(name):
     digits = 2 if PAPERS[name] < 1 else 1
     tolerance = 10**-digits if name.startswith("cifar") else 10**-digits / 2  # some are truncated
     assert load_truths()[name]["classifier_parameters"] / 1e6 == pytest.approx(PAPERS[name], abs=tolerance)
@@ -42,7 +42,7 @@ FLOPS = {"resnet18": 1.8, "resnet34": 3.6, "resnet50": 3.8, "resnet101": 7.6, "r
 
 
 @pytest.mark.parametrize("name", FLOPS)
-def test_flops_of_the_paper(name):
+def test_flops_match_the_paper(name):
     options = {} if name in ("resnet18", "resnet34") else {"stride_in_1x1": True}
     total = analyze(build_classifier(name, **options), (224, 224))["total"]
     assert total["flops"] / 1e9 == pytest.approx(FLOPS[name], abs=0.1)
@@ -51,7 +51,7 @@ def test_flops_of_the_paper(name):
 @pytest.mark.parametrize(
     "name", ["resnet18", "resnet50", "resnext50_32x4d", "googlenet", "densenet121", "regnet_y_400mf", "convnext_tiny"]
 )
-def test_numbers_of_torchvision(name):
+def test_flops_and_parameter_counts_match_torchvision(name):
     meta = torchvision.models.get_model_weights(name).DEFAULT.meta
     truth = load_truths()[name]
     assert truth["classifier_flops"] / 1e9 == pytest.approx(meta["_ops"], abs=1e-3)
@@ -70,7 +70,7 @@ def test_flops_agree_with_torchs_own_counter(name, options):
     assert 2 * analyze(model, (96, 128))["total"]["flops"] == counter.get_total_flops()
 
 
-def test_a_deformable_convolution_costs_its_offsets_more():
+def test_deformable_convolution_adds_the_cost_of_its_offsets():
     plain = analyze(build_backbone("resnet18"), (64, 64))["res5"]
     for modulated, offsets in ((False, 18), (True, 27)):
         options = {"deform_on": ["res5"], "deform_modulated": modulated}
@@ -79,7 +79,7 @@ def test_a_deformable_convolution_costs_its_offsets_more():
         assert deformable["activations"] - plain["activations"] == 2 * (offsets * 2 * 2)
 
 
-def test_activations_agree_with_fvcores():
+def test_activations_agree_with_fvcore():
     from fvcore.nn import ActivationCountAnalysis
 
     model = build_backbone("seresnet18_fpn").eval()
@@ -92,7 +92,7 @@ def test_activations_agree_with_fvcores():
     ["preact_resnet18_fpn", "seresnet18", "resnet18d", "cifar_preact_resnet110", "vgg11", "densenet121", "googlenet",
      "efficientnet_b0", "regnet_x_400mf", "convnext_tiny", "swin_t_fpn", "zfnet", "alexnet"],
 )  # fmt: skip
-def test_stages_add_up_and_shapes_are_the_real_ones(name):
+def test_stages_sum_to_the_total_and_shapes_match_the_features(name):
     model = build_backbone(name)
     rows = analyze(model, (96, 128))
     total = rows.pop("total")
@@ -108,7 +108,7 @@ def test_stages_add_up_and_shapes_are_the_real_ones(name):
 
 
 @pytest.mark.filterwarnings("ignore::resnet_backbones.backbones.RandomFrozenWarning")
-def test_frozen_and_trainable():
+def test_frozen_and_trainable_parameters_are_counted():
     plain = analyze(build_classifier("resnet18"), (32, 32))
     frozen = analyze(build_classifier("resnet18", norm="FrozenBN", freeze_at=2), (32, 32))
     for row in plain:
@@ -120,7 +120,7 @@ def test_frozen_and_trainable():
     assert frozen["fc"]["frozen"] == 0
 
 
-def test_the_model_stays_as_it_was():
+def test_analyze_leaves_the_model_unchanged():
     model = build_classifier("resnet18", in_channels=1)
     model.backbone.layer1.eval()
     state = {name: value.clone() for name, value in model.state_dict().items()}
@@ -133,7 +133,7 @@ def test_the_model_stays_as_it_was():
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
-def test_timms_networks():
+def test_timm_networks_are_analyzed():
     pytest.importorskip("timm")
     rows = analyze(build_backbone("timm:resnet18"), (64, 64))
     assert rows["total"]["flops"] == analyze(build_backbone("resnet18"), (64, 64))["total"]["flops"]
@@ -142,14 +142,14 @@ def test_timms_networks():
     assert list(whole["backbone"]["output"]) == ["res2", "res3", "res4", "res5"]
 
 
-def test_an_image_that_is_too_small():
+def test_too_small_image_is_refused():
     with pytest.raises(UserError, match="3x1x1"):
         analyze(build_backbone("alexnet"), (1, 1))
 
 
 def test_truths_hold_every_name_with_its_parameters_and_features(monkeypatch):
     for init in ("kaiming_uniform_", "kaiming_normal_", "trunc_normal_", "normal_", "uniform_"):
-        monkeypatch.setattr(torch.nn.init, init, lambda tensor, *args, **kwargs: tensor)  # half of the time
+        monkeypatch.setattr(torch.nn.init, init, lambda tensor, *args, **kwargs: tensor)  # which takes half of the time
     table = load_truths()
     assert list(table) == list_backbones()
     found = {}
@@ -168,13 +168,13 @@ def test_truths_hold_every_name_with_its_parameters_and_features(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["resnet18", "preact_resnet18_fpn", "cifar_resnet20", "regnet_x_400mf", "zfnet"])
-def test_truths_measured_again(name):
+def test_truths_equal_a_new_measurement(name):
     assert load_truths()[name] == measure(name)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", list_backbones())
-def test_all_truths_measured_again(name):
+def test_all_truths_equal_a_new_measurement(name):
     assert load_truths()[name] == measure(name)
 
 
@@ -185,7 +185,7 @@ def test_truths_and_table_are_up_to_date():
     assert block[1] == to_markdown(table), "run `resnet-backbones write-truths 'names that changed'`"
 
 
-def test_the_tools_table(tool):
+def test_analyze_model_prints_a_table(tool):
     status, out, err = tool("analyze_model", "resnet18_fpn", "norm=FrozenBN", "--input", "64x96", "freeze_at=2")
     lines = out.splitlines()
     assert (status, err) == (0, "")
@@ -196,7 +196,7 @@ def test_the_tools_table(tool):
     assert "p2 256x16x24, p3 256x8x12" in lines[6]
 
 
-def test_the_tools_json(tool):
+def test_analyze_model_prints_json(tool):
     status, out, _ = tool(
         "analyze_model", "cifar_resnet20", "--classifier", "--json", "drop_path=1e-1", "in_channels=1"
     )
@@ -230,7 +230,7 @@ def test_the_tools_json(tool):
         (["resnet18", "--classifier", "num_classes=-3"], "num_classes"),
     ],
 )
-def test_the_tools_errors_are_one_line(tool, arguments, message):
+def test_analyze_model_errors_are_one_line(tool, arguments, message):
     status, out, err = tool("analyze_model", *arguments)
     assert (status, out) == (2, "")
     assert err.startswith("error: ")
@@ -238,7 +238,7 @@ def test_the_tools_errors_are_one_line(tool, arguments, message):
     assert message in err
 
 
-def test_the_list_of_names_has_one_name_per_line(capsys):
+def test_list_prints_one_name_per_line(capsys):
     list_names([])
     assert capsys.readouterr().out.splitlines() == list_backbones()
     list_names(["resnet18*_fpn"])
@@ -248,7 +248,7 @@ def test_the_list_of_names_has_one_name_per_line(capsys):
     assert capsys.readouterr().err.startswith("error: No backbone matches 'resnet19'")
 
 
-def test_the_list_of_names_as_a_table(capsys):
+def test_list_prints_a_table(capsys):
     list_names(["preact*", "--table"])
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[1:]] == list_backbones("preact*")
@@ -256,7 +256,7 @@ def test_the_list_of_names_as_a_table(capsys):
     assert lines[1].endswith("  res2 256/4, res3 512/8, res4 1024/16, res5 2048/32")
 
 
-def test_the_table_measures_a_name_without_truths(capsys, monkeypatch, tmp_path):
+def test_list_table_measures_a_name_without_truths(capsys, monkeypatch, tmp_path):
     (tmp_path / "truths.json").write_text("{}")
     monkeypatch.setattr(truths, "PATH", tmp_path / "truths.json")
     list_names(["cifar_resnet20", "--table"])

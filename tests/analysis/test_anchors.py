@@ -1,4 +1,4 @@
-"""Anchors by k-means, on boxes whose right answer is known."""
+"""Anchors by k-means, on boxes with a known answer."""
 
 import numpy as np
 import pytest
@@ -9,13 +9,13 @@ from resnet_backbones.cli.anchors import main
 
 
 def boxes_around(sizes, ratios, count=50):
-    """(count, 2) for each pair, 5 % around it."""
+    """`count` widths and heights within 5 % of each pair of size and ratio."""
     rng = np.random.default_rng(0)
     shapes = [(size / ratio**0.5, size * ratio**0.5) for size in sizes for ratio in ratios]
     return np.concatenate([np.array(shape) * rng.uniform(0.95, 1.05, (count, 2)) for shape in shapes])
 
 
-def test_the_centers_of_a_planted_set_are_found():
+def test_k_means_finds_planted_centers():
     rng = np.random.default_rng(0)
     planted = np.array([-3.0, 1.0, 1.8, 9.0])
     values = np.concatenate([center + rng.uniform(-0.1, 0.1, 100 * (k + 1)) for k, center in enumerate(planted)])
@@ -31,7 +31,7 @@ def test_sizes_and_ratios_of_planted_boxes_are_found():
     assert sizes == [[20], [70, 75]]
 
 
-def test_the_fit_is_the_iou_of_centered_boxes():
+def test_fit_is_the_iou_of_centered_boxes():
     shapes = np.array([[10.0, 10], [20, 10], [40, 40]])
     fit = anchor_fit(shapes, [[10], [20]], [1.0])
     assert fit.mean_iou == pytest.approx((1 + 0.5 + 400 / 1600) / 3)
@@ -39,7 +39,7 @@ def test_the_fit_is_the_iou_of_centered_boxes():
     assert anchor_fit(np.array([[20.0, 10]]), [[200**0.5]], [0.5]).mean_iou == pytest.approx(1)
 
 
-def test_the_command_prints_overrides_that_fit_better(tmp_path, capsys):
+def test_command_prints_overrides_that_fit_better(tmp_path, capsys):
     boxes = [[10, 10, 30, 60], [50, 20, 32, 58], [90, 20, 31, 61]]
     rows = [{"id": k + 1, "image_id": 1, "category_id": 3, "bbox": box} for k, box in enumerate(boxes)]
     images = [{"id": 1, "file_name": "a.png", "width": 200, "height": 100}]

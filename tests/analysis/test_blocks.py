@@ -1,4 +1,4 @@
-"""What the studies measure in a network, against the equations and against networks changed by hand."""
+"""What the studies measure in a network, against the equations and against networks modified by hand."""
 
 import itertools
 import math
@@ -50,14 +50,14 @@ def last_feature(net: nn.Module, images: torch.Tensor) -> torch.Tensor:
         ("efficientnet_b0", [2, 2, 6, 5]),
     ],
 )
-def test_blocks_are_found_in_the_order_of_the_papers_tables(name, stages):
+def test_blocks_per_stage_match_the_papers_tables(name, stages):
     blocks = find_blocks(build_backbone(name))
     found = [len(list(group)) for _, group in itertools.groupby(blocks, lambda block: block.stage)]
     assert found == stages
 
 
 @pytest.mark.parametrize(("name", "count"), [("convnext_atto", 2 + 2 + 6 + 2), ("regnety_002", 1 + 1 + 4 + 7)])
-def test_timms_blocks_are_found(name, count):
+def test_timm_blocks_are_found(name, count):
     pytest.importorskip("timm")
     assert len(find_blocks(build_backbone(f"timm:{name}"))) == count
 
@@ -75,7 +75,7 @@ def test_a_network_of_single_layers_has_no_blocks():
 
 
 @pytest.mark.parametrize("name", ["resnet18", "preact_resnet18", "resnet50", "cifar_resnet20"])
-def test_a_block_without_its_residual_is_one_whose_last_layer_is_zero(name, images):
+def test_removing_a_residual_equals_zeroing_its_last_layer(name, images):
     net = net_of(name)
     before = last_feature(net, images)
     for k in (1, 2):  # one that keeps its size, and one that does not
@@ -96,7 +96,7 @@ def test_a_block_without_its_residual_is_one_whose_last_layer_is_zero(name, imag
     assert torch.equal(before, last_feature(net, images))
 
 
-def test_a_block_of_a_plain_net_is_skipped(images):
+def test_removed_block_of_a_plain_net_is_skipped(images):
     net = net_of("cifar_plain20")
     with without(net, find_blocks(net)[4:5]):
         removed = last_feature(net, images)
@@ -104,7 +104,7 @@ def test_a_block_of_a_plain_net_is_skipped(images):
     torch.testing.assert_close(removed, last_feature(net, images))
 
 
-def test_blocks_out_of_order(images):
+def test_reordered_blocks_run_in_the_given_order(images):
     net = net_of("cifar_resnet20")
     blocks, before = find_blocks(net), last_feature(net, images)
     with reordered(net, blocks, [0, 2, 1, 3, 4, 5, 6, 7, 8]):
@@ -115,7 +115,7 @@ def test_blocks_out_of_order(images):
     assert not torch.allclose(swapped, before)
 
 
-def test_experiments_of_a_lesion_study(images):
+def test_lesion_plan_has_single_random_and_reordered_blocks(images):
     net = net_of("cifar_plain20")
     blocks = find_blocks(net)
     shapes = block_shapes(blocks, lambda: net(images))
@@ -139,8 +139,8 @@ def test_kendalls_tau():
     assert kendall_tau([1, 0, 2, 3]) == pytest.approx(4 / 6)
 
 
-def test_responses_are_those_of_the_norms(images):
-    """Post-activation: after every BN on the main path. Pre-activation: after the BN that takes it, else bare."""
+def test_layer_responses_are_the_outputs_of_the_norms(images):
+    """Post-activation: after every BN on the main path. Pre-activation: after the next BN, if any, else bare."""
     net = net_of("resnet18")
     outputs = {}
     for name, module in net.named_modules():
@@ -161,7 +161,7 @@ def test_responses_are_those_of_the_norms(images):
     assert found["layer2.1.conv2"] == pytest.approx(taken[1].std(correction=0).item(), rel=1e-4)
 
 
-def test_responses_of_timms_norms_are_before_their_activation(images):
+def test_responses_of_timm_norms_are_taken_before_the_activation(images):
     pytest.importorskip("timm")
     net = net_of("timm:regnety_002")
     norm = next(module for name, module in net.named_modules() if name.endswith("s1.b1.conv1.bn"))
@@ -173,7 +173,7 @@ def test_responses_of_timms_norms_are_before_their_activation(images):
     assert std == pytest.approx(taken[0].std(correction=0).item(), rel=1e-4)
 
 
-def test_gradients_at_the_inputs_of_blocks(images):
+def test_gradients_at_block_inputs(images):
     net = net_of("resnet18").double()
     images = images.double()
     found, _ = block_gradients(find_blocks(net), lambda: net(images)["res5"].square().mean())
@@ -189,8 +189,8 @@ def loss_over(net: nn.Module, images: torch.Tensor):
 
 
 def test_the_constant_term_of_equation_5(images):
-    """The gradient of a sum of identity shortcuts and residuals: that at the end of the stage reaches every block of
-    it, and what came through the residuals is the rest."""
+    """With identity shortcuts, the gradient at the end of a stage reaches each of its blocks unchanged; the rest comes
+    through the residuals."""
     net = net_of("cifar_preact_resnet20").double()
     loss = loss_over(net, images.double())
     blocks = find_blocks(net)
@@ -206,14 +206,14 @@ def test_the_constant_term_of_equation_5(images):
     activated = gradient_highways(
         find_blocks(post := net_of("cifar_resnet20").double()), loss_over(post, images.double())
     )
-    assert activated[0]["constant_error"] > 0.1  # the ReLUs behind the additions stand in the way
+    assert activated[0]["constant_error"] > 0.1  # the ReLUs after the additions are in the way
 
 
-def test_shares_of_shortcuts(images):
+def test_gradient_shares_of_shortcuts(images):
     net = net_of("cifar_resnet20")
     rows = gradient_highways(find_blocks(net), loss_over(net, images))
     assert all(row["through_shortcuts"] > 0 for row in rows)
-    for block in find_blocks(net):  # with residuals of zero everything comes by the shortcuts
+    for block in find_blocks(net):  # with zero residuals everything comes through the shortcuts
         nn.init.zeros_(block.module.bn2.weight)
     for row in gradient_highways(find_blocks(net), loss_over(net, images)):
         assert row["through_shortcuts"] == pytest.approx(row["norm"])
@@ -255,6 +255,6 @@ def test_paths_of_each_length_are_binomially_distributed():
     assert path_lengths(54)[-1] == 54
 
 
-def test_classifiers_are_studied_as_they_are():
+def test_find_blocks_accepts_a_classifier():
     model = build_classifier("cifar_resnet20", 3)
     assert find_blocks(model)[0].name == "backbone.layer1.0"

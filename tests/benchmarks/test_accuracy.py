@@ -1,4 +1,4 @@
-"""The statistics of benchmarks/accuracy, and that its systems start from the same weights."""
+"""The statistics of benchmarks/accuracy; its systems start from the same weights."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from resnet_backbones.config import load_config
 from resnet_backbones.errors import UserError
 
 
-def test_the_interval_is_students():
+def test_interval_is_students_t():
     # s = 0.7550, t(0.975, 2) = 4.3027: 4.3027 * 0.7550 / sqrt(3)
     assert half_interval([53.1, 52.5, 51.6]) == pytest.approx(1.8755, abs=1e-3)
     assert half_interval([1.0, 3.0]) == pytest.approx(12.706, abs=1e-3)
@@ -26,7 +26,7 @@ def test_a_variant_is_a_name_and_overrides():
 
 
 @pytest.mark.parametrize("name", ["faster_rcnn", "mask_rcnn"])
-def test_torchvisions_own_detector_takes_the_weights_that_our_training_starts_from(tmp_path, name):
+def test_torchvision_detector_loads_the_initial_weights_of_our_training(tmp_path, name):
     write_coco(tmp_path)
     settings = [*TINY, *coco_overrides(tmp_path), f"detector.name={name}", "seed=5", "evaluation.samples=0"]
     config = load_config("quickstart_mask_rcnn.yaml", settings)

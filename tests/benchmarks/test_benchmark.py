@@ -1,4 +1,4 @@
-"""`python -m benchmarks.speed`: its table and its JSON, and that the contenders compute the same."""
+"""`python -m benchmarks.speed`: its table and its JSON; the contenders compute the same results."""
 
 import json
 import sys
@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def speed(capfd):
-    """`speed(*arguments)` runs the program in this process; gives its exit status, stdout and stderr."""
+    """`speed(*arguments)` runs the program in this process and returns its exit status, stdout and stderr."""
 
     def run(*arguments: str) -> tuple[int, str, str]:
         status = 0
@@ -49,7 +49,7 @@ def rows_by_measured(path) -> dict[str, dict[str, dict]]:
     return groups
 
 
-def test_the_table_and_the_json_say_what_was_measured(speed, tmp_path, monkeypatch):
+def test_table_and_json_report_the_measurements(speed, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     arguments = ["--only", "backbone", "loader", *SMALL, "--rounds", "3", "--json", tmp_path / "b.json"]
     status, out, err = speed(*arguments)
@@ -112,7 +112,7 @@ def test_the_profile_names_the_operators_of_a_training_step(speed, tmp_path):
 
 
 @pytest.mark.slow
-def test_detectors_are_timed_on_the_same_results(speed, tmp_path):
+def test_timed_detectors_give_the_same_results(speed, tmp_path):
     status, _, _ = speed("--only", "detector", *SMALL, "--rounds", "2", "--json", tmp_path / "b.json")
     assert status == 0
     training, inference = rows_by_measured(tmp_path / "b.json").values()
@@ -124,7 +124,7 @@ def test_detectors_are_timed_on_the_same_results(speed, tmp_path):
 
 
 @pytest.mark.slow
-def test_memory_of_tensors_and_of_processes(speed, tmp_path):
+def test_memory_of_tensors_and_processes_is_reported(speed, tmp_path):
     status, out, _ = speed("--only", "memory", *SMALL, "--json", tmp_path / "b.json")
     assert status == 0
     (rows,) = rows_by_measured(tmp_path / "b.json").values()
@@ -139,7 +139,7 @@ def test_memory_of_tensors_and_of_processes(speed, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_ablation_compares_with_the_whole_step(speed, tmp_path):
+def test_ablation_times_every_variant(speed, tmp_path):
     status, _, _ = speed("--only", "ablation", *SMALL, "--rounds", "2", "--json", tmp_path / "b.json")
     assert status == 0
     (rows,) = rows_by_measured(tmp_path / "b.json").values()
@@ -149,7 +149,7 @@ def test_the_ablation_compares_with_the_whole_step(speed, tmp_path):
 
 
 @pytest.mark.slow
-def test_what_is_deployed_finds_the_same(speed, tmp_path):
+def test_deployed_detectors_give_the_same_detections(speed, tmp_path):
     status, _, _ = speed("--only", "deployment", *SMALL, "--rounds", "2", "--json", tmp_path / "b.json")
     assert status == 0
     (rows,) = rows_by_measured(tmp_path / "b.json").values()
@@ -160,7 +160,7 @@ def test_what_is_deployed_finds_the_same(speed, tmp_path):
             assert len(rows[contender]["seconds"]) == 2
 
 
-def test_peers_train_what_ours_trains():
+def test_peers_train_the_same_parameters():
     net = build_backbone("resnet18_fpn")
     ours = {name: frozen_backbone(name) for name in ("resnet18", "resnet18_fpn")}
     body = {name.removeprefix("body."): v for name, v in net.state_dict().items() if name.startswith("body.")}
@@ -175,7 +175,7 @@ def test_peers_train_what_ours_trains():
 
 
 @pytest.mark.slow
-def test_ours_compiled_is_another_base_of_ratios(speed, tmp_path):
+def test_compiled_net_is_a_second_baseline_of_ratios(speed, tmp_path):
     status, out, _ = speed("--only", "backbone", *SMALL, "--compile", "--rounds", "2", "--json", tmp_path / "b.json")
     assert status == 0
     assert "| ours / it | ours compiled / it |" in out
@@ -185,7 +185,7 @@ def test_ours_compiled_is_another_base_of_ratios(speed, tmp_path):
         assert rows["torchvision compiled"]["seconds"]
 
 
-def test_detectors_of_the_same_weights_agree_and_another_weight_shows():
+def test_detectors_agree_on_the_same_weights_and_a_changed_weight_shows():
     settings = Settings(name="resnet18", short_side=64)
     state, batch = shared_state(settings), make_batch(settings)
     ours, theirs = (build_detector(who, settings, state) for who in ("ours", "torchvision"))
@@ -199,7 +199,7 @@ def test_detectors_of_the_same_weights_agree_and_another_weight_shows():
     assert loss_difference(ours, theirs, *batch) > 1e-4
 
 
-def test_detections_are_paired_by_class_and_place():
+def test_detections_are_paired_by_class_and_location():
     boxes = torch.tensor([[0.0, 0, 10, 10], [20, 20, 30, 30], [40, 40, 50, 50]])
     ours = {"boxes": boxes, "labels": torch.tensor([1, 2, 3]), "scores": torch.tensor([0.9, 0.8, 0.7])}
     theirs = {"boxes": boxes.flip(0) + 0.25, "labels": torch.tensor([3, 2, 4]), "scores": torch.tensor([0.7, 0.7, 0.9])}
@@ -228,11 +228,11 @@ def hold_64_mib():
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux reports the peak of a process")
 @pytest.mark.slow
-def test_a_process_peak_is_what_its_calls_hold():
+def test_process_peak_is_what_its_calls_hold():
     assert 64 * MIB <= process_peak(hold_64_mib) < 128 * MIB
 
 
-def test_a_tensor_peak_is_the_most_at_one_time():
+def test_tensor_peak_is_the_most_held_at_once():
     kept = torch.ones(8 * MIB, dtype=torch.uint8)
 
     def run():
@@ -257,13 +257,13 @@ def test_a_tensor_peak_is_the_most_at_one_time():
         (["--json", "nowhere/b.json"], "nowhere"),
     ],
 )
-def test_wrong_arguments_are_one_line(speed, arguments, message):
+def test_invalid_arguments_give_a_one_line_error(speed, arguments, message):
     status, _, err = speed(*arguments)
     assert (status, err.count("\n")) == (2, 1)
     assert message in err
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_gpu_that_is_not_there(speed):
+def test_missing_gpu_is_refused(speed):
     status, _, err = speed("--device", "cuda")
     assert (status, err) == (2, "error: --device is cuda, but there is no GPU; leave it out.\n")

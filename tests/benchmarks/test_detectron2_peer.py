@@ -12,7 +12,7 @@ from resnet_backbones import build_backbone
 pytest.importorskip("detectron2", reason="detectron2 is not installed; see make test-detectron2")
 
 
-def test_the_benchmarks_nets_of_detectron2_are_ours_in_features_and_in_what_is_trained():
+def test_detectron2_peers_match_our_features_and_trainable_parameters():
     settings = Settings(name="resnet18", size=64, short_side=64)
     for name, make_peer in (("resnet18", peers.peer_backbone), ("resnet18_fpn", peers.peer_fpn)):
         images = torch.rand(1, 3, 64, 64)

@@ -1,4 +1,4 @@
-"""`resnet-backbones check-data`: what it finds, as text and JSON, and when a training run would be wasted."""
+"""`resnet-backbones check-data`: findings as text and JSON, and faults that would waste a training run."""
 
 import json
 
@@ -13,7 +13,7 @@ from resnet_backbones.data.similarity import SIMILAR, most_similar, thumbnail
 
 @pytest.fixture
 def check(tmp_path, capfd):
-    """`check(*overrides)` gives the exit status, the report as JSON, and stdout or the error."""
+    """`check(*overrides)` returns the exit status, the report as JSON, and stdout or the error."""
 
     def run(*overrides: str) -> tuple[int, dict, str]:
         report = tmp_path / "report.json"
@@ -33,7 +33,7 @@ def halves(folder) -> list[str]:
     ]
 
 
-def test_sound_data(tmp_path, check):
+def test_clean_data_is_counted_and_passes(tmp_path, check):
     write_coco(tmp_path, 8)
     status, report, text = check(*halves(tmp_path))
     assert status == 0, text
@@ -48,7 +48,7 @@ def test_sound_data(tmp_path, check):
     assert "nothing found that would waste a training run" in text
 
 
-def test_doubtful_files_are_counted_and_named(tmp_path, check):
+def test_bad_images_and_annotations_are_counted_and_named(tmp_path, check):
     content = write_coco(tmp_path, 8)
     content["annotations"][0]["bbox"] = [10, 8, 0, 20]
     content["annotations"][2]["bbox"] = [100, 8, 20, 20]
@@ -84,7 +84,7 @@ def test_doubtful_files_are_counted_and_named(tmp_path, check):
     assert "cannot be read" not in " ".join(check(*spec, "data.max_unreadable=1")[1]["faults"])
 
 
-def test_training_that_would_be_wasted(tmp_path, check):
+def test_data_that_would_waste_a_training_run_fails_the_check(tmp_path, check):
     content = write_coco(tmp_path, 8)
     for o in content["annotations"]:
         o.pop("segmentation")
@@ -92,7 +92,7 @@ def test_training_that_would_be_wasted(tmp_path, check):
     status, report, _ = check(*halves(tmp_path))
     assert (status, report["faults"]) == (1, ["a: there is no object with a mask to train on"])
     assert check(*halves(tmp_path), "detector.name=faster_rcnn")[0] == 0
-    for o in content["annotations"]:  # cats only in the first half of the images
+    for o in content["annotations"]:  # dogs in the first half of the images, cats in the second
         o["category_id"] = 3 if o["image_id"] < 104 else 7
     save_coco(tmp_path, content)
     spec = halves(tmp_path)
@@ -104,7 +104,7 @@ def test_training_that_would_be_wasted(tmp_path, check):
     assert check(*spec, *lists, "datasets.b.classes=[dog]")[1]["faults"][0].startswith("b has other classes than a")
 
 
-def test_an_error_that_stops_it(tmp_path, check):
+def test_unknown_datasets_and_malformed_json_exit_with_2(tmp_path, check):
     write_coco(tmp_path)
     assert check("data.train=[nothing]")[0] == 2
     (tmp_path / "instances.json").write_text("{")
@@ -113,7 +113,7 @@ def test_an_error_that_stops_it(tmp_path, check):
     assert "instances.json is not valid JSON" in text
 
 
-def test_other_sizes_and_encodings_of_an_image_are_nearly_the_same(tmp_path):
+def test_resized_and_reencoded_copies_count_as_similar(tmp_path):
     yy, xx = np.mgrid[:120, :160]
     photos = [
         np.stack([127 + 120 * np.sin(xx / a + k) * np.cos(yy / b)] * 3, axis=2).astype(np.uint8)

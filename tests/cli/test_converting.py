@@ -26,7 +26,7 @@ from resnet_backbones.weights.names import CAFFE2, DETECTRON2, OURS, renames
 
 
 def with_statistics(net: nn.Module) -> nn.Module:
-    """`net` in evaluation, with norms that change their input."""
+    """`net` in eval mode, with non-trivial norm statistics."""
     torch.manual_seed(3)
     randomize_statistics(net)
     return net.eval()
@@ -38,7 +38,7 @@ def resnet18():
 
 
 def published_by_caffe2(net: nn.Module) -> dict[str, np.ndarray]:
-    """The arrays of a torchvision ResNet as He et al. published theirs: BGR in [0, 255], no std, norms affine."""
+    """The arrays of a torchvision ResNet in the format of He et al.: BGR in [0, 255], no std, affine norms."""
     arrays, state = {}, net.state_dict()
     stages = {"layer1": "res2", "layer2": "res3", "layer3": "res4", "layer4": "res5"}
 
@@ -76,7 +76,7 @@ def photograph(shared) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("wrapped", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_a_published_caffe2_pickle_is_the_same_net_in_rgb(shared, tmp_path, wrapped):
+def test_a_published_caffe2_pickle_gives_the_same_features_in_rgb(shared, tmp_path, wrapped):
     net = with_statistics(stride_in_1x1(torchvision.models.resnet50()))
     arrays = published_by_caffe2(net)
     content = {"model": arrays, "__author__": "Caffe2", "matching_heuristics": True} if wrapped else {"blobs": arrays}
@@ -101,7 +101,7 @@ def test_a_published_caffe2_pickle_is_the_same_net_in_rgb(shared, tmp_path, wrap
     ("to", "suffix"),
     [("detectron2", ".pkl"), ("caffe2", ".pkl"), ("timm", ".pth"), ("torchvision", ".safetensors")],
 )
-def test_there_and_back(tool, resnet18, tmp_path, to, suffix):
+def test_a_round_trip_keeps_the_features(tool, resnet18, tmp_path, to, suffix):
     torch.save(resnet18.state_dict(), tmp_path / "r18.pth")
     there, back = str(tmp_path / f"there{suffix}"), str(tmp_path / "back.safetensors")
     status, out, err = tool("convert_weights", tmp_path / "r18.pth", there, "--to", to)
@@ -118,7 +118,7 @@ def test_there_and_back(tool, resnet18, tmp_path, to, suffix):
             assert (other.eval()(x)[feature] - expected).abs().max() < 1e-5 * expected.abs().max()
 
 
-def test_pre_activation_to_timm_and_back(tool, tmp_path):
+def test_a_pre_activation_round_trip_through_timm_keeps_the_weights(tool, tmp_path):
     timm = pytest.importorskip("timm")
     theirs = with_statistics(timm.create_model("resnetv2_50", num_classes=7))
     torch.save(theirs.state_dict(), tmp_path / "timm.pth")
@@ -134,7 +134,7 @@ def test_pre_activation_to_timm_and_back(tool, tmp_path):
     assert load_classifier(str(ours)).fc.out_features == 7
 
 
-def test_every_name_is_unique_in_its_column():
+def test_renaming_is_one_to_one():
     for laterals in (3, 4):
         there, back = renames(OURS, DETECTRON2, laterals), renames(DETECTRON2, OURS, laterals)
         assert len(there) == len(set(there.values())) == len(back)
@@ -143,7 +143,7 @@ def test_every_name_is_unique_in_its_column():
     assert renames(OURS, DETECTRON2)["backbone.fpn.inner_blocks.3.0.weight"] == "backbone.fpn_lateral5.weight"
 
 
-def test_the_background_class_moves_between_the_heads():
+def test_the_background_class_moves_from_first_to_last_and_back():
     torch.manual_seed(0)
     model = mask_rcnn(build_backbone("resnet18_fpn", fpn_channels=32), 4, box_head_width=16, mask_head_width=8)
     state = model.state_dict()
@@ -168,25 +168,25 @@ def test_folding_is_exact(resnet18, order, fold):
     ours = Checkpoint(resnet18.state_dict(), {"preprocessing": vars(Preprocessing())})
     there = from_ours(ours, "resnet_backbones", order, fold).checkpoint
     image = torch.randint(256, (3, 64, 96), dtype=torch.uint8)
-    taken = there.preprocessing()
-    assert taken.channel_order == order
+    folded = there.preprocessing()
+    assert folded.channel_order == order
     if fold:
-        assert taken.input_range == 255
-        np.testing.assert_allclose(taken.as_rgb()[0], [0.485, 0.456, 0.406], rtol=1e-6)
+        assert folded.input_range == 255
+        np.testing.assert_allclose(folded.as_rgb()[0], [0.485, 0.456, 0.406], rtol=1e-6)
     convolve = torch.nn.functional.conv2d
     one = convolve(Normalize(Preprocessing())(image)[None], resnet18.conv1.weight, stride=2, padding=3)
-    other = convolve(Normalize(taken)(image)[None], there.state["conv1.weight"], stride=2, padding=3)
+    other = convolve(Normalize(folded)(image)[None], there.state["conv1.weight"], stride=2, padding=3)
     torch.testing.assert_close(other, one, rtol=1e-5, atol=1e-5)
 
 
-def test_the_folded_mean_is_exact_inside(resnet18):
+def test_the_folded_mean_is_exact_away_from_the_border(resnet18):
     state, preprocessing = fold_mean(*fold_std(resnet18.state_dict(), Preprocessing()))
     assert list(preprocessing.mean) == [0, 0, 0]
     image = torch.randint(256, (3, 64, 96), dtype=torch.uint8)
     norm = torch.nn.functional.batch_norm
 
-    def stem(weights, taken):
-        x = torch.nn.functional.conv2d(Normalize(taken)(image)[None], weights["conv1.weight"], stride=2, padding=3)
+    def stem(weights, scaling):
+        x = torch.nn.functional.conv2d(Normalize(scaling)(image)[None], weights["conv1.weight"], stride=2, padding=3)
         statistics = [weights[f"bn1.{k}"] for k in ("running_mean", "running_var", "weight", "bias")]
         return norm(x, *statistics)[:, :, 2:-2, 2:-2]
 
@@ -206,7 +206,7 @@ def test_a_backbone_is_recognized_by_its_tensors():
         assert recognize_backbone(build_backbone("cifar_resnet20").state_dict()) is None  # or cifar_plain20
 
 
-def test_detectron2s_zoo_is_bgr_and_other_files_are_not_changed():
+def test_only_files_of_detectron2s_zoo_are_converted_from_bgr():
     resnet50 = torchvision.models.resnet50()
     state = from_ours(Checkpoint(resnet50.state_dict(), {}), "detectron2").checkpoint.state
     plain, zoo = to_ours(Checkpoint(state, {})), to_ours(Checkpoint(state, {"author": "Detectron2 Model Zoo"}))
@@ -217,13 +217,13 @@ def test_detectron2s_zoo_is_bgr_and_other_files_are_not_changed():
     assert zoo.checkpoint.metadata["architecture"]["options"] == {"stride_in_1x1": True}
 
 
-class Calls:
+class CallsPrintOnLoad:
     def __reduce__(self):
         return print, ("code",)
 
 
-def test_a_refused_file_is_one_line_and_leaves_no_output(tool, tmp_path):
-    (tmp_path / "evil.pkl").write_bytes(pickle.dumps({"model": {"conv1_w": Calls()}}))
+def test_a_malicious_pickle_is_refused_in_one_line_without_output(tool, tmp_path):
+    (tmp_path / "evil.pkl").write_bytes(pickle.dumps({"model": {"conv1_w": CallsPrintOnLoad()}}))
     status, _, err = tool("convert_weights", tmp_path / "evil.pkl", tmp_path / "out.pth", "--to", "torchvision")
     assert status == 2
     assert re.fullmatch(r"error: The weights file .*evil.pkl .* it asks for builtins.print\. Save .*\n", err)
@@ -241,20 +241,20 @@ def test_an_output_that_fails_the_comparison_is_not_written(tool, resnet18, tmp_
 
 
 @pytest.mark.parametrize("to", ["detectron2", "caffe2"])
-def test_a_pickle_is_plain_enough_for_detectron2(tool, resnet18, tmp_path, to):
+def test_pickles_have_the_form_that_detectron2_loads(tool, resnet18, tmp_path, to):
     torch.save(resnet18.state_dict(), tmp_path / "r18.pth")
     assert tool("convert_weights", tmp_path / "r18.pth", tmp_path / "out.pkl", "--to", to)[0] == 0
     with open(tmp_path / "out.pkl", "rb") as file:
         assert file.read(2) == b"\x80\x02"  # protocol 2
         file.seek(0)
         content = pickle.load(file, encoding="latin1")  # as detectron2's DetectionCheckpointer does
-    # With these two detectron2 renames Caffe2's tensors.
+    # If both are set, detectron2 renames Caffe2's tensors.
     marks = (content["__author__"], content.get("matching_heuristics", False))
     assert marks == (("Caffe2", True) if to == "caffe2" else ("resnet_backbones", False))
     assert all(isinstance(name, str) and isinstance(a, np.ndarray) for name, a in content["model"].items())
 
 
-def test_metadata_goes_with_every_file_kind(tool, resnet18, tmp_path):
+def test_pkl_and_pth_files_keep_the_metadata(tool, resnet18, tmp_path):
     torch.save(resnet18.state_dict(), tmp_path / "r18.pth")
     for suffix in (".pkl", ".pth"):
         out = tmp_path / f"out{suffix}"
@@ -269,7 +269,7 @@ def test_metadata_goes_with_every_file_kind(tool, resnet18, tmp_path):
         assert json.dumps(read_ours(str(out)).metadata["architecture"])
 
 
-def test_every_format_can_be_chosen():
+def test_the_command_offers_every_format():
     assert CHOICES == FORMATS
 
 
@@ -286,14 +286,14 @@ def test_every_format_can_be_chosen():
         ),
     ],
 )
-def test_bad_commands_are_one_line(tool, resnet18, tmp_path, arguments, message):
+def test_bad_arguments_are_refused(tool, resnet18, tmp_path, arguments, message):
     torch.save(resnet18.state_dict(), tmp_path / "r18.pth")
     status, _, err = tool("convert_weights", *(a.format(r18=tmp_path / "r18.pth") for a in arguments))
     assert status == 2
     assert f"error: {message}" in err.replace("The ", "")
 
 
-def test_x101_of_caffe2_and_of_detectron2s_zoo_has_a_std(tmp_path):
+def test_x101_of_caffe2_and_detectron2s_zoo_gets_its_std(tmp_path):
     with torch.device("meta"):
         state = build_backbone("resnext101_32x8d").state_dict()
     shapes = {name: torch.zeros(()).expand(tensor.shape) for name, tensor in state.items() if tensor.ndim}
@@ -304,10 +304,10 @@ def test_x101_of_caffe2_and_of_detectron2s_zoo_has_a_std(tmp_path):
         theirs = {prefix + name: tensor for name, tensor in theirs.items()}
         ours = to_ours(Checkpoint(theirs, {"author": author})).checkpoint
         np.testing.assert_allclose(ours.preprocessing().as_rgb(), (mean, std), rtol=1e-6)
-        assert "architecture" not in ours.metadata  # its stride is in the 3x3, as ours is
+        assert "architecture" not in ours.metadata  # its stride is in the 3x3, as in ours
 
 
-def test_mean_and_std_can_be_said(tool, resnet18, tmp_path):
+def test_mean_and_std_can_be_given(tool, resnet18, tmp_path):
     torch.save(resnet18.state_dict(), tmp_path / "r18.pth")
     out = tmp_path / "out.safetensors"
     arguments = [tmp_path / "r18.pth", out, "--to", "resnet_backbones", "--pixel-std", "60", "50", "40"]
@@ -321,7 +321,7 @@ def test_mean_and_std_can_be_said(tool, resnet18, tmp_path):
     assert "states its mean and std; remove --pixel-mean and --pixel-std" in again[2]
 
 
-def test_a_net_behind_a_trainers_prefix_is_converted(tool, resnet18, tmp_path):
+def test_weights_with_a_trainers_prefix_are_converted(tool, resnet18, tmp_path):
     torch.save({"state_dict": {f"model.net.{k}": v for k, v in resnet18.state_dict().items()}}, tmp_path / "a.pth")
     status, out, _ = tool("convert_weights", tmp_path / "a.pth", tmp_path / "b.pth", "--to", "torchvision")
     assert status == 0
@@ -338,7 +338,7 @@ def test_a_net_behind_a_trainers_prefix_is_converted(tool, resnet18, tmp_path):
         ("roi_heads.box_predictor.bbox_pred.weight", ()),
     ],
 )
-def test_tensors_with_other_shapes_than_their_names_require(tmp_path, tool, name, shape):
+def test_tensors_of_the_wrong_shape_are_refused(tmp_path, tool, name, shape):
     state = {"backbone.bottom_up.stem.conv1.weight": np.zeros((64, 3, 7, 7), "f4"), name: np.zeros(shape, "f4")}
     path = tmp_path / "model.pkl"
     path.write_bytes(pickle.dumps({"model": state, "__author__": "Detectron2 Model Zoo"}, 2))

@@ -1,4 +1,4 @@
-"""What train and pretrain check before they work, and what they do to the output folder of an earlier run."""
+"""What train and pretrain check before they start, and what they do to the output folder of an earlier run."""
 
 import os
 import shutil
@@ -59,7 +59,7 @@ def test_a_fresh_start_replaces_the_earlier_run_and_says_so(folder, tool):
     assert stdout.count(line) == (out / "log.txt").read_text().count(line) == 1
 
 
-def test_an_interrupted_fresh_start_leaves_no_result_of_the_earlier_run(folder, tool):
+def test_a_failed_fresh_start_leaves_no_results_of_the_earlier_run(folder, tool):
     failing = ["solver.lr=1e30", "solver.warmup_iters=0", "solver.max_iter=9", "solver.checkpoint_period=0"]
     error_of(tool("train_net", *arguments(folder, *failing)))
     left = set(os.listdir(folder / "out"))
@@ -87,7 +87,7 @@ REFUSED = [
 ]
 
 
-def test_what_cannot_be_built_is_an_error_before_data_is_read(folder, tool):
+def test_invalid_configs_fail_before_data_is_read(folder, tool):
     (folder / "data/instances.json").write_text("no JSON, if it were read")
     before = content(folder)
     for more, message in REFUSED:
@@ -95,7 +95,7 @@ def test_what_cannot_be_built_is_an_error_before_data_is_read(folder, tool):
     assert content(folder) == before
 
 
-def test_evaluation_checks_first_too(folder, tool):
+def test_evaluation_checks_the_config_before_reading_data(folder, tool):
     (folder / "data/instances.json").write_text("no JSON, if it were read")
     scored = ["--eval-only", f"weights={folder}/out/last.pt", f"output_dir={folder}/new"]
     for more in ("backbone.name=resnet19_fpn", "detector.name=fast_rcnn", "data.test=[onw]"):
@@ -106,7 +106,7 @@ def test_evaluation_checks_first_too(folder, tool):
     assert not (folder / "new").exists()
 
 
-def test_an_error_leaves_no_new_folder(folder, tool):
+def test_a_failed_start_leaves_no_new_folder(folder, tool):
     for more in ("backbone.name=resnet19_fpn", f"datasets.own.annotations={folder}/out/log.txt"):
         error_of(tool("train_net", *arguments(folder, more, f"output_dir={folder}/new/run")))
         assert not (folder / "new").exists()
@@ -121,7 +121,7 @@ def test_an_error_leaves_no_new_folder(folder, tool):
         (["data.train=[broken]", "datasets.broken.annotations={folder}/out/log.txt"], "log.txt is not valid JSON"),
     ],
 )
-def test_a_later_error_leaves_the_finished_run_as_it_was(folder, tool, more, message):
+def test_a_later_error_leaves_the_finished_run_untouched(folder, tool, more, message):
     before = content(folder / "out")
     more = [argument.format(folder=folder) for argument in more]
     broken = f"datasets.broken.root={folder}/data/images"
@@ -138,16 +138,16 @@ def test_a_later_error_leaves_the_finished_run_as_it_was(folder, tool, more, mes
         ("data.root=gone", "The folder or tar of images gone does not exist"),
     ],
 )
-def test_pretraining_checks_first_too(tool, tmp_path, more, message):
+def test_pretraining_checks_the_config_before_reading_data(tool, tmp_path, more, message):
     write_images(tmp_path / "images", {"ant": 1})
-    (tmp_path / "images/train/ant/0.jpg").unlink()  # an error, too, if it were looked for
+    (tmp_path / "images/train/ant/0.jpg").unlink()  # also an error, if data were read first
     settings = [f"data.root={tmp_path}/images", f"output_dir={tmp_path}/out", more]
     assert message in error_of(tool("pretrain", "--config", "cifar10_resnet20_quick.yaml", *settings))
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.skipif(find_spec("detectron2") is not None, reason="detectron2 is installed")
-def test_detectron2s_trainer_says_how_to_get_detectron2(tool):
+def test_detectron2s_trainer_says_how_to_install_detectron2(tool):
     message = error_of(tool("train_net_detectron2", "--config-file", "bccd_faster_rcnn_preact_R18.yaml"))
     assert "is built from source, see https://github.com/facebookresearch/detectron2" in message
 
@@ -159,14 +159,14 @@ def run(script: str, *arguments: str, folder: Path = ROOT) -> tuple[int, str, st
     return result.returncode, result.stdout, result.stderr
 
 
-def test_with_several_ranks_an_error_is_still_one_line_and_status_2(folder):
+def test_errors_on_several_ranks_are_still_one_line_with_status_2(folder):
     (folder / "data/instances.json").unlink()
     message = error_of(run("tools/train_net.py", *arguments(folder, "--num-gpus", "2")))
     assert f"{CONFIG}: data.train: Dataset own is missing: {folder}/data/instances.json does not exist" in message
 
 
 @pytest.mark.slow
-def test_ranks_know_the_names_of_the_script_that_starts_them(folder):
+def test_ranks_see_the_families_registered_by_the_launching_script(folder):
     row = "functools.partial(residual, block=BasicBlock, depths=(1, 1, 1, 1))"
     (folder / "own.py").write_text(
         "import functools\nfrom resnet_backbones.__main__ import main\n"

@@ -1,4 +1,4 @@
-"""The command line, and the wheel as a user has it: installed without the checkout, run from an empty folder."""
+"""The command line, and the wheel as a user installs it: without the checkout, run from an empty folder."""
 
 import json
 import os
@@ -35,9 +35,9 @@ def wheel(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(wheel, tmp_path_factory):
-    """Runs a program of a bare environment with the wheel in an empty folder; gives status, stdout, stderr and folder.
+    """Runs a program of a bare environment that has the wheel, in a given folder; returns status, stdout and stderr.
 
-    The environment sees the dependencies that are installed here, but not this checkout.
+    The environment sees the dependencies installed here, but not this checkout.
     """
     environment = tmp_path_factory.mktemp("environment")
     venv.create(environment)
@@ -57,7 +57,7 @@ def installed(wheel, tmp_path_factory):
     return run
 
 
-def test_the_wheel_has_the_package_the_configs_and_the_command(wheel):
+def test_the_wheel_contains_package_configs_and_entry_point(wheel):
     with zipfile.ZipFile(wheel) as archive:
         files = {name for name in archive.namelist() if ".dist-info/" not in name}
         entry_points = archive.read(f"resnet_backbones-{__version__}.dist-info/entry_points.txt").decode()
@@ -70,7 +70,7 @@ def test_the_wheel_has_the_package_the_configs_and_the_command(wheel):
     assert "resnet-backbones = resnet_backbones.__main__:main" in entry_points
 
 
-def test_the_installed_command_lists_the_names(installed, tmp_path):
+def test_the_installed_command_lists_the_backbones(installed, tmp_path):
     status, out, err = installed(tmp_path, "resnet-backbones", "list")
     assert (status, out.splitlines()) == (0, list_backbones()), err
     assert not list(tmp_path.iterdir())
@@ -78,19 +78,19 @@ def test_the_installed_command_lists_the_names(installed, tmp_path):
     assert str(ROOT) not in out
 
 
-def test_help_names_every_command_and_each_has_its_own(capsys):
+def test_help_lists_every_command_and_each_has_its_own_help(capsys):
     main([])
     table = capsys.readouterr().out
     main(["--help"])
     assert capsys.readouterr().out == table
-    for command in set(COMMANDS) - {"train-detectron2"}:  # that help is detectron2's
+    for command in set(COMMANDS) - {"train-detectron2"}:  # whose help is detectron2's
         assert f"  {command} " in table
         with pytest.raises(SystemExit, match="0"):
             main([command, "--help"])
         assert f"usage: resnet-backbones {command}" in capsys.readouterr().out
 
 
-def test_an_unknown_command_names_the_near_one(capsys):
+def test_an_unknown_command_suggests_the_nearest(capsys):
     with pytest.raises(SystemExit, match="2"):
         main(["trian"])
     assert capsys.readouterr().err.startswith("error: Unknown command 'trian'. Did you mean train")
@@ -98,7 +98,7 @@ def test_an_unknown_command_names_the_near_one(capsys):
     assert capsys.readouterr().out == f"resnet-backbones {__version__}\n"
 
 
-def test_the_tools_are_the_commands():
+def test_tools_are_executable_wrappers_of_the_cli():
     for path in (ROOT / "tools").glob("*.py"):
         lines = path.read_text().splitlines()
         assert lines[0] == "#!/usr/bin/env python3"
@@ -106,7 +106,7 @@ def test_the_tools_are_the_commands():
         assert os.access(path, os.X_OK)
 
 
-def test_missing_data_is_named_with_where_to_get_it(installed, tmp_path):
+def test_missing_data_error_says_where_to_get_it(installed, tmp_path):
     status, _, err = installed(tmp_path, "resnet-backbones", "train", "--config", "coco_faster_rcnn_R101.yaml")
     assert (status, err.count("\n")) == (2, 1), err
     assert f"{tmp_path}/datasets/coco" in err
@@ -115,7 +115,7 @@ def test_missing_data_is_named_with_where_to_get_it(installed, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_quickstart_from_an_empty_folder(installed, tmp_path):
+def test_the_quickstart_runs_from_an_empty_folder(installed, tmp_path):
     config = ["--config", "quickstart_mask_rcnn.yaml"]
     short = ["solver.max_iter=2", "solver.steps=[]", "data.num_workers=0"]
     status, _, err = installed(tmp_path, "resnet-backbones", "train", *config, *short)
@@ -133,7 +133,7 @@ def test_the_quickstart_from_an_empty_folder(installed, tmp_path):
     assert json.loads(out.splitlines()[-1]).items() <= trained.items()
 
 
-def test_a_reader_that_stops_early_is_no_error():
+def test_a_closed_pipe_is_not_an_error():
     listing = f"{sys.executable} -m resnet_backbones list --table"
     result = subprocess.run(f"{listing} | head -1", shell=True, cwd=ROOT, capture_output=True, text=True)
     assert (len(result.stdout.splitlines()), result.stderr) == (1, "")

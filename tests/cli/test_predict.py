@@ -1,4 +1,4 @@
-"""`resnet-backbones predict`: what it reads, what it leaves, and how it goes on."""
+"""`resnet-backbones predict`: inputs, output files and resuming."""
 
 import csv
 import io
@@ -36,8 +36,8 @@ def weights(tmp_path_factory):
 
 @pytest.fixture
 def predict(tmp_path, weights, capfd, monkeypatch):
-    """Runs the command into tmp_path/out; gives its exit status, stdout and stderr."""
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)  # which the command lifts
+    """Runs the command into tmp_path/out; returns its exit status, stdout and stderr."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)  # restored, since the command lifts it
 
     def run(*arguments, weights=weights):
         status = 0
@@ -59,7 +59,7 @@ def names(folder):
     return [image["file_name"] for image in read(folder, "images.json")["images"]]
 
 
-def test_a_folder_gives_results_pictures_and_a_table(tmp_path, predict, weights):
+def test_a_folder_gives_predictions_drawn_images_and_a_csv(tmp_path, predict, weights):
     write_coco(tmp_path, 3)
     (tmp_path / "images/deep").mkdir()
     draw(200, 300).save(tmp_path / "images/deep/Photo.JPG")
@@ -87,7 +87,7 @@ def test_a_folder_gives_results_pictures_and_a_table(tmp_path, predict, weights)
     assert sorted(os.listdir(tmp_path / "out")) == ["images", "images.json", "predictions.csv", "predictions.json"]
 
 
-def test_results_are_scored_with_the_ids_of_the_ground_truth(tmp_path, predict, capfd):
+def test_predictions_use_the_ids_of_the_ground_truth(tmp_path, predict, capfd):
     write_coco(tmp_path, 3)
     draw().save(tmp_path / "images/another.png")
     truth = tmp_path / "instances.json"
@@ -114,7 +114,7 @@ def standard_input(monkeypatch):
     return lambda content: monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
 
 
-def test_globs_lists_urls_and_equal_names(tmp_path, predict, monkeypatch, standard_input):
+def test_globs_lists_urls_and_duplicate_names(tmp_path, predict, monkeypatch, standard_input):
     for folder in "ab":
         (tmp_path / folder).mkdir()
         draw().save(tmp_path / folder / "1.png")
@@ -134,7 +134,7 @@ def test_globs_lists_urls_and_equal_names(tmp_path, predict, monkeypatch, standa
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "latin-1"])
-def test_lists_and_names_in_any_encoding(tmp_path, predict, standard_input, encoding):
+def test_lists_and_file_names_in_any_encoding(tmp_path, predict, standard_input, encoding):
     path = os.fsdecode(os.fsencode(tmp_path) + b"/") + ("é.png" if encoding != "latin-1" else os.fsdecode(b"\xe9.png"))
     draw().save(path)
     standard_input(os.fsencode(path) if encoding == "latin-1" else f"{path}\r\n".encode(encoding))
@@ -146,7 +146,7 @@ def test_lists_and_names_in_any_encoding(tmp_path, predict, standard_input, enco
     assert os.listdir(f"{output}/images") == [os.path.basename(path)]
 
 
-def test_no_name_hides_another(tmp_path, predict):
+def test_similar_file_names_do_not_collide(tmp_path, predict):
     (tmp_path / "many").mkdir()
     names_given = ["x.bmp", "x.bmp.png", f"{'l' * 251}.bmp", f"{'ü' * 125}1.gif", f"{'ü' * 125}2.gif"]
     for name in names_given:
@@ -174,14 +174,14 @@ def test_urls_are_fetched(tmp_path, predict, monkeypatch):
     assert names(tmp_path) == ["1 a.png"]
 
 
-def test_pictures_of_an_earlier_run_are_no_inputs(tmp_path, predict):
+def test_drawn_images_of_an_earlier_run_are_not_inputs(tmp_path, predict):
     draw().save(tmp_path / "1.png")
     for _ in range(2):
         assert predict(tmp_path)[0] == 0
         assert names(tmp_path) == ["1.png"]
 
 
-def test_thresholds_of_classes_come_from_a_file(tmp_path, predict):
+def test_per_class_thresholds_are_read_from_a_report(tmp_path, predict):
     write_coco(tmp_path, 1)
     (tmp_path / "report.json").write_text(json.dumps({"thresholds": {"dog": 1.0, "cat": 1.0}}))
     assert predict(tmp_path / "images", "--score-threshold", tmp_path / "report.json")[0] == 0
@@ -194,7 +194,7 @@ def test_thresholds_of_classes_come_from_a_file(tmp_path, predict):
     assert (status, "report.json: score_threshold: Unknown class 'cow'" in err) == (2, True)
 
 
-def test_a_classifier_gives_classes(tmp_path, predict):
+def test_a_classifier_gives_a_score_per_class(tmp_path, predict):
     model = build_classifier("resnet18", 3, preprocessing=Preprocessing(resize=40, size=32)).eval()
     metadata = metadata_of(model) | {"classes": ["a", "b", "c"]}
     save_safetensors(tmp_path / "model.safetensors", model.state_dict(), metadata)
@@ -227,7 +227,7 @@ def test_a_classifier_gives_classes(tmp_path, predict):
         (["one.png", "--output", "other"], "other/images is not from an earlier prediction; choose another --output."),
     ],
 )
-def test_bad_inputs_are_one_line(tmp_path, predict, monkeypatch, standard_input, arguments, message):
+def test_bad_inputs_end_in_a_one_line_error(tmp_path, predict, monkeypatch, standard_input, arguments, message):
     monkeypatch.chdir(tmp_path)
     standard_input(b"\n")
     (tmp_path / "empty").mkdir()
@@ -253,7 +253,7 @@ def test_bad_inputs_are_one_line(tmp_path, predict, monkeypatch, standard_input,
         (["sound.mp4"], "Video sound.mp4 has no video stream."),
     ],
 )
-def test_why_an_input_is_not_read_is_said_once(tmp_path, predict, monkeypatch, arguments, message):
+def test_the_reason_for_an_unreadable_input_is_given_once(tmp_path, predict, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "text.png").write_text("text")
     (tmp_path / "text.mp4").write_text("text")
@@ -275,7 +275,7 @@ FOREIGN = {
 
 
 @pytest.mark.parametrize("name", FOREIGN)
-def test_files_of_another_origin_are_not_replaced(tmp_path, predict, name):
+def test_files_not_written_by_predict_are_not_replaced(tmp_path, predict, name):
     draw().save(tmp_path / "a.png")
     (tmp_path / "out/images").mkdir(parents=True)
     for other in {"images/a.png", name}:
@@ -300,7 +300,7 @@ def test_bare_weights_need_a_config_and_classes(tmp_path, predict, weights):
     assert len(read(tmp_path, "predictions.json")) == 7
 
 
-def test_unreadable_images_among_others_are_counted(tmp_path, predict):
+def test_unreadable_images_are_skipped_and_counted(tmp_path, predict):
     write_coco(tmp_path, 4)
     (tmp_path / "images/1.png").write_bytes((tmp_path / "images/1.png").read_bytes()[:99])
     status, out, err = predict(tmp_path / "images")
@@ -312,7 +312,7 @@ def test_unreadable_images_among_others_are_counted(tmp_path, predict):
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_where_it_was(tmp_path, predict, weights):
+def test_a_killed_run_resumes_where_it_stopped(tmp_path, predict, weights):
     write_coco(tmp_path, 60)
     journal = tmp_path / "out/predictions.jsonl"
     command = [sys.executable, "-m", "resnet_backbones", "predict", weights, str(tmp_path / "images")]
@@ -326,7 +326,7 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path, predict, weights):
     process.send_signal(signal.SIGKILL)
     process.wait()
     with open(journal, "a") as file:
-        file.write('{"file_name": "59.png", "resu')  # what was being written
+        file.write('{"file_name": "59.png", "resu')  # the line being written
     done = journal.read_bytes().count(b"\n") - 1
     assert 10 <= done < 60
     pictures = {path: path.stat().st_mtime_ns for path in (tmp_path / "out/images").iterdir()}
@@ -345,16 +345,16 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path, predict, weights):
 
 @pytest.fixture
 def small_files():
-    """No file can become larger than 20 kB, like on a full disk."""
+    """Limits files to 20 kB, like a full disk; calling it lifts the limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
     yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_full_disk_keeps_what_was_done(tmp_path, predict, small_files):
+def test_a_full_disk_keeps_the_results_so_far(tmp_path, predict, small_files):
     write_coco(tmp_path, 30)
-    for path in (tmp_path / "images").iterdir():  # so that the pictures are small
+    for path in (tmp_path / "images").iterdir():  # so that the drawn images are small
         Image.new("RGB", (48, 40)).save(path)
     status, _, err = predict(tmp_path / "images")
     assert status == 2
@@ -369,7 +369,7 @@ def test_a_full_disk_keeps_what_was_done(tmp_path, predict, small_files):
     assert len(names(tmp_path)) == 30
 
 
-def test_unfinished_results_of_other_inputs_are_refused(
+def test_unfinished_results_of_other_inputs_or_configs_are_refused(
     tmp_path, predict, weights, small_files, standard_input, monkeypatch
 ):
     for folder in ("here", "there"):
@@ -401,7 +401,7 @@ def test_unfinished_results_of_other_inputs_are_refused(
     assert (status, "are already in" in out, len(names(tmp_path))) == (0, True, 30)
 
 
-def test_an_interrupt_is_one_line_and_leaves_what_was_done(tmp_path, predict):
+def test_an_interrupt_prints_one_line_and_keeps_the_results_so_far(tmp_path, predict):
     write_coco(tmp_path, 80)
     journal = tmp_path / "out/predictions.jsonl"
 
@@ -440,7 +440,7 @@ def frames_of(path):
         return [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
 
 
-def test_a_video_gives_results_of_frames_and_a_video(tmp_path, predict):
+def test_a_video_gives_predictions_per_frame_and_a_drawn_video(tmp_path, predict):
     write_video(tmp_path / "clip.mkv.mp4")
     status, out, _ = predict(tmp_path / "clip.mkv.mp4", "--score-threshold", "0")
     assert status == 0
@@ -452,7 +452,7 @@ def test_a_video_gives_results_of_frames_and_a_video(tmp_path, predict):
     assert [int(np.median(frame)) // 20 for frame in frames] == list(range(12))
 
 
-def test_a_video_that_breaks_off_keeps_what_was_done(tmp_path, predict):
+def test_a_truncated_video_keeps_the_results_of_its_readable_frames(tmp_path, predict):
     write_video(tmp_path / "clip.mp4", 40)
     content = (tmp_path / "clip.mp4").read_bytes()
     (tmp_path / "clip.mp4").write_bytes(content[: len(content) * 2 // 3])

@@ -1,4 +1,4 @@
-"""Pretraining from the command line: its files, resuming, evaluation and errors."""
+"""Pretraining from the command line: output files, resuming, evaluation and errors."""
 
 import json
 import logging
@@ -42,7 +42,7 @@ COUNTS = {"ant": 5, "bee": 3, "cat": 3}
 
 @pytest.fixture
 def pretrain(tool, tmp_path):
-    """Trains a small classifier on three classes in tmp_path/out; returns status, stdout and stderr."""
+    """Trains a small classifier on three classes, into tmp_path/out; returns status, stdout and stderr."""
     write_images(tmp_path / "images", COUNTS)
 
     def run(*arguments: str, config: str = "cifar10_resnet20_quick.yaml") -> tuple[int, str, str]:
@@ -78,7 +78,7 @@ def one_line_error(result: tuple[int, str, str]) -> str:
     return lines[0]
 
 
-def test_the_files_of_a_run(pretrain, tmp_path):
+def test_a_run_writes_metrics_curves_report_and_weights(pretrain, tmp_path):
     status, out, err = pretrain()
     assert status == 0, err
     folder = tmp_path / "out"
@@ -111,7 +111,7 @@ def test_the_files_of_a_run(pretrain, tmp_path):
     assert metadata["recipe"]["solver"]["lr"] == 0.05
 
 
-def test_the_weights_file_has_the_metrics_of_the_run(pretrain, tmp_path):
+def test_eval_only_reproduces_the_metrics_of_the_run(pretrain, tmp_path):
     pretrain()
     status, _, err = pretrain(
         "--eval-only", f"weights={tmp_path}/out/model.safetensors", f"output_dir={tmp_path}/scored",
@@ -137,7 +137,7 @@ def test_a_resumed_run_ends_with_the_same_weights(pretrain, tmp_path):
     assert metrics_of(tmp_path / "out") == metrics_of(tmp_path / "whole")
     final = [load_classifier(f"{tmp_path}/{run}/model.safetensors").state_dict() for run in ("out", "whole")]
     assert equal(*final)
-    assert not torch.equal(final[0]["fc.weight"], weights(tmp_path / "whole/last.pt")["fc.weight"])  # the average
+    assert not torch.equal(final[0]["fc.weight"], weights(tmp_path / "whole/last.pt")["fc.weight"])  # the EMA
 
 
 @pytest.mark.slow
@@ -154,17 +154,17 @@ def test_every_recipe_takes_a_step(pretrain, tmp_path):
         assert status == 0, (name, err)
 
 
-def test_the_degradation_experiment_draws_its_curves(pretrain, tmp_path):
+def test_the_degradation_experiment_plots_a_curve_per_network(pretrain, tmp_path):
     status, _, err = pretrain("compare=[cifar_plain20,cifar_resnet20]", "solver.steps=[]", config="cifar10_degradation")
     assert status == 0, err
     for name in ("cifar_plain20", "cifar_resnet20"):
         assert metadata_of(tmp_path / "out" / name / "model.safetensors")["architecture"]["name"] == name
     picture = np.asarray(Image.open(tmp_path / "out" / "comparison.png").convert("RGB"))
-    for color in ((31, 119, 180), (255, 127, 14)):  # matplotlib's first two: both nets have a curve
+    for color in ((31, 119, 180), (255, 127, 14)):  # matplotlib's first two colors: one curve per network
         assert (np.abs(picture.astype(int) - color).sum(2) < 30).sum() > 100
 
 
-def test_options_of_a_backbone_are_compared(pretrain, tmp_path):
+def test_compare_accepts_backbone_options(pretrain, tmp_path):
     entries = ["cifar_resnet29", "cifar_resnet29 groups=32 width_per_group=4", "cifar_resnet20 shortcut=C"]
     status, out, err = pretrain(f"compare=[{','.join(entries)}]", "solver.schedule=steps", config="cifar10_cardinality")
     assert status == 0, err
@@ -185,7 +185,7 @@ def test_options_of_a_backbone_are_compared(pretrain, tmp_path):
     assert len(err.strip().splitlines()) == 1
 
 
-def test_per_pixel_mean(pretrain, tmp_path):
+def test_per_pixel_mean_is_the_mean_of_the_training_crops(pretrain, tmp_path):
     assert pretrain("preprocessing.per_pixel_mean=true", "preprocessing.image_mean=null")[0] == 0
     mean = np.array(metadata_of(tmp_path / "out/model.safetensors")["preprocessing"]["mean"])
     crops = []
@@ -200,7 +200,7 @@ def test_per_pixel_mean(pretrain, tmp_path):
     np.testing.assert_allclose(rgb, mean.mean((1, 2)), rtol=1e-6)
 
 
-def test_views_equal_a_plain_loop_over_crops(pretrain, tmp_path):
+def test_views_match_a_plain_loop_over_crops(pretrain, tmp_path):
     pretrain("preprocessing.resize=40")
     file = tmp_path / "out" / "model.safetensors"
     model = load_classifier(str(file)).eval()
@@ -208,7 +208,7 @@ def test_views_equal_a_plain_loop_over_crops(pretrain, tmp_path):
         (torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1), ["ant", "bee", "cat"].index(path.parent.name))
         for path in sorted((tmp_path / "images/val").glob("*/*"))
     ]
-    images[0] = (images[0][0].permute(0, 2, 1).contiguous(), 0)  # one upright image among the others
+    images[0] = (images[0][0].permute(0, 2, 1).contiguous(), 0)  # one portrait image among landscape ones
     Image.fromarray(images[0][0].permute(1, 2, 0).numpy()).save(tmp_path / "images/val/ant/0.png")
     (tmp_path / "images/val/ant/0.jpg").unlink()
     resize = torchvision.transforms.v2.functional.resize
@@ -240,7 +240,7 @@ def test_views_equal_a_plain_loop_over_crops(pretrain, tmp_path):
         assert metrics_of(tmp_path / "out")["top1"] == pytest.approx(100 * hits / len(images))
 
 
-def test_an_ensemble_is_the_mean_of_its_models(pretrain, tmp_path):
+def test_an_ensemble_averages_the_probabilities_of_its_models(pretrain, tmp_path):
     pretrain(f"output_dir={tmp_path}/a")
     pretrain(f"output_dir={tmp_path}/b", "backbone.name=cifar_plain20", "seed=1")
     a, b = (str(tmp_path / run / "model.safetensors") for run in "ab")
@@ -273,7 +273,7 @@ def on_two_ranks(tmp_path, *arguments: str) -> dict:
 
 
 @pytest.mark.slow
-def test_two_ranks_score_what_one_process_scores(pretrain, tmp_path):
+def test_evaluation_on_two_ranks_matches_one_process(pretrain, tmp_path):
     (tmp_path / "images/val/cat/1.jpg").write_bytes(b"broken")  # 10 images, not a multiple of ranks x batch
     pretrain()
     weights_file = f"weights={tmp_path}/out/model.safetensors"
@@ -283,7 +283,7 @@ def test_two_ranks_score_what_one_process_scores(pretrain, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_ranks_train_with_the_mean_image_of_one(pretrain, tmp_path):
+def test_per_pixel_mean_on_two_ranks_matches_one_process(pretrain, tmp_path):
     options = ["preprocessing.per_pixel_mean=true", "preprocessing.image_mean=null", "evaluation.precise_bn=1"]
     assert pretrain(*options)[0] == 0
     on_two_ranks(tmp_path, *options)
@@ -291,7 +291,7 @@ def test_two_ranks_train_with_the_mean_image_of_one(pretrain, tmp_path):
     np.testing.assert_allclose(*means, rtol=1e-12)
 
 
-def test_training_goes_on_with_other_classes(pretrain, tmp_path):
+def test_fine_tuning_on_other_classes_replaces_only_fc(pretrain, tmp_path):
     pretrain()
     file = tmp_path / "out" / "model.safetensors"
     more = ["data.classes=[ant,bee,cat,dog]", "solver.lr=1e-30", f"output_dir={tmp_path / 'more'}"]
@@ -304,7 +304,7 @@ def test_training_goes_on_with_other_classes(pretrain, tmp_path):
     assert other.fc.out_features == 4
 
 
-def test_a_detector_takes_backbone_and_preprocessing_from_the_file(pretrain, tmp_path, caplog, monkeypatch):
+def test_a_detector_loads_backbone_and_preprocessing_from_the_file(pretrain, tmp_path, caplog, monkeypatch):
     pretrain("backbone.name=resnet18", "preprocessing.image_mean=[0.4,0.5,0.6]")
     monkeypatch.setattr(logging.getLogger("resnet_backbones"), "propagate", True)  # a run turns it off
     file = str(tmp_path / "out" / "model.safetensors")
@@ -341,14 +341,14 @@ def test_a_detector_takes_backbone_and_preprocessing_from_the_file(pretrain, tmp
         (["augmentation.mixxup=1"], "unknown key augmentation.mixxup. Did you mean mixup?"),
     ],
 )
-def test_bad_commands_are_one_line(pretrain, tmp_path, arguments, message):
+def test_bad_arguments_give_a_one_line_error(pretrain, tmp_path, arguments, message):
     if any("{file}" in argument for argument in arguments):
         assert pretrain(f"output_dir={tmp_path}/first")[0] == 0
     file = tmp_path / "first" / "model.safetensors"
     assert message in one_line_error(pretrain(*(argument.format(file=file) for argument in arguments)))
 
 
-def test_a_config_of_the_other_command_is_named(tool):
+def test_a_config_for_the_other_command_is_refused(tool):
     error = one_line_error(tool("train_net", "--config", "imagenet_resnet50"))
     assert "imagenet_resnet50.yaml is a config for `resnet-backbones pretrain`, not for train" in error
     error = one_line_error(tool("pretrain", "--config", "coco_fcos_R50"))

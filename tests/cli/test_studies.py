@@ -1,4 +1,4 @@
-"""The studies of `resnet-backbones analyze`: what they leave, how they go on, what they refuse."""
+"""The studies of `resnet-backbones analyze`: output files, resuming and errors."""
 
 import json
 
@@ -54,7 +54,7 @@ def save_classifier(path, name: str, **options) -> tuple[nn.Module, str]:
     return model, str(path)
 
 
-def test_errors_without_each_block(analyze, tool, tmp_path, data):
+def test_lesion_errors_match_evaluation_with_the_block_zeroed(analyze, tool, tmp_path, data):
     model, weights = save_classifier(tmp_path / "a.safetensors", "cifar_resnet20")
     status, out, err = analyze("lesions", "--weights", weights, "--draws", "1", "--split", "train")
     assert status == 0, err
@@ -82,16 +82,16 @@ def test_errors_without_each_block(analyze, tool, tmp_path, data):
     assert [row["length"] for row in found["paths"]] == list(range(10))
 
 
-def test_a_study_goes_on_where_it_was(analyze, tmp_path):
+def test_a_study_resumes_only_with_the_same_settings_and_weights(analyze, tmp_path):
     _, weights = save_classifier(tmp_path / "a.safetensors", "cifar_plain20")
     assert analyze("lesions", "--weights", weights, "--draws", "1")[0] == 0
     path = tmp_path / "out/lesions.json"
     whole = json.loads(path.read_text())
     (label,) = whole["networks"]
-    begun = json.loads(path.read_text())
-    del begun["networks"][label]["experiments"][3:]
-    begun["networks"][label]["experiments"][1]["error"] = 12.5  # not measured again
-    path.write_text(json.dumps(begun))
+    unfinished = json.loads(path.read_text())
+    del unfinished["networks"][label]["experiments"][3:]
+    unfinished["networks"][label]["experiments"][1]["error"] = 12.5  # not measured again
+    path.write_text(json.dumps(unfinished))
     assert analyze("lesions", "--weights", weights, "--draws", "1")[0] == 0
     whole["networks"][label]["experiments"][1]["error"] = 12.5
     assert json.loads(path.read_text()) == whole
@@ -123,7 +123,7 @@ def test_responses_and_gradients_of_several_networks(analyze, tmp_path):
     assert f"norm at backbone.layer1.0 {found[f'cifar_preact_resnet20, {weights}'][0]['norm']:.4g}" in out
 
 
-def test_a_detector_without_each_block(analyze, tmp_path):
+def test_lesions_and_gradients_of_a_detector(analyze, tmp_path):
     write_coco(tmp_path)
     _, weights = save_detector(tmp_path, "faster_rcnn")
     config = load_config("coco_faster_rcnn_R50.yaml", [*TINY_DETECTOR, *coco_overrides(tmp_path)])
@@ -141,13 +141,13 @@ def test_a_detector_without_each_block(analyze, tmp_path):
     assert all(row["norm"] > 0 for row in trained)
 
 
-def test_shortcuts_side_by_side(analyze, tmp_path):
+def test_shortcuts_study_counts_the_parameters_of_each_option(analyze, tmp_path):
     a = save_classifier(tmp_path / "a.safetensors", "cifar_resnet20", shortcut="A")[1]
     c = save_classifier(tmp_path / "c.safetensors", "cifar_resnet20", shortcut="C")[1]
     status, _, err = analyze("shortcuts", "--weights", a, c)
     assert status == 0, err
     rows = list(read(tmp_path, "shortcuts")["networks"].values())
-    assert rows[0]["parameters"] == 269_722 - 7 * 65  # of 10 classes in Table 6
+    assert rows[0]["parameters"] == 269_722 - 7 * 65  # Table 6 has 10 classes
     projections = 3 * (16 * 16 + 32) + (16 * 32 + 64) + 2 * (32 * 32 + 64) + (32 * 64 + 128) + 2 * (64 * 64 + 128)
     assert rows[1]["parameters"] - rows[0]["parameters"] == projections
 
@@ -170,21 +170,21 @@ def test_shortcuts_side_by_side(analyze, tmp_path):
         (["lesions", "--name", "densenet121"], "densenet121, untrained: No block can be removed"),
     ],
 )
-def test_what_cannot_be_studied_is_said_in_a_line(analyze, arguments, message):
+def test_impossible_studies_give_a_one_line_error(analyze, arguments, message):
     status, _, err = analyze(*arguments)
     assert status == 2
     assert message in err
     assert err.strip().count("\n") == 0
 
 
-def test_nothing_is_measured_if_one_of_the_networks_cannot_be(analyze, tmp_path):
+def test_nothing_is_written_if_one_network_is_unsupported(analyze, tmp_path):
     status, _, err = analyze("gradients", "--name", "cifar_resnet20", "vgg11")
     assert status == 2
     assert "vgg11, untrained: This network has no blocks" in err
     assert not (tmp_path / "out/gradients.json").exists()
 
 
-def test_weights_that_do_not_fit(analyze, tmp_path):
+def test_weights_that_do_not_fit_are_refused(analyze, tmp_path):
     _, weights = save_classifier(tmp_path / "a.safetensors", "cifar_resnet20")
     torch.save({"conv1.weight": torch.ones(16, 3, 3, 3)}, tmp_path / "bare.pth")
     err = analyze("responses", "--weights", str(tmp_path / "bare.pth"))[2]
@@ -195,11 +195,11 @@ def test_weights_that_do_not_fit(analyze, tmp_path):
     err = analyze("responses", "--weights", weights, data=str(tmp_path / "other"))[2]
     assert "a.safetensors has 3 classes" in err
     other = save_classifier(tmp_path / "b.safetensors", "cifar_resnet20", shortcut="B")[1]
-    assert analyze("responses", "--weights", other, "--name", "cifar_resnet20")[0] == 0  # what the file says goes along
+    assert analyze("responses", "--weights", other, "--name", "cifar_resnet20")[0] == 0  # the file's options apply
 
 
-def test_the_untrained_twin_differs_in_its_weights_alone(analyze, tmp_path):
-    """It has the shortcut, the classes and the preprocessing of the file, and sees the same batches."""
+def test_the_untrained_twin_has_the_options_of_the_weights_file(analyze, tmp_path):
+    """It has the shortcut, classes and preprocessing of the file, and sees the same batches."""
     weights = [save_classifier(tmp_path / f"{k}.safetensors", "cifar_resnet20", shortcut=k)[1] for k in "BC"]
     assert analyze("gradients", "--weights", *weights, "--batch-size", "4")[0] == 0
     found = read(tmp_path, "gradients")["networks"]
@@ -212,7 +212,7 @@ def test_the_untrained_twin_differs_in_its_weights_alone(analyze, tmp_path):
     assert found[labels[0]][0]["norm"] != found[labels[2]][0]["norm"]
 
 
-def test_weights_that_are_not_finite_are_refused(analyze, tmp_path):
+def test_non_finite_weights_are_refused(analyze, tmp_path):
     model, weights = save_classifier(tmp_path / "a.safetensors", "cifar_resnet20")
     state = model.state_dict()
     state["layer2.0.conv1.weight"][0] = float("nan")

@@ -12,12 +12,12 @@ from resnet_backbones.detectors import build_detector
 from resnet_backbones.errors import UserError
 
 CONFIGS = sorted(path.name for path in CONFIG_FOLDER.glob("*.yaml"))
-OF_CLASSIFIERS = [name for name in CONFIGS if name.startswith(("imagenet_", "cifar10_"))]
-OF_DETECTORS = [name for name in CONFIGS if name not in OF_CLASSIFIERS]
+CLASSIFIER_CONFIGS = [name for name in CONFIGS if name.startswith(("imagenet_", "cifar10_"))]
+DETECTOR_CONFIGS = [name for name in CONFIGS if name not in CLASSIFIER_CONFIGS]
 
 
-@pytest.mark.parametrize("name", OF_DETECTORS)
-def test_every_yaml_of_a_detector_loads_and_builds(name):
+@pytest.mark.parametrize("name", DETECTOR_CONFIGS)
+def test_every_detector_config_builds(name):
     config = load_config(name, ["backbone.weights=null", "backbone.norm=BN", "backbone.freeze_at=0"])
     with torch.device("meta"):
         model = build_detector(config, num_classes=3)
@@ -28,8 +28,8 @@ def test_every_yaml_of_a_detector_loads_and_builds(name):
         assert (model.roi_heads.mask_predictor is not None) == (config.detector.name == "mask_rcnn")
 
 
-@pytest.mark.parametrize("name", OF_CLASSIFIERS)
-def test_every_yaml_of_a_classifier_loads_and_builds(name):
+@pytest.mark.parametrize("name", CLASSIFIER_CONFIGS)
+def test_every_classifier_config_builds(name):
     config = load_config(name, schema=PretrainConfig)
     with torch.device("meta"):
         for backbone in config.compare or [config.backbone.name]:
@@ -39,21 +39,21 @@ def test_every_yaml_of_a_classifier_loads_and_builds(name):
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_every_yaml_opens_with_its_command_and_schedule(name):
+def test_every_config_header_states_its_command_and_schedule(name):
     head = [line for line in (CONFIG_FOLDER / name).read_text().splitlines() if line.startswith("#")]
-    command = "pretrain" if name in OF_CLASSIFIERS else "train"
+    command = "pretrain" if name in CLASSIFIER_CONFIGS else "train"
     assert f"resnet-backbones {command} --config {name}" in " ".join(head)
     assert any(unit in " ".join(head) for unit in ("iterations of", "epochs of", "steps of"))
 
 
-def test_the_published_3x_schedule():
+def test_r101_config_has_the_published_3x_schedule():
     config = load_config("coco_faster_rcnn_R101.yaml")
     assert (config.solver.max_iter, list(config.solver.steps)) == (270000, [210000, 250000])
     assert (config.solver.lr, config.solver.batch_size) == (0.02, 16)
     assert (config.backbone.norm, config.backbone.freeze_at) == ("FrozenBN", 2)
 
 
-def test_text_is_kept_as_it_is_written(tmp_path):
+def test_strings_are_not_parsed_as_other_yaml_types(tmp_path):
     """YAML 1.1 would read these as booleans, numbers, a date and a sexagesimal number."""
     words = ["yes", "no", "on", "Off", "true", "01", "1e3", "1_0", "0x1F", "2026-01-02", "1:30", ".5", "~x"]
     row = f"{{root: r, split: 0001, classes: [{', '.join(words)}]}}"
@@ -67,7 +67,7 @@ def test_text_is_kept_as_it_is_written(tmp_path):
     assert load_config(str(tmp_path / "b.yaml")) == config
 
 
-def test_numbers_and_booleans_get_the_types_of_the_schema(tmp_path):
+def test_numbers_and_booleans_take_the_types_of_the_schema(tmp_path):
     overrides = [
         "solver.lr=1e-2",
         "solver.steps=[10, 20]",
@@ -79,18 +79,18 @@ def test_numbers_and_booleans_get_the_types_of_the_schema(tmp_path):
     assert config.detector.anchor_sizes == [[8, 16], [32]]
 
 
-def test_a_key_that_is_there_twice_is_named(tmp_path):
+def test_duplicate_keys_are_refused(tmp_path):
     (tmp_path / "a.yaml").write_text("seed: 1\nseed: 2\n")
     with pytest.raises(UserError, match="a.yaml is not valid YAML: duplicate key seed"):
         load_config(str(tmp_path / "a.yaml"))
 
 
-def test_a_name_without_suffix_and_a_path_mean_the_same():
+def test_a_config_may_be_given_by_name_or_path():
     by_path = load_config(str(CONFIG_FOLDER / "coco_mask_rcnn_R50.yaml"))
     assert load_config("coco_mask_rcnn_R50") == load_config("coco_mask_rcnn_R50.yaml") == by_path
 
 
-def test_the_working_directory_comes_before_the_shipped_configs(tmp_path, monkeypatch):
+def test_a_file_in_the_working_directory_precedes_a_shipped_config(tmp_path, monkeypatch):
     (tmp_path / "coco_mask_rcnn_R50.yaml").write_text("seed: 7")
     monkeypatch.chdir(tmp_path)
     assert load_config("coco_mask_rcnn_R50.yaml").seed == 7
@@ -104,7 +104,7 @@ def test_overrides_are_typed():
     assert config.backbone.weights is None
 
 
-def test_the_saved_config_is_complete_and_loads_to_the_same(tmp_path):
+def test_saved_config_is_complete_and_round_trips(tmp_path):
     config = load_config("bccd_faster_rcnn_R18", ["seed=5"])
     save_config(config, tmp_path / "config.yaml")
     text = (tmp_path / "config.yaml").read_text()
@@ -153,7 +153,7 @@ def test_the_saved_config_is_complete_and_loads_to_the_same(tmp_path):
         ("output_dir=${nowhere}", "output_dir cannot be resolved"),
     ],
 )
-def test_bad_overrides_name_the_key_and_the_remedy(override, message):
+def test_errors_for_bad_overrides_name_the_key_and_the_fix(override, message):
     with pytest.raises(UserError, match=message) as caught:
         load_config("coco_mask_rcnn_R50", [override])
     assert "\n" not in str(caught.value)
@@ -169,13 +169,13 @@ def test_bad_overrides_name_the_key_and_the_remedy(override, message):
         ("\x00", "bad.yaml is not valid YAML"),
     ],
 )
-def test_bad_files_are_named(tmp_path, text, message):
+def test_errors_name_the_bad_file(tmp_path, text, message):
     (tmp_path / "bad.yaml").write_text(text)
     with pytest.raises(UserError, match=message):
         load_config(str(tmp_path / "bad.yaml"))
 
 
-def test_a_config_that_does_not_exist_lists_the_near_ones():
+def test_error_for_a_missing_config_suggests_similar_names():
     with pytest.raises(
         UserError,
         match="Config coco_faster_rcnn_R102.yaml does not exist.*Did you mean coco_faster_rcnn_R101",

@@ -1,4 +1,4 @@
-"""Augmentation of batches for classification."""
+"""Batch augmentation for classification."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ def test_color_shifts_have_the_covariance_of_imagenets_colors():
     assert (covariance > 0).all()
 
 
-def test_mixed_labels_are_fractions_of_two_images():
+def test_mixed_labels_match_the_mixed_pixels():
     config = load_config("imagenet_resnet50_v2", schema=PretrainConfig)
     augment = BatchAugmentation(config.augmentation, 5, (1.0, 1.0, 1.0))
     images = torch.arange(4.0)[:, None, None, None].expand(4, 3, 8, 8)
@@ -23,5 +23,5 @@ def test_mixed_labels_are_fractions_of_two_images():
         mixed, shares = augment(images, torch.arange(4))
         assert shares.shape == (4, 5)
         torch.testing.assert_close(shares.sum(1), torch.ones(4))
-        # An image's mean is that of its parts, as its label says.
+        # Image k is k everywhere, so the mean of a mix follows from the shares in its label.
         torch.testing.assert_close(mixed.mean((1, 2, 3)), shares @ torch.arange(5.0))

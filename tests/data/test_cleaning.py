@@ -1,4 +1,4 @@
-"""The repairs that records of any format go through: what is left, how they are counted, and that scoring agrees."""
+"""The cleaning of records of any format: what remains, what is counted, and that scoring agrees."""
 
 import numpy as np
 import pytest
@@ -37,7 +37,7 @@ def perfect(data) -> list[dict]:
         ({"iscrowd": "0"}, None),
         ({"iscrowd": "false"}, None),
         ({"id": None}, None),
-        ({"id": 2}, None),  # that of another
+        ({"id": 2}, None),  # the id of another annotation
         ({"id": "a"}, None),
         ({"image_id": 100.0}, None),
         ({"image_id": "100"}, None),
@@ -48,7 +48,7 @@ def perfect(data) -> list[dict]:
         ({"bbox": [float("nan"), 8, 20, 20]}, "annotations without a box, given that of their segmentation"),
     ],
 )
-def test_an_annotation_is_read_as_it_is_meant(tmp_path, change, what):
+def test_malformed_annotations_are_repaired(tmp_path, change, what):
     content = write_coco(tmp_path)
     expected = cleaned(content)
     content["annotations"][0] |= change
@@ -77,7 +77,7 @@ def test_an_annotation_is_read_as_it_is_meant(tmp_path, change, what):
         ({"bbox": "10 8 20 20", "segmentation": None}, "annotations without a finite box, left out"),
     ],
 )
-def test_an_annotation_that_means_nothing_is_left_out_and_counted_once(tmp_path, caplog, change, what):
+def test_unusable_annotations_are_left_out_and_counted_once(tmp_path, caplog, change, what):
     content = write_coco(tmp_path)
     without = content | {"annotations": content["annotations"][1:]}
     expected = cleaned(without)
@@ -94,7 +94,7 @@ def test_an_annotation_that_means_nothing_is_left_out_and_counted_once(tmp_path,
 
 
 @pytest.mark.parametrize("ids", [["img-1", "img-2", "é", "4"], [0, -1, 2.0, 2**70], ["1", 1.5e3, 7, "x"]])
-def test_image_ids_of_any_type_reach_targets_and_scores(tmp_path, ids):
+def test_image_ids_may_have_any_type_in_training_and_scoring(tmp_path, ids):
     content = write_coco(tmp_path)
     new = dict(zip([image["id"] for image in content["images"]], ids, strict=True))
     for image in content["images"]:
@@ -107,7 +107,7 @@ def test_image_ids_of_any_type_reach_targets_and_scores(tmp_path, ids):
     assert coco_metrics(content, perfect(dataset.sets[0]), "bbox")["bbox/AP"] == pytest.approx(100)
 
 
-def test_sizes_that_are_unknown_or_floats_are_read_from_the_images(tmp_path):
+def test_missing_or_invalid_sizes_are_read_from_the_images(tmp_path):
     content = write_coco(tmp_path)
     for image, size in zip(content["images"], [(48.0, 40.0), (None, 40), (0, 0), (48.5, "40")], strict=True):
         image["width"], image["height"] = size
@@ -116,10 +116,10 @@ def test_sizes_that_are_unknown_or_floats_are_read_from_the_images(tmp_path):
     data = read_coco(tmp_path)
     assert data.sizes.tolist() == [[48, 40]] * 4
     assert repairs(data) == {"images without a size, read from the file": 3}
-    assert cleaned(content).sizes.tolist() == [[48, 40]] * 4  # from the RLE of their crowds
+    assert cleaned(content).sizes.tolist() == [[48, 40]] * 4  # from the RLE of the crowds
 
 
-def test_an_image_that_is_listed_twice_is_taken_once(tmp_path):
+def test_duplicate_image_entries_are_merged(tmp_path):
     content = write_coco(tmp_path)
     content["images"].append(dict(content["images"][0]))
     data = cleaned(content)
@@ -127,7 +127,7 @@ def test_an_image_that_is_listed_twice_is_taken_once(tmp_path):
     assert repairs(data) == {"image entries that are listed twice, taken once": 1}
 
 
-def test_category_names_are_made_different(tmp_path):
+def test_duplicate_category_names_are_made_unique(tmp_path):
     content = write_coco(tmp_path)
     content["categories"] = [{"id": 7, "name": "wheel"}, {"id": 3, "name": "wheel"}, {"id": 5}, {"id": 9, "name": 4}]
     data = cleaned(content)
@@ -138,7 +138,7 @@ def test_category_names_are_made_different(tmp_path):
     assert metrics["bbox/AP-wheel"] == 0
 
 
-def test_classes_choose_and_order_those_of_a_coco_file(tmp_path):
+def test_classes_select_and_order_coco_categories(tmp_path):
     content = write_coco(tmp_path)
     data = cleaned(content, classes=["cat"])
     assert (data.classes, data.categories) == (["cat"], [{"id": 7, "name": "cat"}])
@@ -154,7 +154,7 @@ def test_classes_choose_and_order_those_of_a_coco_file(tmp_path):
 
 
 @pytest.mark.parametrize("annotations", [None, "absent"])
-def test_a_test_set_has_images_but_no_objects(tmp_path, annotations):
+def test_an_unlabeled_set_loads_but_cannot_train_or_score(tmp_path, annotations):
     content = write_coco(tmp_path) | {"annotations": annotations}
     if annotations == "absent":
         del content["annotations"]
@@ -168,7 +168,7 @@ def test_a_test_set_has_images_but_no_objects(tmp_path, annotations):
         coco_metrics(content, [], "bbox")
 
 
-def test_what_was_left_out_is_in_the_error_of_an_empty_set(tmp_path):
+def test_error_for_an_empty_set_lists_what_was_left_out(tmp_path):
     content = write_coco(tmp_path) | {"categories": []}
     save_coco(tmp_path, content)
     message = r"its 4 images have no objects \(8 annotations of a category that is not listed, left out\)"
@@ -178,7 +178,7 @@ def test_what_was_left_out_is_in_the_error_of_an_empty_set(tmp_path):
 
 @pytest.mark.parametrize("keep_empty", [False, True])
 @pytest.mark.parametrize("box", [[10, 8, 0, 0], [500, 500, 9, 9]])
-def test_a_set_with_nothing_left_to_learn_is_an_error_at_the_start(tmp_path, box, keep_empty):
+def test_training_on_a_set_without_usable_objects_is_refused(tmp_path, box, keep_empty):
     content = write_coco(tmp_path)
     for o in content["annotations"]:
         o["bbox"] = box
@@ -187,7 +187,7 @@ def test_a_set_with_nothing_left_to_learn_is_an_error_at_the_start(tmp_path, box
         coco_dataset(tmp_path, keep_empty=keep_empty)
 
 
-def test_the_loader_and_the_scorer_agree_on_a_file_of_many_faults(tmp_path):
+def test_loader_and_metrics_agree_on_a_file_with_many_faults(tmp_path):
     content = write_coco(tmp_path)
     objects = content["annotations"]
     objects[0] |= {"area": None, "segmentation": [[10.0, 8.0], objects[0]["segmentation"][0]]}

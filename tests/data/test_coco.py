@@ -75,7 +75,7 @@ def edit(key, value, entry="annotations", index=0):
         (edit("file_name", "gone.png", "images"), "1 of 4 images .* first gone.png; it has 4 files, first 0.png"),
     ],
 )
-def test_bad_coco_entries_are_named(tmp_path, change, message):
+def test_errors_name_the_bad_coco_entry(tmp_path, change, message):
     content = write_coco(tmp_path)
     change(content)
     save_coco(tmp_path, content)
@@ -84,7 +84,7 @@ def test_bad_coco_entries_are_named(tmp_path, change, message):
 
 
 @pytest.mark.parametrize(
-    ("stated", "there"),
+    ("stated", "actual"),
     [
         ("images/a.png", "a.png"),
         ("../../upload/1/a.png", "a.png"),
@@ -96,23 +96,23 @@ def test_bad_coco_entries_are_named(tmp_path, change, message):
         ("größe.png", unicodedata.normalize("NFD", "größe.png")),
     ],
 )
-def test_an_image_is_found_where_its_file_name_ends_like_it(tmp_path, caplog, stated, there):
+def test_images_are_found_by_the_end_of_their_file_name(tmp_path, caplog, stated, actual):
     content = write_coco(tmp_path)
-    (tmp_path / "images" / there).parent.mkdir(exist_ok=True)
-    (tmp_path / "images/0.png").rename(tmp_path / "images" / there)
+    (tmp_path / "images" / actual).parent.mkdir(exist_ok=True)
+    (tmp_path / "images/0.png").rename(tmp_path / "images" / actual)
     content["images"][0]["file_name"] = stated
     save_coco(tmp_path, content)
     data = read_coco(tmp_path)
-    assert data.path(0) == tmp_path / "images" / there
-    said = stated.replace("\\", "/")
-    assert f"datasets.own: 1 images are not where their file_name says (first {said}, taken" in caplog.text
-    content["images"][1]["file_name"] = there  # it is that of another
+    assert data.path(0) == tmp_path / "images" / actual
+    shown = stated.replace("\\", "/")
+    assert f"datasets.own: 1 images are not where their file_name says (first {shown}, taken" in caplog.text
+    content["images"][1]["file_name"] = actual  # another entry claims the file
     save_coco(tmp_path, content)
     with pytest.raises(UserError, match="leaves the image folder|1 of 4 images are missing"):
         read_coco(tmp_path)
 
 
-def test_the_images_of_lvis_are_named_by_their_url(tmp_path):
+def test_lvis_images_are_found_by_coco_url(tmp_path):
     content = write_coco(tmp_path)
     for image in content["images"]:
         image["coco_url"] = f"http://images.cocodataset.org/images/{image.pop('file_name')}"
@@ -121,7 +121,7 @@ def test_the_images_of_lvis_are_named_by_their_url(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "", "\x00", '{"images": 3}'])
-def test_corrupt_json_is_named(tmp_path, text):
+def test_error_for_corrupt_json_names_the_file(tmp_path, text):
     write_coco(tmp_path)
     (tmp_path / "instances.json").write_text(text)
     with pytest.raises(UserError, match=r"instances\.json"):
@@ -150,7 +150,7 @@ def test_boxes_that_vanish_in_float32_are_skipped(tmp_path, caplog):
 
 def test_file_and_class_names_may_have_any_printable_characters(tmp_path):
     content = write_coco(tmp_path)
-    name = "Bildschirmfoto\u202f猫\u00a01\u200d.png"  # spaces and joiners that no isprintable() takes
+    name = "Bildschirmfoto\u202f猫\u00a01\u200d.png"  # spaces and joiners that str.isprintable() rejects
     (tmp_path / "images/0.png").rename(tmp_path / "images" / name)
     content["images"][0]["file_name"] = content["categories"][0]["name"] = name
     save_coco(tmp_path, content)
@@ -176,7 +176,7 @@ def test_annotations_are_returned_as_they_were_written(tmp_path):
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
-def test_json_of_any_unicode_encoding_is_read(tmp_path, encoding):
+def test_json_is_read_in_any_unicode_encoding(tmp_path, encoding):
     content = write_coco(tmp_path)
     content["categories"][0]["name"] = "größe"
     (tmp_path / "instances.json").write_text(json.dumps(content, ensure_ascii=False), encoding=encoding)

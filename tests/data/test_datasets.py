@@ -1,4 +1,4 @@
-"""The datasets that a loader reads: by name, several as one, flipped, and the built-in shapes."""
+"""Datasets as a loader reads them: by name, concatenated, flipped, and the built-in shapes."""
 
 import json
 
@@ -20,7 +20,7 @@ def test_flip_moves_image_boxes_and_masks_together(tmp_path):
     assert flipped[1]["boxes"].tolist() == [[18, 8, 38, 28]]
 
 
-def test_a_seed_fixes_the_augmentation_and_not_the_global_generator(tmp_path):
+def test_sample_seed_fixes_augmentation_and_leaves_the_global_rng_alone(tmp_path):
     write_coco(tmp_path)
     dataset = coco_dataset(tmp_path, flip=0.5)
     torch.manual_seed(7)
@@ -32,7 +32,7 @@ def test_a_seed_fixes_the_augmentation_and_not_the_global_generator(tmp_path):
     assert 0 < sum(torch.equal(image, images[0]) for image in images) < 20
 
 
-def test_images_without_objects_are_kept_by_choice(tmp_path):
+def test_keep_empty_keeps_training_images_without_objects(tmp_path):
     content = write_coco(tmp_path)
     content["annotations"] = [a for a in content["annotations"] if a["image_id"] != 100]
     save_coco(tmp_path, content)
@@ -62,7 +62,7 @@ def test_the_error_for_a_missing_dataset_names_its_path(tmp_path, monkeypatch):
         load_annotations("own", own)
 
 
-def test_paths_may_start_at_home(tmp_path, monkeypatch):
+def test_tilde_in_paths_is_expanded(tmp_path, monkeypatch):
     write_coco(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     own = {"own": {"root": "~/images", "annotations": "~/instances.json", "split": "0.5"}}
@@ -95,7 +95,7 @@ def test_sets_with_different_classes_are_refused(tmp_path):
         DetectionDataset([read_voc(tmp_path / "a"), read_voc(tmp_path / "b")], train=True)
 
 
-def test_two_sets_make_one_dataset(tmp_path):
+def test_two_sets_are_concatenated(tmp_path):
     write_coco(tmp_path / "a", 2)
     write_coco(tmp_path / "b", 3)
     dataset = DetectionDataset([read_coco(tmp_path / "a"), read_coco(tmp_path / "b")], train=True)

@@ -1,4 +1,4 @@
-"""Augmentation of detection's training images: where pixels, boxes and masks end up, and what is drawn for them."""
+"""Augmentation for detection: where pixels, boxes and masks end up, and how its parameters are drawn."""
 
 import itertools
 
@@ -18,7 +18,7 @@ ALL = {"flip": 0.5, "photometric": True, "scale_jitter": [0.4, 1.5], "copy_paste
 
 
 def planted(size: tuple[int, int], *boxes: tuple[int, int, int, int], background: int = 10, bright: int = 250):
-    """A dark image (3, H, W) with bright rectangles, labels 1, 2, …, and the masks of them all."""
+    """A dark image (3, H, W) with bright rectangles, labels 1, 2, …, and a mask each."""
     masks = torch.zeros(len(boxes), *size, dtype=torch.uint8)
     for mask, (x0, y0, x1, y1) in zip(masks, boxes, strict=True):
         mask[y0:y1, x0:x1] = 1
@@ -34,7 +34,7 @@ def bounds(shown: torch.Tensor) -> torch.Tensor:
     return torch.stack([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]).float()
 
 
-def test_default_samples_are_the_files_flipped_by_the_first_draw_of_their_seed(tmp_path):
+def test_default_augmentation_is_only_a_flip_drawn_from_the_sample_seed(tmp_path):
     write_coco(tmp_path, 2)
     dataset = DetectionDataset([read_coco(tmp_path)], train=True, masks=True)
     for k, seed in itertools.product(range(2), range(8)):
@@ -71,7 +71,7 @@ def test_scale_jitter_scales_objects_by_the_factor(factor):
         assert (scaled[:, :, round(120 * factor) :] == mean).all()
 
 
-def test_scale_jitter_draws_factors_uniformly_and_drops_what_it_loses():
+def test_scale_jitter_draws_factors_uniformly_and_drops_objects_cropped_away():
     image, target = planted((60, 60), (0, 0, 2, 60), (20, 0, 60, 20))
     factors, kept = [], set()
     jitter = train_transform(flip=0.0, scale_jitter=[0.2, 2.0])
@@ -88,7 +88,7 @@ def test_scale_jitter_draws_factors_uniformly_and_drops_what_it_loses():
     assert kept == {(), (1,), (2,), (1, 2)}
 
 
-def test_pasted_masks_are_disjoint_their_boxes_tight_and_no_pixel_is_lost():
+def test_copy_paste_keeps_masks_disjoint_and_boxes_tight():
     below = planted((40, 60), (2, 2, 20, 20), (30, 4, 36, 10), (40, 20, 58, 38), bright=100)
     above = planted((40, 60), (10, 12, 30, 30), (28, 2, 38, 12), (44, 30, 50, 36), bright=250)
     below[1]["boxes"][0, 0] = 1.5  # as annotated, a little beside the mask
@@ -115,7 +115,7 @@ def test_pasted_masks_are_disjoint_their_boxes_tight_and_no_pixel_is_lost():
     assert counts == expected
 
 
-def test_objects_of_a_larger_image_are_pasted_at_the_size_of_the_image(tmp_path):
+def test_objects_of_a_larger_image_are_resized_before_pasting(tmp_path):
     image, target = planted((40, 60))
     source, objects = planted((160, 160), (0, 0, 80, 40), (100, 120, 140, 160), bright=200)
     torch.manual_seed(1)
@@ -129,7 +129,7 @@ def test_objects_of_a_larger_image_are_pasted_at_the_size_of_the_image(tmp_path)
     assert (mixed[0][found["masks"].bool().any(0)] > 100).all()
 
 
-def test_samples_depend_on_their_seed_alone(tmp_path):
+def test_samples_depend_only_on_their_seed(tmp_path):
     content = write_coco(tmp_path, 5)
     content["annotations"] = [a for a in content["annotations"] if a["image_id"] not in (102, 103)]
     save_coco(tmp_path, content)
@@ -155,7 +155,7 @@ def test_samples_depend_on_their_seed_alone(tmp_path):
     assert {len(target["boxes"]) for _, target in samples} == {0, 1, 2}
 
 
-def test_images_without_rgb_or_of_a_few_pixels_are_cropped_and_scaled():
+def test_scale_jitter_handles_tiny_and_non_rgb_images():
     for channels, size in itertools.product([1, 3, 5], [(1, 1), (2, 90), (5, 4)]):
         image = torch.randint(256, (channels, *size), dtype=torch.uint8)
         target = {"boxes": torch.tensor([[0.0, 0, size[1], size[0]]]), "labels": torch.tensor([1])}
@@ -166,7 +166,7 @@ def test_images_without_rgb_or_of_a_few_pixels_are_cropped_and_scaled():
             assert (found["boxes"][:, 2:] <= torch.tensor([changed.shape[2], changed.shape[1]])).all()
 
 
-def test_photometric_distortion_changes_colors_and_nothing_else():
+def test_photometric_distortion_changes_only_colors():
     image, target = planted((30, 40), (5, 5, 20, 20))
     image[1] //= 2
     seen = [train_transform(flip=0.0, photometric=True)(image, target) for _ in range(20)]
@@ -188,6 +188,6 @@ def test_photometric_distortion_changes_colors_and_nothing_else():
         (["data.repeat_threshold=0"], "data.repeat_threshold is 0.0; it must be from"),
     ],
 )  # fmt: skip
-def test_impossible_settings_name_the_key_and_the_remedy(overrides, message):
+def test_errors_for_invalid_settings_name_the_key_and_the_fix(overrides, message):
     with pytest.raises(UserError, match=message):
         load_config("coco_faster_rcnn_R50", overrides)

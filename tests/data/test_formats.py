@@ -67,7 +67,7 @@ YOLO_NAMES = ["names: [cat, dog]", "names: {1: dog, 0: cat}", "names:\n- cat\n- 
 
 
 @pytest.mark.parametrize("names", YOLO_NAMES)
-def test_yolo(tmp_path, names, caplog):
+def test_yolo_is_detected_and_read(tmp_path, names, caplog):
     write_yolo(tmp_path, names)
     with caplog.at_level("INFO", "resnet_backbones"):
         assert found(read(tmp_path, split="train")) == {**OBJECTS, "no_label": []}
@@ -92,10 +92,10 @@ def test_yolo(tmp_path, names, caplog):
         "C:\\set\\train\\images",
     ],
 )
-def test_yolo_splits_of_data_yaml(tmp_path, train):
+def test_yolo_splits_come_from_data_yaml(tmp_path, train):
     write_yolo(tmp_path)
     (tmp_path / "train").mkdir()
-    (tmp_path / "images/train").rename(tmp_path / "train/images")  # as Roboflow has it
+    (tmp_path / "images/train").rename(tmp_path / "train/images")  # Roboflow's layout
     (tmp_path / "labels/train").rename(tmp_path / "train/labels")
     (tmp_path / "train.txt").write_text("./train/images/a.jpg\ntrain/images/b.PNG\n")
     (tmp_path / "data.yaml").write_text(f"train: {train.format(root=tmp_path)}\nval: nowhere\nnames: [cat, dog]\n")
@@ -107,14 +107,14 @@ def test_yolo_splits_of_data_yaml(tmp_path, train):
         read(tmp_path, split="minival")
 
 
-def test_yolo_of_images_outside_the_folder_of_data_yaml(tmp_path):
+def test_yolo_images_may_be_outside_the_folder_of_data_yaml(tmp_path):
     write_yolo(tmp_path / "images_are_here")
     (tmp_path / "settings").mkdir()
     (tmp_path / "settings/data.yaml").write_text(f"train: {tmp_path}/images_are_here/images\nnames: [cat, dog]\n")
     assert found(read(tmp_path / "settings", split="train")) == {**OBJECTS, "no_label": []}
 
 
-def test_darknet_and_label_folders(tmp_path):
+def test_darknet_class_files_and_separate_label_folders_are_read(tmp_path):
     write_yolo(tmp_path)
     (tmp_path / "data.yaml").unlink()
     (tmp_path / "notes.json").write_text('{"categories": [{"id": 0, "name": "cat"}], "info": {}}')  # Label Studio's
@@ -128,7 +128,7 @@ def test_darknet_and_label_folders(tmp_path):
         read(tmp_path, format="yolo")
 
 
-def test_a_confidence_is_ignored_and_key_points_are_no_polygon(tmp_path, caplog):
+def test_yolo_confidences_and_keypoints_are_ignored(tmp_path, caplog):
     write_yolo(tmp_path)
     label = tmp_path / "labels/train/b.txt"
     label.write_text(label.read_text().strip() + " 0.97\n")
@@ -151,14 +151,14 @@ def test_a_confidence_is_ignored_and_key_points_are_no_polygon(tmp_path, caplog)
         ("data.yaml", "names: [a]\npath: [b]", r"data\.yaml: `path` is not the name of a folder"),
     ],
 )
-def test_errors_of_yolo_say_where(tmp_path, file, text, message):
+def test_yolo_errors_say_where(tmp_path, file, text, message):
     write_yolo(tmp_path)
     (tmp_path / file).write_text(text)
     with pytest.raises(UserError, match=message):
         read(tmp_path, format="yolo")
 
 
-def test_names_of_yaml_are_as_written(tmp_path):
+def test_yaml_class_names_are_kept_as_text(tmp_path):
     write_yolo(tmp_path, "names: [no, 01]")
     assert read(tmp_path).classes == ["no", "01"]
 
@@ -173,7 +173,7 @@ def write_labelme(folder, name: str, shapes: list[dict], **more) -> None:
     (folder / f"{name}.json").write_text(json.dumps(content | more))
 
 
-def test_labelme(tmp_path, caplog):
+def test_labelme_is_detected_and_read(tmp_path, caplog):
     write_images(tmp_path, "a.jpg", "b.jpg", "not_labeled.jpg")
     write_labelme(tmp_path, "a", [shape("dog", "polygon", POLYGON), shape("cat", "polygon", TRIANGLE, group_id=None)])
     x, y, w, h = BOX
@@ -188,7 +188,7 @@ def test_labelme(tmp_path, caplog):
     assert "1 images without a .json file are left out" in caplog.text
 
 
-def test_shapes_of_labelme(tmp_path, caplog):
+def test_labelme_shapes_are_converted(tmp_path, caplog):
     square = np.zeros((5, 7), bool)
     square[1:4, 2:6] = True
     png = io.BytesIO()
@@ -231,7 +231,7 @@ def test_shapes_of_labelme(tmp_path, caplog):
         (["x"], {}, r"a\.json: a shape is not as labelme writes it"),
     ],
 )
-def test_errors_of_labelme_name_the_file(tmp_path, shapes, more, message):
+def test_labelme_errors_name_the_file(tmp_path, shapes, more, message):
     write_images(tmp_path, "a.jpg")
     write_labelme(tmp_path, "a", shapes, **more)
     with pytest.raises(UserError, match=message):
@@ -251,7 +251,7 @@ CVAT = """<?xml version="1.0" encoding="utf-8"?>
 <box label="dog" outside="1" xtl="4.00" ytl="5.00" xbr="16.00" ybr="25.00"/>{more}</image></annotations>"""
 
 
-def test_cvat(tmp_path, caplog):
+def test_cvat_is_detected_and_read(tmp_path, caplog):
     write_images(tmp_path / "images/default", "a.jpg", "b.jpg")
     (tmp_path / "annotations.xml").write_text(CVAT.replace("{more}", ""))
     with caplog.at_level("INFO", "resnet_backbones"):
@@ -264,7 +264,7 @@ def test_cvat(tmp_path, caplog):
     assert found(read(tmp_path / "images/default", annotations=str(tmp_path / "annotations.xml"))) == OBJECTS
 
 
-def test_turned_boxes_ellipses_and_masks_of_cvat(tmp_path):
+def test_cvat_rotations_ellipses_and_masks_are_converted(tmp_path):
     write_images(tmp_path, "a.jpg", "b.jpg")
     more = """<box label="dog" rotation="90" xtl="10" ytl="10" xbr="30" ybr="20"/>
     <ellipse label="dog" rotation="90" cx="20" cy="20" rx="10" ry="5"/>
@@ -287,14 +287,14 @@ def test_turned_boxes_ellipses_and_masks_of_cvat(tmp_path):
         ("b.jpg", "a.jpg", r"annotations\.xml: two images have the same name"),
     ],
 )
-def test_errors_of_cvat_say_where(tmp_path, old, new, message):
+def test_cvat_errors_say_where(tmp_path, old, new, message):
     write_images(tmp_path, "a.jpg", "b.jpg")
     (tmp_path / "annotations.xml").write_text(CVAT.replace(old, new).replace("{more}", ""))
     with pytest.raises(UserError, match=message):
         read(tmp_path)
 
 
-def test_coco_beside_its_images(tmp_path, caplog):
+def test_coco_files_beside_their_images_are_found(tmp_path, caplog):
     for split in ("train", "valid"):
         write_coco(tmp_path / split, 2)
         for image in (tmp_path / split / "images").iterdir():
@@ -312,7 +312,7 @@ def test_coco_beside_its_images(tmp_path, caplog):
         read(tmp_path / "train")
 
 
-def test_a_folder_that_tells_no_format_or_several(tmp_path):
+def test_a_folder_of_unknown_or_ambiguous_format_is_refused(tmp_path):
     write_images(tmp_path / "images", "a.jpg", "b.jpg", "._c.jpg")
     (tmp_path / "readme.txt").write_text("")
     with pytest.raises(UserError, match=r"datasets\.own: .* is of no known format; it has 1 \.txt, images/\. Set"):

@@ -37,7 +37,7 @@ def pack(folder, path, mode="w"):
 
 
 def content(images) -> list[tuple[str, bytes]]:
-    """(class, file) of each image."""
+    """(class, encoded file) of each image."""
     return [(images.classes[label], data) for data, label, _ in (images.read(k) for k in range(len(images)))]
 
 
@@ -61,7 +61,7 @@ def write_shards(tree, folder, sizes, classes=("ant", "bee", "cat"), label=str):
     return f"{folder}/train-{{00..{len(sizes) - 1:02}}}.tar"
 
 
-def test_a_tree_and_a_tar_of_it_give_the_same_images(tree, tmp_path):
+def test_a_tree_and_its_tar_give_the_same_images(tree, tmp_path):
     images = load_images(str(tree), "train")
     assert images.classes == ["ant", "bee", "cat"]
     assert content(images) == expected(tree)
@@ -71,7 +71,7 @@ def test_a_tree_and_a_tar_of_it_give_the_same_images(tree, tmp_path):
     assert content(load_images("", str(tree / "val"))) == expected(tree, "val")
 
 
-def test_classes_of_training_label_the_validation_images(tree):
+def test_validation_labels_use_the_training_classes(tree):
     for path in (tree / "val" / "ant").iterdir():
         path.unlink()
     (tree / "val" / "ant").rmdir()
@@ -81,8 +81,8 @@ def test_classes_of_training_label_the_validation_images(tree):
 
 
 @pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("answers", ["csv", "xml"])
-def test_ilsvrcs_own_layout(tree, tmp_path, packed, answers):
+@pytest.mark.parametrize("val_labels", ["csv", "xml"])
+def test_original_ilsvrc_layout_is_read(tree, tmp_path, packed, val_labels):
     top = tmp_path / "published" / "ILSVRC"
     (top / "Data/CLS-LOC").mkdir(parents=True)
     (tree / "train").rename(top / "Data/CLS-LOC/train")
@@ -93,10 +93,10 @@ def test_ilsvrcs_own_layout(tree, tmp_path, packed, answers):
         name = f"ILSVRC2012_val_{k:08}"
         path.rename(top / f"Data/CLS-LOC/val/{name}.JPEG")
         rows.append(f"{name},{path.parent.name} 1 2 30 40 {path.parent.name} 3 4 20 20 ")
-        if answers == "xml":
+        if val_labels == "xml":
             xml = f"<annotation><object><name>{path.parent.name}</name></object></annotation>"
             (top / f"Annotations/CLS-LOC/val/{name}.xml").write_text(xml)
-    if answers == "csv":
+    if val_labels == "csv":
         (top.parent / "LOC_val_solution.csv").write_text("\n".join(rows) + "\n")
     root = pack(top.parent, tmp_path / "published.tar") if packed else top.parent
     train = load_images(str(root), "train")
@@ -105,7 +105,7 @@ def test_ilsvrcs_own_layout(tree, tmp_path, packed, answers):
     assert [name for name, _ in content(val)] == ["ant"] * 3 + ["bee"] * 2 + ["cat"] * 4
 
 
-def test_shards_give_the_same_images(tree, tmp_path):
+def test_shards_give_the_same_images_as_the_tree(tree, tmp_path):
     pattern = write_shards(tree, tmp_path / "shards", [4, 2, 3])
     shards = load_images("", pattern)
     assert shards.classes == ["ant", "bee", "cat"]
@@ -115,19 +115,19 @@ def test_shards_give_the_same_images(tree, tmp_path):
     assert order != list(range(9))
 
 
-def test_shards_may_name_their_classes_and_count_their_samples(tree, tmp_path):
+def test_shards_may_label_by_class_name_and_list_sample_counts(tree, tmp_path):
     pattern = write_shards(tree, tmp_path / "shards", [5, 4], label=lambda k: ["ant", "bee", "cat"][k])
     assert content(load_images("", pattern)) == expected(tree)
     index = {"shardlist": [{"url": "x/train-00.tar", "nsamples": 5}, {"url": "train-01.tar", "nsamples": 4}]}
     (tmp_path / "shards" / "index.json").write_text(json.dumps(index))
     (tmp_path / "shards" / "train-01.tar").rename(tmp_path / "later.tar")
-    shards = load_images("", pattern)  # counted without the second shard
+    shards = load_images("", pattern)  # from index.json: the second shard is missing
     assert len(shards) == 9
     (tmp_path / "later.tar").rename(tmp_path / "shards" / "train-01.tar")
     assert content(shards) == expected(tree)
 
 
-def test_a_tree_packed_into_shards(tree, tmp_path, capsys):
+def test_write_shards_packs_a_tree(tree, tmp_path, capsys):
     spec = importlib.util.spec_from_file_location("write_shards", ROOT / "datasets" / "write_shards.py")
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
@@ -140,7 +140,7 @@ def test_a_tree_packed_into_shards(tree, tmp_path, capsys):
     assert [row["nsamples"] for row in index["shardlist"]] == [4, 4, 1, 4, 4, 1]
 
 
-def test_remote_shards_are_removed_when_they_are_no_longer_needed(tree, tmp_path, monkeypatch):
+def test_remote_shards_are_evicted_from_the_cache(tree, tmp_path, monkeypatch):
     monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "cache"))  # iopath's cache
     monkeypatch.setattr("resnet_backbones.data.shards.POOL", 1)
     write_shards(tree, tmp_path / "shards", [3, 3, 3])
@@ -154,7 +154,7 @@ def test_remote_shards_are_removed_when_they_are_no_longer_needed(tree, tmp_path
         server.shutdown()
 
 
-def test_an_epoch_draws_from_a_pool_of_shards_at_a_time(tree, tmp_path, monkeypatch):
+def test_an_epoch_shuffles_within_a_pool_of_shards(tree, tmp_path, monkeypatch):
     monkeypatch.setattr("resnet_backbones.data.shards.POOL", 2)
     shards = load_images("", write_shards(tree, tmp_path / "shards", [2, 2, 2, 2]))
     shard = [k // 2 for k in shards.order(torch.Generator().manual_seed(0)).tolist()]
@@ -194,7 +194,7 @@ def spoil(tree, change):
         ("flat", "train", "The class of .*ant0.jpg is unknown: it is not in a class folder"),
     ],
 )
-def test_trees_that_are_refused(tree, tmp_path, packed, change, split, message):
+def test_invalid_trees_are_refused(tree, tmp_path, packed, change, split, message):
     spoil(tree, change)
     root = pack(tree, tmp_path / "tree.tar") if packed else tree
     with pytest.raises(UserError, match=message):
@@ -208,13 +208,13 @@ def test_trees_that_are_refused(tree, tmp_path, packed, change, split, message):
         ("tree.tar.gz", "not a complete, uncompressed tar"),
     ],
 )
-def test_roots_that_are_refused(tree, tmp_path, name, message):
+def test_invalid_roots_are_refused(tree, tmp_path, name, message):
     pack(tree, tmp_path / "tree.tar.gz", "w:gz")
     with pytest.raises(UserError, match=message):
         load_images(str(tmp_path / name), "train")
 
 
-def test_a_truncated_tar_is_named(tree, tmp_path):
+def test_error_for_a_truncated_tar_names_it(tree, tmp_path):
     path = pack(tree, tmp_path / "tree.tar")
     path.write_bytes(path.read_bytes()[:9000])
     with pytest.raises(UserError, match=r"tree.tar is not a complete, uncompressed tar \(unexpected end of data"):
@@ -224,7 +224,7 @@ def test_a_truncated_tar_is_named(tree, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("cut", "train-01.tar is not a complete, uncompressed tar"),
+        ("truncated", "train-01.tar is not a complete, uncompressed tar"),
         ("missing", "shard .*train-01.tar does not exist"),
         ("unlabeled", "train-01.tar is not a shard of images: each sample needs KEY.jpg and KEY.cls, but x lacks one"),
         ("label", r"train-01.tar:/9.cls says '3', which is not one of the 3 classes"),
@@ -233,11 +233,11 @@ def test_a_truncated_tar_is_named(tree, tmp_path):
         ("fewer", "train-01.tar has 4 samples, fewer than index.json beside it says"),
     ],
 )
-def test_shards_that_are_refused(tree, tmp_path, change, message):
+def test_invalid_shards_are_refused(tree, tmp_path, change, message):
     folder = tmp_path / "shards"
     pattern = write_shards(tree, folder, [5, 4])
     second = folder / "train-01.tar"
-    if change == "cut":
+    if change == "truncated":
         second.write_bytes(second.read_bytes()[:3000])
     if change == "missing":
         second.unlink()
@@ -264,19 +264,19 @@ def batches(tree, count, **options):
     return [next(loader)[1]["file_name"] for _ in range(count)]
 
 
-def test_training_is_resumed_at_the_exact_sample(tree):
+def test_start_resumes_with_the_same_batches(tree):
     whole = batches(tree, 6)
     assert batches(tree, 2, start=4) == whole[4:]
     flat = [name for batch in whole for name in batch]
     assert sorted(flat[:9]) == sorted(set(flat))  # an epoch has every image once
 
 
-def test_repeated_augmentation_puts_copies_into_a_batch(tree):
+def test_repeated_augmentation_repeats_images_within_a_batch(tree):
     names = batches(tree, 2, repeats=2)
     assert all(len(set(batch)) == 2 for batch in names)
 
 
-def test_a_seed_fixes_the_augmentation_and_not_the_global_generator(tree):
+def test_sample_seed_fixes_augmentation_and_leaves_the_global_rng_alone(tree):
     dataset = ClassificationDataset(load_images(str(tree), "train"), lambda image: torch.rand(2))
     torch.manual_seed(5)
     one, again, other = dataset[1, 7][0], dataset[1, 7][0], dataset[1, 8][0]
@@ -287,10 +287,10 @@ def test_a_seed_fixes_the_augmentation_and_not_the_global_generator(tree):
     assert torch.equal(drawn, torch.rand(1))
 
 
-@pytest.mark.parametrize("damage", ["cut", "text", "empty"])
-def test_an_unreadable_image_is_skipped_and_named(tree, caplog, damage):
+@pytest.mark.parametrize("damage", ["truncated", "text", "empty"])
+def test_an_unreadable_image_is_skipped_with_a_warning(tree, caplog, damage):
     path = tree / "train" / "bee" / "1.jpg"
-    path.write_bytes({"cut": path.read_bytes()[:300], "text": b"no image", "empty": b""}[damage])
+    path.write_bytes({"truncated": path.read_bytes()[:300], "text": b"no image", "empty": b""}[damage])
     dataset = ClassificationDataset(load_images(str(tree), "train"), lambda image: image[:, :8, :8])
     assert isinstance(dataset[4], Unreadable)
     with caplog.at_level("WARNING", "resnet_backbones"):
@@ -300,12 +300,12 @@ def test_an_unreadable_image_is_skipped_and_named(tree, caplog, damage):
     assert len(targets["labels"]) == len(targets["file_name"]) == 8
     assert f"Image {path} cannot be decoded" in caplog.text
     assert len(next(loader)[0]) == 8  # seen again, counted once
-    none = iter(build_train_loader(dataset, 9, num_workers=0, seed=0))
+    strict = iter(build_train_loader(dataset, 9, num_workers=0, seed=0))
     with pytest.raises(UserError, match=r"bee/1.jpg cannot be decoded.*image 1; data.max_unreadable allows 0"):
-        next(none)
+        next(strict)
 
 
-def test_labels_of_shards_are_matched_by_class_name(tree, tmp_path):
+def test_shard_labels_are_matched_by_class_name(tree, tmp_path):
     pattern = write_shards(tree, tmp_path / "shards", [9])
     assert content(load_images("", pattern, ["cat", "ant", "dog", "bee"])) == expected(tree)
     with pytest.raises(UserError, match=r"says '2', which is not one of the 2 classes"):
@@ -316,7 +316,7 @@ def test_labels_of_shards_are_matched_by_class_name(tree, tmp_path):
     assert [shards.read(k)[1] for k in range(9)] == [0, 0, 0, 1, 1, 2, 2, 2, 2]
 
 
-def test_hard_links_in_a_tar(tree, tmp_path):
+def test_hard_links_in_a_tar_are_read(tree, tmp_path):
     (tree / "train" / "cat" / "9.jpg").hardlink_to(tree / "train" / "cat" / "0.jpg")
     images = load_images(str(pack(tree, tmp_path / "tree.tar")), "train")
     assert content(images) == expected(tree)
@@ -335,9 +335,9 @@ def test_odd_images_are_read_as_rgb(tree):
         picture = Image.fromarray(np.full((40, 48), 36000, np.uint16)) if mode == "I;16" else Image.open(path)
         odd = path.with_name(f"z{mode.replace(';', '')}.{kind}")
         (picture if mode == "I;16" else picture.convert(mode)).save(odd)
-    turned = Image.Exif()
-    turned[0x0112] = 3
-    Image.fromarray(upright).save(path.with_name("zexif.png"), exif=turned)
+    rotated = Image.Exif()
+    rotated[0x0112] = 3
+    Image.fromarray(upright).save(path.with_name("zexif.png"), exif=rotated)
     dataset = ClassificationDataset(load_images(str(tree), "train"), lambda image: image)
     items = {name.rpartition("/")[2]: image for image, _, name in (dataset[k] for k in range(len(dataset)))}
     assert all(image.dtype == torch.uint8 and image.shape == (3, 40, 48) for image in items.values())

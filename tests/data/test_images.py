@@ -38,7 +38,7 @@ def test_every_mode_becomes_rgb(tmp_path, mode, suffix):
     assert np.abs(pixels - expected).mean() < 4
 
 
-def test_sixteen_bits_keep_their_upper_half(tmp_path):
+def test_16_bit_png_keeps_the_upper_byte(tmp_path):
     values = np.arange(0, 65536, 64, dtype=np.uint16).reshape(32, 32)
     pixels = read_image(save(tmp_path / "a.png", Image.fromarray(values)))
     assert np.array_equal(pixels, np.repeat((values >> 8).astype(np.uint8)[:, :, None], 3, axis=2))
@@ -68,20 +68,20 @@ def png16(values: np.ndarray, color_type: int) -> bytes:
 
 @pytest.fixture
 def warned(monkeypatch, caplog):
-    """The warnings of a process that has read nothing yet."""
+    """The warnings of a process that has read no image yet."""
     monkeypatch.setattr("resnet_backbones.data.bit_depth.WARNED", set())
     caplog.set_level("WARNING", "resnet_backbones")
     return caplog
 
 
 @pytest.mark.parametrize("bits", [10, 12, 14, 16])
-def test_fewer_bits_than_their_container_keep_their_upper_eight(warned, bits):
+def test_10_to_16_bit_values_keep_their_upper_8_bits(warned, bits):
     values = (GRAY * 2 ** (bits - 8)).astype(np.uint16)
     color = (RGB * 2 ** (bits - 8)).astype(np.uint16)
     for content in (tiff(values), tiff(values, byteorder=">"), png16(values, 0)):
         assert np.array_equal(decode_image(content, "a"), np.repeat(GRAY[..., None], 3, 2))
     assert np.array_equal(decode_image(tiff(color, photometric="rgb"), "a"), RGB)
-    upper = decode_image(png16(color, 2), "a")  # of 16 bits of color in a PNG, Pillow gives the upper 8
+    upper = decode_image(png16(color, 2), "a")  # Pillow keeps the upper 8 bits of 16-bit color PNGs
     assert np.abs(upper - RGB).max() < 2 ** (16 - bits)
     lzw = io.BytesIO()
     Image.fromarray(values).save(lzw, "TIFF", compression="tiff_lzw")
@@ -97,14 +97,14 @@ def test_fewer_bits_than_their_container_keep_their_upper_eight(warned, bits):
         (GRAY * 257).astype(np.float32),
         (GRAY - 128).astype(np.int8),
         (GRAY * 257 - 32768).astype(np.int16),
-        (GRAY * 257 - 32768).astype(np.int32),  # as wide as int16
+        (GRAY * 257 - 32768).astype(np.int32),  # within the range of int16
         (GRAY * 2**24 - 2**31).astype(np.int32),
         (GRAY * 2**24).astype(np.uint32),
         (GRAY / 127.5 - 1).astype(np.float32),
     ],
     ids=lambda values: f"{values.dtype} {values.min():.2g} to {values.max():.2g}",
 )
-def test_other_numbers_are_scaled_to_the_same_picture(warned, values):
+def test_other_dtypes_are_scaled_to_8_bits(warned, values):
     assert np.abs(decode_image(tiff(values), "a")[..., 0] - GRAY).max() <= 0
 
 
@@ -114,17 +114,17 @@ def test_other_numbers_are_scaled_to_the_same_picture(warned, values):
         (GRAY / 196, 80 * 255 / 196, 255),  # a little above 1: white
         (GRAY / 255 - 80 / 255, 0, 120),
         ((GRAY - 90) / 200, 0, 255 * 0.55),  # -0.05: noise around 0
-        ((GRAY - 100) / 100, 255 * 0.4, 255),  # -0.2: from -1 on
-        (GRAY / 255e3, 80 * 1024 / 1000, 200 * 1024 / 1000),  # of 2^-10
+        ((GRAY - 100) / 100, 255 * 0.4, 255),  # -0.2: black at -1
+        (GRAY / 255e3, 80 * 1024 / 1000, 200 * 1024 / 1000),  # white at 2^-10
         (GRAY * 1e4, 800_000 * 255 / 2**21, 2_000_000 * 255 / 2**21),
     ],
 )
-def test_unusual_floats_keep_their_contrast(warned, values, black, white):
+def test_unusual_float_ranges_keep_their_contrast(warned, values, black, white):
     pixels = decode_image(tiff(values.astype(np.float32)), "a")
     assert (pixels.min(), pixels.max()) == (pytest.approx(black, abs=0.6), pytest.approx(white, abs=0.6))
 
 
-def test_a_guess_or_lost_contrast_is_reported_once_with_the_file(warned):
+def test_a_guessed_range_or_lost_contrast_is_warned_about_once(warned):
     kelvin, hot = (GRAY / 10 + 280).astype(np.float32), (GRAY * 16).astype(np.uint16)
     hot[0, 0] = 65535
     for name in ("first.tif", "second.tif"):
@@ -141,7 +141,7 @@ def test_a_guess_or_lost_contrast_is_reported_once_with_the_file(warned):
     assert "1280 to 65535, read with black at 0 and white at 65535, which leaves hardly any contrast" in lines[2]
 
 
-def test_values_that_are_none_are_black(warned):
+def test_nan_infinite_and_nodata_values_are_black(warned):
     values = (GRAY / 255).astype(np.float32)
     values[:3] = [[np.nan], [np.inf], [-np.inf]]
     pixels = decode_image(tiff(values), "a")[..., 0]
@@ -157,7 +157,7 @@ def test_values_that_are_none_are_black(warned):
 
 
 @pytest.mark.parametrize("count", [2, 4, 5])
-def test_tiffs_of_any_number_of_channels(warned, tmp_path, count):
+def test_tiffs_with_any_number_of_channels_are_read(warned, tmp_path, count):
     bands = BANDS[..., :count]
     planes = np.ascontiguousarray(bands.transpose(2, 0, 1))
     (tmp_path / "a.tif").write_bytes(tiff(bands, **CHANNELS))
@@ -165,8 +165,8 @@ def test_tiffs_of_any_number_of_channels(warned, tmp_path, count):
     for content in (
         (tmp_path / "a.tif").read_bytes(),
         tiff(planes, photometric="minisblack", planarconfig="separate"),
-        tiff(bands),  # as rows of pixels without a name
-        tiff(planes),  # as pages
+        tiff(bands),  # pixels, axes not stated
+        tiff(planes),  # planes, axes not stated
         tiff(planes, imagej=True, metadata={"axes": "CYX"}),
     ):
         assert np.array_equal(decode_image(content, "a", (48, 40), channels=count), bands)
@@ -174,7 +174,7 @@ def test_tiffs_of_any_number_of_channels(warned, tmp_path, count):
     assert np.array_equal(decode_image(sixteen, "a", channels=count), bands)
 
 
-def test_files_of_other_channels_than_the_network(warned):
+def test_channels_are_adapted_to_the_network_or_refused(warned):
     rgba = np.dstack([RGB, 255 - GRAY]).astype(np.uint8)
     gray, color = GRAY.astype(np.uint8), RGB.astype(np.uint8)
     luma = np.asarray(Image.fromarray(color).convert("L"))
@@ -188,7 +188,7 @@ def test_files_of_other_channels_than_the_network(warned):
         assert np.array_equal(decode_image(content, "a", channels=4), rgba)
         assert np.array_equal(decode_image(content, "a"), color)
         assert np.array_equal(decode_image(content, "a", channels=1)[..., 0], luma)
-    dark = png16(np.dstack([RGB * 16, np.full_like(GRAY, 65535)]).astype(np.uint16), 6)  # alpha has all 16 bits
+    dark = png16(np.dstack([RGB * 16, np.full_like(GRAY, 65535)]).astype(np.uint16), 6)  # only alpha uses all 16 bits
     assert np.abs(decode_image(dark, "a") - RGB).max() < 16
     assert np.array_equal(decode_image(png(gray), "a", channels=1)[..., 0], gray)
     for content, found, channels in (
@@ -203,7 +203,7 @@ def test_files_of_other_channels_than_the_network(warned):
             decode_image(content, "a.tif", channels=channels)
 
 
-def test_a_damaged_tiff_is_named(warned, tmp_path):
+def test_error_for_a_truncated_tiff_names_it(warned, tmp_path):
     whole = tiff(BANDS, **CHANNELS)
     for length in (4, 8, 100, len(whole) // 2):
         (tmp_path / "cut.tif").write_bytes(whole[:length])
@@ -222,9 +222,9 @@ def test_exif_orientation_is_applied_unless_the_annotation_has_the_stored_size(t
     assert np.array_equal(read_image(path, (48, 40)), np.asarray(draw(48, 40)))
 
 
-@pytest.mark.parametrize("orientation", range(10))  # 0 and 9 are none
+@pytest.mark.parametrize("orientation", range(10))  # 0 and 9 are invalid
 @pytest.mark.parametrize("kind", ["JPEG", "TIFF", "16 bits"])
-def test_every_orientation_is_turned_as_pillow_turns_it(tmp_path, orientation, kind):
+def test_exif_orientations_match_pillow(tmp_path, orientation, kind):
     exif = Image.Exif()
     exif[0x0112] = orientation
     stored = Image.fromarray(np.arange(40 * 48, dtype=np.uint16).reshape(40, 48) * 34) if kind == "16 bits" else draw()
@@ -236,11 +236,11 @@ def test_every_orientation_is_turned_as_pillow_turns_it(tmp_path, orientation, k
     assert np.array_equal(read_image(path), expected)
 
 
-def test_one_pixel(tmp_path):
+def test_an_image_of_one_pixel_is_read(tmp_path):
     assert read_image(save(tmp_path / "a.png", draw(1, 1)), (1, 1)).shape == (1, 1, 3)
 
 
-def test_broken_files_are_named(tmp_path):
+def test_errors_name_the_broken_file(tmp_path):
     whole = save(tmp_path / "whole.jpg", draw(200, 200)).read_bytes()
     (tmp_path / "cut.jpg").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "text.jpg").write_text("no image")
@@ -251,13 +251,13 @@ def test_broken_files_are_named(tmp_path):
             read_image(tmp_path / name)
 
 
-def test_an_image_of_another_size_than_annotated_is_named(tmp_path):
+def test_an_image_size_other_than_annotated_is_refused(tmp_path):
     path = save(tmp_path / "a.png", draw(48, 40))
     with pytest.raises(UserError, match=r"a\.png is 48 x 40 pixels, but its annotation says 64 x 40"):
         read_image(path, (64, 40))
 
 
-def test_an_image_that_is_too_large_is_refused_by_its_header(tmp_path):
+def test_too_large_an_image_is_refused_by_its_header(tmp_path):
     path = tmp_path / "bomb.png"
     path.write_bytes(png_of(13000, 13000))
     with pytest.raises(UserError, match=r"bomb.png is 13000 x 13000 pixels, over the limit of 134217728; cut it"):

@@ -1,4 +1,4 @@
-"""The shipped configs for real data, on small slices of it."""
+"""The shipped configs on small slices of the real data."""
 
 import json
 import tarfile
@@ -8,7 +8,7 @@ import pytest
 
 @pytest.fixture
 def slices(shared, tmp_path, monkeypatch):
-    """`$RESNET_BACKBONES_DATASETS` is a folder with four images of each split of bccd and nuclei."""
+    """`$RESNET_BACKBONES_DATASETS` points to four images of each split of bccd and nuclei."""
     bccd = tmp_path / "bccd"
     (bccd / "ImageSets/Main").mkdir(parents=True)
     for folder in ("Annotations", "JPEGImages"):
@@ -36,7 +36,7 @@ def slices(shared, tmp_path, monkeypatch):
         ("nuclei_mask_rcnn_R18", {"bbox/AP-nucleus", "segm/AP", "segm/AP50"}, {7}),
     ],
 )
-def test_the_shipped_config_runs(slices, tool, config, expected, category_ids):
+def test_shipped_config_trains_and_writes_its_results(slices, tool, config, expected, category_ids):
     short = ["solver.max_iter=2", "solver.steps=[1]", "solver.warmup_iters=1", "solver.batch_size=2"]
     more = ["data.num_workers=0", "evaluation.samples=1", "detector.box_score_thresh=0.0", f"output_dir={slices}/out"]
     status, _, err = tool("train_net", "--config", config, *short, *more)
@@ -53,7 +53,7 @@ def test_the_quick_cifar_config_learns(shared, tool, tmp_path, monkeypatch):
     with tarfile.open(shared / "cifar10_imagefolder.tar.xz", "r|xz") as archive:
         files = (member for member in archive if member.isfile())
         for k, member in enumerate(files):
-            if k % 50 == 0:  # 1000 images of train, 200 of val
+            if k % 50 == 0:  # 1000 training and 200 validation images
                 archive.extract(member, tmp_path / "cifar10", filter="data")
     monkeypatch.setenv("RESNET_BACKBONES_DATASETS", str(tmp_path))
     short = ["solver.epochs=2", "solver.warmup_epochs=0.5", "solver.batch_size=32", "solver.lr=0.1"]

@@ -1,4 +1,4 @@
-"""The order of training images, and the shares of an evaluation."""
+"""The order of training images, and how evaluation is split over ranks."""
 
 import itertools
 
@@ -18,41 +18,41 @@ def batches(count: int, size: int = 12, **options) -> list[list[tuple[int, int]]
     return list(itertools.islice(TrainSampler(order, **{"batch_size": 4, "seed": 1} | options), count))
 
 
-def test_every_epoch_has_all_images_once_in_another_order():
+def test_each_epoch_has_every_image_once_in_a_new_order():
     drawn = [index for batch in batches(6) for index, _ in batch]
     assert sorted(drawn[:12]) == sorted(drawn[12:]) == list(range(12))
     assert drawn[:12] != drawn[12:] != list(range(12))
 
 
-def test_ranks_split_the_batches_of_one_process():
+def test_ranks_split_the_batches_of_a_single_process():
     whole = batches(5, batch_size=4)
     halves = [batches(5, batch_size=2, rank=rank, world_size=2) for rank in (0, 1)]
     assert [a + b for a, b in zip(*halves, strict=True)] == whole
 
 
-def test_start_continues_an_interrupted_run():
+def test_start_resumes_an_interrupted_run():
     assert batches(4, start=3) == batches(7)[3:]
 
 
-def test_batches_are_wide_or_tall():
+def test_batches_do_not_mix_wide_and_tall_images():
     drawn = batches(30, size=13, is_wide=lambda index: index < 5)
     assert all(len({index < 5 for index, _ in batch}) == 1 for batch in drawn)
     assert {index for batch in drawn for index, _ in batch} == set(range(13))
 
 
-def test_evaluation_shares_have_every_image_once():
+def test_evaluation_ranks_cover_every_image_once():
     shares = [evaluation_indices(10, rank, 4) for rank in range(4)]
     assert sorted(itertools.chain(*shares)) == list(range(10))
 
 
-def test_repeat_factors_are_those_of_lvis():
-    # Of 100 images all have class 1, four have class 2 and one of these class 3; the last has only a doubled class 1.
+def test_repeat_factors_follow_lvis():
+    # All 100 images have class 1, four have class 2, and one of these has class 3; the last has class 1 twice.
     objects = [(k, 1) for k in range(100)] + [(k, 2) for k in (10, 20, 30, 40)] + [(40, 3), (40, 3), (99, 1)]
     images, labels = torch.tensor(objects).T
     factors = repeat_factors(images, labels, 100, threshold=0.09)
-    expected = dict.fromkeys(range(100), 1.0) | {10: 1.5, 20: 1.5, 30: 1.5, 40: 3.0}  # sqrt(0.09 / 0.04), of 0.01
+    expected = dict.fromkeys(range(100), 1.0) | {10: 1.5, 20: 1.5, 30: 1.5, 40: 3.0}  # sqrt(0.09 / share of images)
     assert factors.tolist() == pytest.approx(list(expected.values()))
-    assert repeat_factors(images, labels, 101, threshold=1e-3).tolist() == [1.0] * 101  # the last without objects
+    assert repeat_factors(images, labels, 101, threshold=1e-3).tolist() == [1.0] * 101  # the last has no objects
 
     generator = torch.Generator().manual_seed(0)
     epochs = [torch.bincount(repeated_order(factors, generator), minlength=100) for _ in range(400)]
@@ -61,8 +61,8 @@ def test_repeat_factors_are_those_of_lvis():
     assert torch.stack(epochs)[:, [10, 20, 30]].float().mean() == pytest.approx(1.5, abs=0.05)
 
 
-def test_an_epoch_repeats_images_of_rare_classes_of_all_sets(tmp_path):
-    for name, rare in (("a", 1), ("b", 2)):  # of write_coco's four images two are cats; here `rare` of them
+def test_repeat_sampling_counts_classes_across_datasets(tmp_path):
+    for name, rare in (("a", 1), ("b", 2)):  # `rare` of the four images are cats, not two as in write_coco
         content = write_coco(tmp_path / name)
         for k, annotation in enumerate(content["annotations"][::2]):
             annotation["category_id"] = 7 if k < rare else 3

@@ -69,9 +69,9 @@ TEXT = rle.frPyObjects(RUNS, 40, 48)["counts"].decode()
         ([["a"] * 6], None),
         ("30 8", None),
         (7, None),
-        ({"size": [40, 47], "counts": [1880]}, None),  # of another size
+        ({"size": [40, 47], "counts": [1880]}, None),  # the wrong size
         ({"size": [48, 40], "counts": [1920]}, None),
-        ({"size": [40, 48], "counts": [7]}, None),  # does not fill it
+        ({"size": [40, 48], "counts": [7]}, None),  # does not fill the image
         ({"size": [40, 48], "counts": [-1, 1921]}, None),
         ({"size": [40, 48], "counts": [1.5, 1918.5]}, None),
         ({"size": [40, 48], "counts": TEXT[:-1]}, None),
@@ -89,27 +89,27 @@ def test_segmentations_are_cleaned_and_masks_decode(segmentation, expected):
     assert found == expected
     assert packed.present.tolist() == [True, expected is not None, True]
     assert (decode_mask(found, 40, 48) is not None) == (expected is not None)
-    is_mended = any(rows[1] for rows in repairs.values())
+    is_repaired = any(rows[1] for rows in repairs.values())
     as_text = segmentation == RUNS or segmentation == [list(map(str, SQUARE))]
-    assert is_mended == (found != segmentation and not as_text and segmentation != [])
+    assert is_repaired == (found != segmentation and not as_text and segmentation != [])
     assert not any(rows[0] or rows[2] for rows in repairs.values())
 
 
-def test_an_rle_without_a_size_has_that_of_its_image():
+def test_rle_without_a_size_takes_that_of_its_image():
     packed, _ = pack_segmentations([{"counts": TEXT}, {"counts": [7], "size": None}], np.array([[48, 40]] * 2))
     assert packed.all_as_coco(np.array([[48, 40]] * 2)) == [{"size": [40, 48], "counts": TEXT}, None]
 
 
-def test_compressed_runs_that_fill_an_image_are_told_from_others():
+def test_only_compressed_rle_that_fills_its_image_is_accepted():
     rng = np.random.default_rng(0)
-    texts, pixels, proper = [], [], []
+    texts, pixels, valid = [], [], []
     for k in range(300):
         side = int(rng.choice([1, 7, 60, 300]))
         text = rle.encode(np.asfortranarray(rng.random((side, side)) < rng.random(), np.uint8))["counts"]
         texts += [text, text, text[:-1] + bytes([text[-1] ^ 1]), text + b"0"[: k % 2] + b"5"]
         pixels += [side * side, side * side + 1, side * side, side * side]
-        proper += [True, False, False, False]
-    assert fill_exactly(texts, np.array(pixels)).tolist() == proper
+        valid += [True, False, False, False]
+    assert fill_exactly(texts, np.array(pixels)).tolist() == valid
 
 
 def test_objects_without_a_mask_are_skipped_and_counted(tmp_path, caplog):

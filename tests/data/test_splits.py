@@ -1,4 +1,4 @@
-"""The images that an entry takes: of a list, of a folder, or of a fraction that others do not share."""
+"""Splits: the images of a list, of a folder, or of a fraction that no other split shares."""
 
 import random
 
@@ -35,20 +35,20 @@ def test_fractions_and_the_rest_are_disjoint_and_complete(tmp_path):
     assert [len(a), len(b), len(c)] == [5, 2, 3]
     assert sorted(a + b + c) == NAMES
     assert other != a
-    assert len(load_annotations("b", own).labels) == 4  # the objects of other images are not there
+    assert len(load_annotations("b", own).labels) == 4  # without the objects of other images
     random.shuffle(content["images"])
     save_coco(tmp_path, content)
     assert sorted(names_of(own, "a")) == a
     assert sorted(names_of({"a": own["a"]}, "a")) == a
 
 
-def test_an_image_more_moves_no_other_one_and_the_format_does_not_matter():
+def test_adding_an_image_or_a_folder_prefix_does_not_reorder_the_others():
     before, after = shuffled(NAMES, 0), shuffled([*NAMES, "x.png"], 0)
     assert [name for name in after if name != "x.png"] == before
     assert shuffled([f"images/{name}" for name in NAMES], 0) == [f"images/{name}" for name in before]
 
 
-def test_a_fraction_in_yaml(tmp_path):
+def test_fractions_may_be_set_in_the_config(tmp_path):
     write_coco(tmp_path, 10)
     more = [f"datasets.own.{key}" for key in ("split=0.3", "split_seed=2")]
     config = load_config("quickstart_mask_rcnn.yaml", [*coco_overrides(tmp_path), *more])
@@ -68,14 +68,14 @@ def test_a_fraction_in_yaml(tmp_path):
         (["1.5"], r"datasets\.0: split '1\.5' is neither a list nor a folder in .*images, nor a fraction such as 0\.8"),
     ],
 )
-def test_fractions_that_cannot_be_taken(tmp_path, splits, message):
+def test_impossible_fractions_are_refused(tmp_path, splits, message):
     write_coco(tmp_path, 10)
     own = {str(k): entry(tmp_path, split) for k, split in enumerate(splits)}
     with pytest.raises(UserError, match=message):
         load_annotations("0", own)
 
 
-def test_lists_name_images_in_many_ways(tmp_path):
+def test_lists_may_name_images_in_many_ways(tmp_path):
     names = ["images/train/a.jpg", "images/train/b 1.JPG", "images/val/a.jpg", "images/val/c.d.png"]
     text = "/old/place/images/train/a.jpg\r\n\r\n./b 1\r\nimages\\val\\a\r\n../val/c.d.png\r\n"
     assert listed(tmp_path, text, names) == names
@@ -86,14 +86,14 @@ def test_lists_name_images_in_many_ways(tmp_path):
         ("a.jpg", r"list\.txt: 'a\.jpg' fits images/train/a\.jpg and images/val/a\.jpg; write the names as they are"),
         ("test/c.d", r"list\.txt: 'test/c\.d' is none of the 4 annotated images"),
         ("c.d\nval/c.d.png", r"list\.txt: image images/val/c\.d\.png is listed twice"),
-        ("c.d 1", r"'c\.d 1' is none of"),  # flags are in the lists of devkits only
+        ("c.d 1", r"'c\.d 1' is none of"),  # only the lists of devkits have flags
         ("\n", r"list\.txt lists no image"),
     ]:
         with pytest.raises(UserError, match=message):
             listed(tmp_path, text, names)
 
 
-def test_class_lists_of_a_devkit(tmp_path):
+def test_flags_in_devkit_class_lists_are_ignored(tmp_path):
     write_voc(tmp_path, {name: [("dog", (1, 1, 9, 9), 0)] for name in ("a", "b", "c 1", "c")})
     (tmp_path / "ImageSets/Main/dog_train.txt").write_text("a  1\nb -1\nc 1\nc  0\n")
     own = {"own": {"root": str(tmp_path), "split": "dog_train"}}
@@ -102,7 +102,7 @@ def test_class_lists_of_a_devkit(tmp_path):
     assert len(names_of(own, "own")) == 4
 
 
-def test_a_folder_is_a_split(tmp_path):
+def test_a_split_may_be_a_folder(tmp_path):
     write_coco(tmp_path, 2)
     for name in ("train/x.png", "valid/y.png"):
         (tmp_path / "images" / name).parent.mkdir()

@@ -1,4 +1,4 @@
-"""Datasets with wrong names, numbers and sizes, on purpose or not: each is refused in one line, before it does harm."""
+"""Malformed or malicious names, numbers and sizes in datasets: refused in one line, before they do harm."""
 
 import io
 import os
@@ -29,7 +29,7 @@ def test_xml_with_a_doctype_is_refused(tmp_path, doctype, encoding):
 
 
 @pytest.mark.parametrize("name", ["../b", "/etc/passwd", "b/../../c", "x" * 300, "a\0b"])
-def test_image_names_that_leave_the_dataset(tmp_path, name):
+def test_image_names_outside_the_dataset_are_refused(tmp_path, name):
     assert not stays_below(name)
     write_voc(tmp_path, {"a": [("dog", (1, 1, 9, 9), 0)]})
     (tmp_path / "ImageSets/Main/train.txt").write_text(name)
@@ -38,7 +38,7 @@ def test_image_names_that_leave_the_dataset(tmp_path, name):
 
 
 @pytest.mark.parametrize("split", ["../../../train", "/etc/train", "x" * 300, "a/" * 3000 + "a", "\0", "\ud800"])
-def test_splits_that_leave_the_dataset(tmp_path, split):
+def test_splits_outside_the_dataset_are_refused(tmp_path, split):
     write_voc(tmp_path / "own", {"a": [("dog", (1, 1, 9, 9), 0)]})
     (tmp_path / "train.txt").write_text("a\n")
     with pytest.raises(UserError, match=r"datasets\.own: split .* points outside .*own; name a list or a folder in it"):
@@ -46,7 +46,7 @@ def test_splits_that_leave_the_dataset(tmp_path, split):
 
 
 @pytest.mark.parametrize("root", ["x" * 300, "a/" * 3000, "a\0b", "\ud800", "~nobody-of-that-name"])
-def test_folders_that_cannot_exist(tmp_path, monkeypatch, root):
+def test_impossible_folder_names_are_refused(tmp_path, monkeypatch, root):
     monkeypatch.chdir(tmp_path)
     write_coco(tmp_path)
     for kind, more in {"voc": {"split": "train"}, "coco": {"annotations": "instances.json"}}.items():
@@ -63,14 +63,14 @@ def test_folders_that_cannot_exist(tmp_path, monkeypatch, root):
             output_folder(root)
 
 
-def test_a_repeated_name_in_a_long_list_is_found_at_once(tmp_path):
+def test_a_duplicate_in_a_long_list_is_refused(tmp_path):
     write_voc(tmp_path, {"a": [("dog", (1, 1, 9, 9), 0)]})
     (tmp_path / "ImageSets/Main/train.txt").write_text("a\n" * 200_000)
     with pytest.raises(UserError, match=r"image a\.jpg is listed twice"):
         read_voc(tmp_path)
 
 
-def test_ids_that_numpy_cannot_hold(tmp_path):
+def test_ids_beyond_int64_are_handled(tmp_path):
     truth = write_coco(tmp_path)
     found = [{"image_id": 100, "category_id": 3, "score": 0.5, "bbox": [10, 8, 20, 20]}]
     with pytest.raises(UserError, match="prediction 0 is of an image that is not in the ground truth"):
@@ -83,25 +83,25 @@ def test_ids_that_numpy_cannot_hold(tmp_path):
 
 
 @pytest.mark.parametrize("polygon", [[0, 0, 9e7, 0, 9e7, 9e7], [4.29e8, 0, 4.2950e8, 0, 4.29e8, 9], [0, 0, 9e7, 9e7]])
-def test_polygons_far_outside_their_image(tmp_path, polygon):
-    """pycocotools takes memory for each pixel along a polygon."""
+def test_polygons_far_outside_the_image_are_dropped(tmp_path, polygon):
+    """pycocotools allocates memory for each pixel along a polygon."""
     truth = write_coco(tmp_path)
     truth["annotations"][0]["segmentation"] = [polygon]
     save_coco(tmp_path, truth)
     assert read_coco(tmp_path).segmentation(0) is None
 
 
-def test_sizes_that_are_wrong(tmp_path):
+def test_wrong_image_sizes_are_read_from_the_file_or_refused(tmp_path):
     content = write_coco(tmp_path)
     content["images"][0]["width"] = 10**12
     save_coco(tmp_path, content)
     assert read_coco(tmp_path).sizes.tolist() == [[48, 40]] * 4  # read from the image
-    content["annotations"] = content["annotations"][::2]  # not the crowds, whose RLEs say their sizes
+    content["annotations"] = content["annotations"][::2]  # without the crowds, whose RLEs state the size
     with pytest.raises(UserError, match="image 100 of the ground truth has no width and height"):
         coco_metrics(content, [], "segm")
 
 
-def test_a_tar_with_wrong_sizes(tmp_path):
+def test_a_tar_with_invalid_member_sizes_is_refused(tmp_path):
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w") as tar:
         for name in ("a.jpg", "b.jpg"):
@@ -116,7 +116,7 @@ def test_a_tar_with_wrong_sizes(tmp_path):
             scan_tar(str(tmp_path / f"{k}.tar"))
 
 
-def test_names_from_files_stay_on_one_line(tmp_path):
+def test_errors_escape_control_characters_in_file_names(tmp_path):
     content = write_coco(tmp_path)
     content["images"][0]["file_name"] = "a\nb\x1b[2J.png"
     save_coco(tmp_path, content)
@@ -126,7 +126,7 @@ def test_names_from_files_stay_on_one_line(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["x" * 300 + "/gone.png", "a/" * 3000 + "x"])
-def test_file_names_that_no_file_can_have(tmp_path, name):
+def test_impossible_file_names_are_refused(tmp_path, name):
     content = write_coco(tmp_path)
     content["images"][0]["file_name"] = name
     save_coco(tmp_path, content)
@@ -134,7 +134,7 @@ def test_file_names_that_no_file_can_have(tmp_path, name):
         read_coco(tmp_path)
 
 
-def test_folders_that_link_to_each_other(tmp_path):
+def test_symlink_cycles_are_refused(tmp_path):
     write_images(tmp_path, {"ant": 1, "bee": 1}, ("train",), side=8)
     (tmp_path / "train/cat").symlink_to(tmp_path / "train/bee")
     assert len(load_images(str(tmp_path), "train")) == 3
@@ -144,8 +144,8 @@ def test_folders_that_link_to_each_other(tmp_path):
         load_images(str(tmp_path), "train")
 
 
-def test_files_of_terabytes(tmp_path):
-    """Sparse ones, which take no room on the disk."""
+def test_files_of_terabytes_are_refused(tmp_path):
+    """They are sparse and take no disk space."""
     content = write_coco(tmp_path / "coco")
     write_images(tmp_path, {"ant": 1}, ("train",), side=8)
     image, jpeg = tmp_path / "coco/images" / content["images"][0]["file_name"], tmp_path / "train/ant/0.jpg"
@@ -160,7 +160,7 @@ def test_files_of_terabytes(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["\ud800", "a\nb", "\x1b[2J"])
-def test_class_names_that_cannot_be_printed(tmp_path, name):
+def test_unprintable_class_names_are_refused(tmp_path, name):
     content = write_coco(tmp_path)
     content["categories"][0]["name"] = name
     save_coco(tmp_path, content)
@@ -175,12 +175,12 @@ def test_class_names_that_cannot_be_printed(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", ["../x", "a/b", "/etc/x", "x" * 300, "a\nb", ""])
-def test_dataset_names_that_cannot_name_a_file(name):
+def test_dataset_names_that_cannot_be_file_names_are_refused(name):
     with pytest.raises(UserError, match="Dataset .* needs another name"):
         load_annotations(name, {name: {"root": ".", "annotations": "x"}})
 
 
-def test_more_objects_than_memory(tmp_path):
+def test_too_many_objects_for_memory_are_refused(tmp_path):
     content = write_coco(tmp_path)
     first = content["annotations"][0]
     content["annotations"] += [first | {"id": 1000 + k} for k in range(10_001)]

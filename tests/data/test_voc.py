@@ -21,7 +21,7 @@ def read_flat(root, **options):
 
 
 def write_flat(root, images: dict) -> None:
-    """What LabelImg and Roboflow leave: each XML beside its image."""
+    """The layout of LabelImg and Roboflow: each XML beside its image."""
     write_voc(root, images)
     for path in [*(root / "Annotations").iterdir(), *(root / "JPEGImages").iterdir()]:
         (root / path.relative_to(root).as_posix().partition("/")[2]).parent.mkdir(parents=True, exist_ok=True)
@@ -31,7 +31,7 @@ def write_flat(root, images: dict) -> None:
     (root / "ImageSets/Main/train.txt").unlink()
 
 
-def test_voc_pixels_count_from_one_and_difficult_is_ignored(tmp_path, caplog):
+def test_voc_boxes_are_one_based_and_difficult_objects_are_ignored(tmp_path, caplog):
     objects = [("cat", (11, 9, 30, 28), 0), ("dog", (1, 1, 48, 40), 1), ("cat", (5, 5, 5, 5), 0)]
     write_voc(tmp_path, {"a": objects, "b": [("dog", (2, 2, 3, 3), 0)]})
     with caplog.at_level("WARNING", "resnet_backbones"):
@@ -46,7 +46,7 @@ def test_voc_pixels_count_from_one_and_difficult_is_ignored(tmp_path, caplog):
     assert data.objects(0)[1]["bbox"] == [0, 0, 48, 40]
 
 
-def test_classes_give_the_order_and_leave_out_others(tmp_path, caplog):
+def test_classes_set_the_label_order_and_drop_other_classes(tmp_path, caplog):
     write_voc(tmp_path, {"a": [("dog", BOX, 0), ("cat", BOX, 0), ("cat", BOX, 0)]})
     data = read_voc(tmp_path, classes=["mouse", "dog"])
     assert data.classes == ["mouse", "dog"]
@@ -56,7 +56,7 @@ def test_classes_give_the_order_and_leave_out_others(tmp_path, caplog):
         read_voc(tmp_path, classes=["dog", "dog"])
 
 
-def test_bad_voc_files_are_named(tmp_path):
+def test_errors_name_the_bad_voc_file(tmp_path):
     write_voc(tmp_path, {"a": [("dog", BOX, 0)]})
     with pytest.raises(
         UserError, match=r"datasets\.own: split 'val' is neither a list nor .* there: train, Annotations/"
@@ -83,7 +83,7 @@ def test_bad_voc_files_are_named(tmp_path):
 
 
 @pytest.mark.parametrize("box", ["nan", "", None])
-def test_voc_objects_without_a_box_are_left_out_and_counted(tmp_path, caplog, box):
+def test_voc_objects_without_a_box_are_dropped_and_counted(tmp_path, caplog, box):
     write_voc(tmp_path, {"a": [("dog", (box, 1, 9, 9), 0), ("dog", BOX, 0)]})
     xml = tmp_path / "Annotations/a.xml"
     if box is None:
@@ -95,7 +95,7 @@ def test_voc_objects_without_a_box_are_left_out_and_counted(tmp_path, caplog, bo
 
 
 @pytest.mark.parametrize("name", ["a.JPG", "a.PNG", "a.tif", "a.jfif", "a.webp", "a.b.Jpeg", "a 1.jpg", "sub/a.jpg"])
-def test_images_have_any_name_and_suffix(tmp_path, name):
+def test_images_may_have_any_name_and_suffix(tmp_path, name):
     stem = name.rpartition(".")[0]
     write_voc(tmp_path, {"x": [("dog", BOX, 0)]})
     for folder, old, new in [("JPEGImages", "x.jpg", name), ("Annotations", "x.xml", f"{stem}.xml")]:
@@ -105,16 +105,16 @@ def test_images_have_any_name_and_suffix(tmp_path, name):
     assert file_names(read_voc(tmp_path)) == [f"JPEGImages/{name}"]
 
 
-def test_the_file_name_in_the_xml_is_used_where_no_image_has_its_name(tmp_path):
+def test_filename_in_the_xml_is_used_if_no_image_shares_its_stem(tmp_path):
     write_flat(tmp_path, {"a": [("dog", BOX, 0)], "b": [("dog", BOX, 0)]})
     (tmp_path / "b.jpg").rename(tmp_path / "photo 7.JPG")
-    for name, stated in [("a", "photo 7.JPG"), ("b", "C:\\pictures\\photo 7.jpg")]:  # of a, it is out of date
+    for name, stated in [("a", "photo 7.JPG"), ("b", "C:\\pictures\\photo 7.jpg")]:  # that of a is out of date
         xml = tmp_path / f"{name}.xml"
         xml.write_text(xml.read_text().replace("<size>", f"<filename>{stated}</filename><size>"))
     assert file_names(read_flat(tmp_path)) == ["a.jpg", "photo 7.JPG"]
 
 
-def test_only_what_is_listed_is_parsed(tmp_path):
+def test_stray_files_are_ignored_and_classes_come_from_all_splits(tmp_path):
     write_voc(tmp_path, {"a": [("dog", BOX, 0)], "b": [("cat", BOX, 0)]})
     (tmp_path / "ImageSets/Main/train.txt").write_text("a\n")
     for stray in ("._a.xml", ".hidden.xml", "draft.xml", "__MACOSX/a.xml"):
@@ -123,11 +123,11 @@ def test_only_what_is_listed_is_parsed(tmp_path):
     (tmp_path / "JPEGImages/._a.jpg").write_bytes(b"\0")
     data = read_voc(tmp_path)
     assert file_names(data) == ["JPEGImages/a.jpg"]
-    assert data.classes == ["cat", "dog"]  # those of all splits, which so agree
+    assert data.classes == ["cat", "dog"]  # from all splits, so that their labels agree
 
 
 @pytest.mark.parametrize("mark", [b"", codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE])
-def test_lists_and_xml_in_any_encoding(tmp_path, mark):
+def test_lists_and_xml_are_read_in_any_unicode_encoding(tmp_path, mark):
     encoding = {b"": "utf-8", codecs.BOM_UTF8: "utf-8"}.get(mark, "utf-16-le" if mark[:1] == b"\xff" else "utf-16-be")
     write_voc(tmp_path, {"a": [("dög", BOX, 0)], "ä 1": [("dög", BOX, 0)]})
     for path in [tmp_path / "ImageSets/Main/train.txt", tmp_path / "Annotations/a.xml"]:
@@ -140,16 +140,16 @@ def test_lists_and_xml_in_any_encoding(tmp_path, mark):
 @pytest.mark.parametrize(
     ("declared", "encoding"), [("gb2312", "gb2312"), ("iso-8859-1", "latin-1"), ("utf-16", "utf-8")]
 )
-def test_xml_in_the_encoding_that_it_declares(tmp_path, declared, encoding):
+def test_xml_with_an_encoding_declaration_is_read(tmp_path, declared, encoding):
     name = "猫" if encoding == "gb2312" else "dög"
     write_voc(tmp_path, {"a": [(name, BOX, 0)]})
     xml = tmp_path / "Annotations/a.xml"
-    text = f'\n<?xml version="1.0" encoding="{declared}"?>\n{xml.read_text()}'  # .NET writes UTF-16 for UTF-8
+    text = f'\n<?xml version="1.0" encoding="{declared}"?>\n{xml.read_text()}'  # .NET declares UTF-16 in UTF-8 files
     xml.write_bytes(text.encode(encoding))
     assert read_voc(tmp_path).classes == [name]
 
 
-def test_a_list_that_is_not_text_is_named(tmp_path):
+def test_error_for_a_list_not_in_utf8_names_the_file(tmp_path):
     write_voc(tmp_path, {"a": [("dog", BOX, 0)]})
     (tmp_path / "ImageSets/Main/train.txt").write_bytes("ä".encode("latin-1"))
     with pytest.raises(
@@ -158,7 +158,7 @@ def test_a_list_that_is_not_text_is_named(tmp_path):
         read_voc(tmp_path)
 
 
-def test_a_flat_folder_is_told_and_read_like_a_devkit(tmp_path, caplog):
+def test_flat_folder_is_detected_and_read_like_a_devkit(tmp_path, caplog):
     objects = {"a": [("dog", (11, 9, 30, 28), 0), ("cat", (5, 5, 20, 20), 1)], "b": [("cat", BOX, 0)]}
     write_flat(tmp_path / "flat", objects)
     draw().save(tmp_path / "flat/not_labeled.png")
@@ -172,7 +172,7 @@ def test_a_flat_folder_is_told_and_read_like_a_devkit(tmp_path, caplog):
     assert [flat.objects(k) for k in range(2)] == [devkit.objects(k) for k in range(2)]
 
 
-def test_xml_apart_from_the_images(tmp_path, caplog):
+def test_xml_and_images_may_be_in_separate_folders(tmp_path, caplog):
     write_voc(tmp_path, {"a": [("dog", BOX, 0)]})
     (tmp_path / "JPEGImages").rename(tmp_path / "images")
     (tmp_path / "Annotations").rename(tmp_path / "labels")
@@ -184,7 +184,7 @@ def test_xml_apart_from_the_images(tmp_path, caplog):
     assert "notes.xml is left out: its root is <notes>, not VOC's <annotation>" in caplog.text
 
 
-def test_two_files_of_one_image_are_named(tmp_path):
+def test_two_xml_files_for_one_image_are_refused(tmp_path):
     write_flat(tmp_path, {"a": [("dog", BOX, 0)]})
     (tmp_path / "a.jpg.xml").write_text((tmp_path / "a.xml").read_text())
     with pytest.raises(UserError, match=r"a\.jpg\.xml and a\.xml are both for image a\.jpg; remove one"):

@@ -47,7 +47,7 @@ def test_the_error_about_a_dead_worker_names_the_file_it_was_reading():
         read_all()
 
 
-def test_reads_are_retried_after_errors_that_may_pass(caplog):
+def test_reads_are_retried_after_transient_errors(caplog):
     faults = [OSError(errno.EIO, "Input/output error"), OSError(errno.ESTALE, "Stale file handle")]
 
     def read() -> str:
@@ -78,7 +78,7 @@ def test_unreadable_images_of_a_detection_set_are_skipped_up_to_the_limit(tmp_pa
         next(iter(build_train_loader(dataset, 4, num_workers=1, seed=0)))
 
 
-def test_training_ends_if_no_image_can_be_read(tmp_path):
+def test_training_stops_if_no_image_can_be_read(tmp_path):
     write_coco(tmp_path, 3)
     for k in range(3):
         (tmp_path / f"images/{k}.png").write_bytes(b"no image")
@@ -87,9 +87,9 @@ def test_training_ends_if_no_image_can_be_read(tmp_path):
         next(iter(build_train_loader(dataset, 2, num_workers=0, seed=0, max_unreadable=3)))
 
 
-def test_a_folder_without_permission_is_named():
+def test_error_for_a_folder_without_permission_names_it():
     root = os.geteuid() == 0
-    with tempfile.TemporaryDirectory() as folder:  # pytest's own folders are closed to others further up
+    with tempfile.TemporaryDirectory() as folder:  # tmp_path has parents that other users may not enter
         data = Path(folder)
         write_coco(data, 1)
         data.chmod(0o755)

@@ -1,4 +1,4 @@
-"""Detectors and classifiers of images that are not RGB: gray, RGBA, and what a TIFF holds."""
+"""Detectors and classifiers for images other than RGB: gray, RGBA, and TIFFs of five channels."""
 
 import json
 
@@ -29,7 +29,7 @@ def backbone_of(channels: int, name: str = "resnet18_fpn", **options) -> nn.Modu
 
 
 @pytest.mark.parametrize("channels", [1, 4])
-def test_losses_and_detections_are_torchvisions(channels):
+def test_losses_and_detections_match_torchvision(channels):
     backbone = backbone_of(channels)
     statistics = {"image_mean": [0.5, 0.4, 0.3, 0.2][:channels], "image_std": [0.25, 0.2, 0.3, 0.1][:channels]}
     ours = heads.faster_rcnn(backbone, 2, min_size=[64], max_size=96, **statistics)
@@ -49,7 +49,7 @@ def test_losses_and_detections_are_torchvisions(channels):
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_every_detector_takes_five_channels(name):
+def test_every_detector_accepts_five_channels(name):
     levels = {} if "rcnn" in name else {"out_features": ["p3", "p4", "p5", "p6", "p7"]}
     model = getattr(heads, name)(backbone_of(5, **levels), 2, min_size=[64], max_size=96)
     target = TARGET | {"masks": torch.ones(1, 64, 80, dtype=torch.uint8)}
@@ -59,7 +59,7 @@ def test_every_detector_takes_five_channels(name):
         model([image[:3]], [target])
 
 
-def test_statistics_of_other_channels():
+def test_mean_and_std_fit_the_number_of_channels():
     gray = detector_preprocessing(backbone_of(1), None, None)
     assert (gray.mean, gray.std) == ((pytest.approx(0.449),), (pytest.approx(0.226),))
     assert detector_preprocessing(backbone_of(4), None, None).mean == gray.mean * 4
@@ -77,13 +77,13 @@ def test_statistics_of_other_channels():
 
 
 @pytest.mark.parametrize("name", [*REPRESENTATIVES, "resnet18_fpn"])
-def test_the_channels_of_every_backbone_are_found(name):
+def test_input_channels_are_inferred_for_every_backbone(name):
     with torch.device("meta"):
         assert input_channels(build_backbone(name, in_channels=4)) == 4
 
 
 def write_channels(folder, channels: int) -> None:
-    """`write_coco` with images of so many channels."""
+    """`write_coco` with images of `channels` channels."""
     content = write_coco(folder, 3)
     for k, image in enumerate(content["images"]):
         pixels = np.random.default_rng(k).integers(0, 256, (40, 48, channels), dtype=np.uint8)
@@ -96,7 +96,7 @@ def write_channels(folder, channels: int) -> None:
 
 
 @pytest.mark.parametrize("channels", [1, 4, 5])
-def test_training_from_a_config_alone(tool, tmp_path, channels):
+def test_in_channels_in_a_config_is_enough_to_train_and_evaluate(tool, tmp_path, channels):
     write_channels(tmp_path / "data", channels)
     settings = [*TINY, *coco_overrides(tmp_path / "data"), f"output_dir={tmp_path}/out", "evaluation.samples=3"]
     settings += ["solver.max_iter=2", "solver.steps=[]", f"backbone.in_channels={channels}"]
@@ -104,9 +104,9 @@ def test_training_from_a_config_alone(tool, tmp_path, channels):
     assert status == 0, err
     assert "bbox/AP" in json.loads((tmp_path / "out/metrics.json").read_text())
     assert len(list((tmp_path / "out/samples").glob("*.png"))) == 3
-    resumed = tool("train_net", "--config", "quickstart_mask_rcnn", *settings, "--eval-only",
+    evaluated = tool("train_net", "--config", "quickstart_mask_rcnn", *settings, "--eval-only",
                    f"weights={tmp_path}/out/last.pt")  # fmt: skip
-    assert resumed[0] == 0, resumed[2]
+    assert evaluated[0] == 0, evaluated[2]
     draw().save(tmp_path / "data/images/0.png")  # RGB
     if channels == 4:
         status, _, err = tool("train_net", "--config", "quickstart_mask_rcnn", *settings)
@@ -121,7 +121,7 @@ def test_pretraining_on_gray_images(tool, tmp_path):
             for k in range(4):
                 draw(40, 40, seed=k).convert("L").save(tmp_path / split / name / f"{k}.png")
     settings = ["backbone.in_channels=1", f"data.root={tmp_path}", f"output_dir={tmp_path}/out"]
-    settings += ["preprocessing.image_mean=null", "preprocessing.image_std=[0.3]"]  # of RGB in that config
+    settings += ["preprocessing.image_mean=null", "preprocessing.image_std=[0.3]"]  # those of the config are for RGB
     settings += ["augmentation.size=32", "preprocessing.resize=32", "preprocessing.size=32", "solver.batch_size=4"]
     settings += ["solver.epochs=null", "solver.warmup_epochs=0", "solver.max_iter=2", "data.num_workers=0"]
     status, _, err = tool("pretrain", "--config", "cifar10_resnet20_quick", *settings)
@@ -143,7 +143,7 @@ def test_pretraining_on_gray_images(tool, tmp_path):
          "augmentation.auto_augment is rand; it must be none where backbone.in_channels is neither 1 nor 3 but 4"),
     ],
 )  # fmt: skip
-def test_configs_that_do_not_suit_the_channels(config, overrides, message):
+def test_configs_for_another_number_of_channels_are_refused(config, overrides, message):
     schema = {"schema": PretrainConfig} if config.startswith("imagenet") else {}
     with pytest.raises(UserError, match=message):
         load_config(config, ["backbone.in_channels=4", *overrides], **schema)

@@ -1,4 +1,4 @@
-"""The detectors with torchvision's heads against torchvision's own, and what their settings change."""
+"""Detectors with torchvision's heads against torchvision's own, and their settings."""
 
 import copy
 import math
@@ -53,7 +53,7 @@ def test_detections_equal_torchvisions(pair):
 
 
 def test_losses_equal_torchvisions(pair):
-    # In the same memory format: another rounds differently, proposals change places, and others are sampled.
+    # In the same memory format: another one rounds differently, so that other proposals are sampled.
     ours, theirs = (model.train().to(memory_format=torch.contiguous_format) for model in pair)
     images = [torch.rand(3, 90, 140), torch.rand(3, 201, 77)]
     targets = []
@@ -71,7 +71,7 @@ def test_losses_equal_torchvisions(pair):
         torch.testing.assert_close(losses[0][name], value, rtol=1e-5, atol=1e-6)
 
 
-def test_uint8_images_give_what_floats_give(pair):
+def test_uint8_and_float_images_give_the_same_boxes(pair):
     model = pair[0].eval()
     image = torch.randint(0, 256, (3, 90, 140), dtype=torch.uint8)
     with torch.no_grad():
@@ -80,7 +80,7 @@ def test_uint8_images_give_what_floats_give(pair):
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 4000), (5, 3)])
-def test_images_of_a_pixel_or_a_line(pair, size):
+def test_tiny_and_narrow_images_train_and_detect(pair, size):
     image = torch.randint(0, 256, (3, *size), dtype=torch.uint8)
     ours = pair[0]
     box = torch.tensor([[0.0, 0.0, size[1], size[0]]])
@@ -91,7 +91,7 @@ def test_images_of_a_pixel_or_a_line(pair, size):
 
 
 @pytest.mark.parametrize("name", ["faster_rcnn", "mask_rcnn"])
-def test_the_name_chooses_the_heads(name):
+def test_detector_name_selects_the_heads(name):
     with torch.device("meta"):
         model = build_detector(load_config("quickstart_mask_rcnn", [f"detector.name={name}"]), num_classes=3)
     assert model.roi_heads.has_mask() == (name == "mask_rcnn")
@@ -111,7 +111,7 @@ ONE_MAP = {"anchor_sizes": [[8, 16, 32]]}
 
 
 def train_and_detect(model: nn.Module) -> tuple[dict, list[dict]]:
-    """Two training steps on two images, with gradients for all that can have them; then detections in one image."""
+    """Two training steps on two images, with gradients for all trainable parameters; then detections in one image."""
     images = [torch.rand(3, 64, 80), torch.rand(3, 90, 64)]
     targets = []
     for image in images:
@@ -185,7 +185,7 @@ def test_heads_on_a_single_map_train_and_detect(name, options):
 
 
 def one_stage_pair(kind: str) -> tuple[nn.Module, nn.Module]:
-    """Ours with three classes, and torchvision's own, which counts from 0, with the same weights."""
+    """Ours with three classes, and torchvision's own, whose labels start at 0, with the same weights."""
     levels = ["p3", "p4", "p5", "p6", "p7"]
     ours = build_backbone("resnet18_fpn", fpn_channels=64, out_features=levels)
     make, theirs = (retinanet, RetinaNet) if kind == "retinanet" else (fcos, FCOS)
@@ -200,7 +200,7 @@ def one_stage_pair(kind: str) -> tuple[nn.Module, nn.Module]:
 
 
 @pytest.mark.parametrize("kind", ["retinanet", "fcos"])
-def test_one_stage_detectors_are_torchvisions_with_labels_from_one(kind):
+def test_one_stage_detectors_match_torchvision_with_labels_from_one(kind):
     ours, theirs = one_stage_pair(kind)
     images = [torch.rand(3, 90, 140), torch.rand(3, 120, 77)]
     boxes = torch.tensor([[5.0, 10, 60, 70], [20, 30, 70, 80]])
@@ -218,7 +218,7 @@ def test_one_stage_detectors_are_torchvisions_with_labels_from_one(kind):
 
 
 @pytest.mark.parametrize("kind", ["retinanet", "fcos"])
-def test_one_stage_detectors_take_bytes_and_images_without_objects(kind):
+def test_one_stage_detectors_accept_uint8_and_images_without_objects(kind):
     model, _ = one_stage_pair(kind)
     empty = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
     image = torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8)
@@ -227,7 +227,7 @@ def test_one_stage_detectors_take_bytes_and_images_without_objects(kind):
         (retinanet if kind == "retinanet" else fcos)(build_backbone("resnet18_fpn", fpn_channels=32), 3)
 
 
-def test_an_image_without_objects_trains(pair):
+def test_losses_of_an_image_without_objects_are_finite(pair):
     target = {
         "boxes": torch.zeros(0, 4),
         "labels": torch.zeros(0, dtype=torch.int64),
@@ -237,7 +237,7 @@ def test_an_image_without_objects_trains(pair):
     assert all(torch.isfinite(loss) for loss in losses.values())
 
 
-def test_masks_of_one_class_start_undecided():
+def test_initial_mask_loss_of_one_class_is_log_2():
     torch.manual_seed(0)
     model = mask_rcnn(build_backbone("resnet18_fpn"), 1, min_size=[64], max_size=96)
     target = {"boxes": torch.tensor([[8.0, 8, 56, 50]]), "labels": torch.tensor([1]), "masks": torch.ones(1, 64, 64)}
@@ -245,7 +245,7 @@ def test_masks_of_one_class_start_undecided():
     assert loss.item() == pytest.approx(math.log(2), abs=0.1)  # that of a constant 0.5
 
 
-def test_settings_reach_their_places():
+def test_settings_reach_torchvisions_modules():
     model = faster_rcnn(
         build_backbone("resnet18_fpn", fpn_channels=32),
         num_classes=2,
@@ -292,12 +292,12 @@ def test_settings_reach_their_places():
         ("weights=y.pt", "weights file y.pt does not exist"),
     ],
 )
-def test_impossible_detectors_say_so(override, message):
+def test_invalid_detectors_are_refused(override, message):
     with pytest.raises(UserError, match=message):
         build_detector(load_config("quickstart_mask_rcnn", [*TINY, override]), num_classes=2)
 
 
-def test_whole_weights_spare_the_backbones(tmp_path):
+def test_detector_weights_override_backbone_weights(tmp_path):
     source = build_detector(load_config("quickstart_mask_rcnn", TINY), num_classes=2)
     torch.save({"model": source.state_dict()}, tmp_path / "last.pt")
     overrides = [

@@ -1,4 +1,4 @@
-"""detectron2's detectors over our backbones, where it is installed."""
+"""detectron2's detectors on our backbones; skipped if it is not installed."""
 
 import json
 
@@ -36,7 +36,7 @@ KINDS = {
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_twin_trains_and_detects_in_our_convention(kind):
-    options, settings, losses_wanted = KINDS[kind]
+    options, settings, expected_losses = KINDS[kind]
     body = "resnet18" if kind in ("c4", "dc5") else "resnet18_fpn"
     make = getattr(twin, {"c4": "mask_rcnn", "dc5": "faster_rcnn"}.get(kind, kind))
     if kind in ("c4", "dc5"):
@@ -49,7 +49,7 @@ def test_the_twin_trains_and_detects_in_our_convention(kind):
          "masks": torch.ones(1, *image.shape[1:], dtype=torch.uint8)} for image in images
     ]  # fmt: skip
     losses = model(images, targets)
-    assert losses_wanted <= set(losses)
+    assert expected_losses <= set(losses)
     sum(losses.values()).backward()
     assert model.backbone.net.get_submodule("body" if "fpn" in body else "layer1") is not None
     first = next(p for p in model.backbone.parameters())
@@ -65,7 +65,7 @@ def test_the_twin_trains_and_detects_in_our_convention(kind):
                 assert found["masks"].shape == (len(found["boxes"]), 1, height, width)
 
 
-def test_the_twin_normalizes_as_the_weights_say():
+def test_the_twin_normalizes_with_the_preprocessing_of_the_weights():
     from resnet_backbones.preprocessing import Preprocessing
 
     backbone = build_backbone("resnet18_fpn")
@@ -76,13 +76,13 @@ def test_the_twin_normalizes_as_the_weights_say():
     torch.testing.assert_close(prepared, torch.tensor([27.5, 17.5 / 2, 7.5 / 3]))
 
 
-def test_rpn_score_thresh_is_not_there():
+def test_rpn_score_thresh_is_refused():
     with pytest.raises(UserError, match="rpn_score_thresh is 0.1; it must be 0, detectron2 has none"):
         twin.faster_rcnn(build_backbone("resnet18_fpn"), 2, rpn_score_thresh=0.1)
 
 
 @pytest.mark.parametrize("detector", ["mask_rcnn", "retinanet"])
-def test_the_switch_in_a_yaml_trains_and_scores(tool, tmp_path, detector):
+def test_library_detectron2_in_a_yaml_trains_and_evaluates(tool, tmp_path, detector):
     write_coco(tmp_path / "data", 5)
     levels = ["backbone.out_features=[p3,p4,p5,p6,p7]"] if detector == "retinanet" else []
     settings = [*TINY, *coco_overrides(tmp_path / "data"), f"output_dir={tmp_path}/out", f"detector.name={detector}",
@@ -96,8 +96,8 @@ def test_the_switch_in_a_yaml_trains_and_scores(tool, tmp_path, detector):
     assert json.loads((tmp_path / "scored/metrics.json").read_text()) == trained
 
 
-def test_the_giou_loss_is_that_of_torchvisions_heads():
-    """Of one RoI at the true box, whose predicted offsets are those of the bias, both have the same loss."""
+def test_giou_loss_matches_torchvisions_heads():
+    """For one RoI at the true box, with the bias as the predicted offsets, both have the same loss."""
     torch.manual_seed(0)
     target = {"boxes": torch.tensor([[8.0, 8, 40, 40]]), "labels": torch.tensor([1])}
     losses = []
@@ -111,7 +111,7 @@ def test_the_giou_loss_is_that_of_torchvisions_heads():
                 torch.tensor([1.0, 0.5, 0.3, -0.2]).repeat(len(predictor.bbox_pred.bias) // 4)
             )
         outputs = model([torch.rand(3, 64, 64)], [dict(target)])
-        losses.append(outputs["loss_box_reg"].item() * 2)  # of two RoIs, the other one background
+        losses.append(outputs["loss_box_reg"].item() * 2)  # the mean over two RoIs, the other one background
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 

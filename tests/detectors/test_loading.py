@@ -1,4 +1,4 @@
-"""A detector from nothing but its checkpoint."""
+"""Detectors built from a checkpoint alone."""
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ def test_a_checkpoint_is_enough_to_build_its_detector(tmp_path, options):
         for key, value in model(images)[0].items():
             assert torch.equal(loaded(images)[0][key], value)
 
-    for key in ("box_loss", "class_weights"):  # which earlier checkpoints do not have
+    for key in ("box_loss", "class_weights"):  # which checkpoints of earlier versions lack
         del metadata["config"]["detector"][key]
     torch.save({"model": model.state_dict(), "metadata": metadata}, tmp_path / "old.pt")
     old = load_detector(str(tmp_path / "old.pt"))
@@ -53,7 +53,7 @@ def test_a_checkpoint_is_enough_to_build_its_detector(tmp_path, options):
         ("text", "backbone.name"),
     ],
 )
-def test_metadata_that_do_not_name_the_detector(tmp_path, config, missing):
+def test_metadata_that_does_not_name_the_detector_is_refused(tmp_path, config, missing):
     state = {"weight": torch.rand(1)}
     torch.save({"model": state, "metadata": {"config": config, "classes": ["a"]}}, tmp_path / "odd.pt")
     with pytest.raises(UserError, match=f"odd.pt does not say .*: its metadata has no config.{missing}; give the YAML"):

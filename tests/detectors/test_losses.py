@@ -22,44 +22,44 @@ LABELS = torch.tensor([0, 2, 1, 0, 3])
 
 @pytest.fixture
 def sample():
-    """Logits, offsets, the offsets wanted and the proposals of five RoIs, two of them background."""
+    """Logits, offsets, target offsets and proposals of five RoIs, two of them background."""
     torch.manual_seed(0)
     corners = torch.rand(2, 5, 2) * 40
     boxes = torch.cat([corners, corners + 5 + torch.rand(2, 5, 2) * 40], 2)
-    wanted = BoxCoder((10.0, 10, 5, 5)).encode([boxes[0]], [boxes[1]])[0]
-    return torch.randn(5, 4), torch.randn(5, 16) * 0.5, wanted, boxes[1]
+    targets = BoxCoder((10.0, 10, 5, 5)).encode([boxes[0]], [boxes[1]])[0]
+    return torch.randn(5, 4), torch.randn(5, 16) * 0.5, targets, boxes[1]
 
 
 def test_the_default_losses_are_torchvisions(sample):
-    logits, offsets, wanted, proposals = sample
-    classes, boxes = fastrcnn_loss(logits, offsets, [LABELS], [wanted])
+    logits, offsets, targets, proposals = sample
+    classes, boxes = fastrcnn_loss(logits, offsets, [LABELS], [targets])
     torch.testing.assert_close(class_loss(logits, LABELS, []), classes)
     coder = BoxCoder((10.0, 10, 5, 5))
-    torch.testing.assert_close(box_loss(offsets, wanted, LABELS, proposals, coder, "smooth_l1"), boxes)
+    torch.testing.assert_close(box_loss(offsets, targets, LABELS, proposals, coder, "smooth_l1"), boxes)
 
 
-def test_the_weighted_class_loss_by_hand():
+def test_the_weighted_class_loss_matches_the_formula():
     logits = torch.log(torch.tensor([[0.7, 0.1, 0.2], [0.3, 0.6, 0.1], [0.25, 0.25, 0.5]]))
     labels = torch.tensor([0, 1, 2])
     weighted = -(math.log(0.7) + 3 * math.log(0.6) + 0.5 * math.log(0.5)) / 3
     assert class_loss(logits, labels, [3.0, 0.5]).item() == pytest.approx(weighted)
 
 
-def test_the_giou_loss_is_of_the_decoded_boxes(sample):
-    _, offsets, wanted, proposals = sample
+def test_giou_loss_is_computed_on_decoded_boxes(sample):
+    _, offsets, targets, proposals = sample
     coder = BoxCoder((10.0, 10, 5, 5))
     giou = 0.0
     for k, label in enumerate(LABELS.tolist()):
         if label:
             found = coder.decode_single(offsets[k, 4 * label : 4 * label + 4][None], proposals[k, None])
-            truth = coder.decode_single(wanted[k, None], proposals[k, None])
+            truth = coder.decode_single(targets[k, None], proposals[k, None])
             giou += 1 - generalized_box_iou(found, truth).item()
-    loss = box_loss(offsets, wanted, LABELS, proposals, coder, "giou").item()
+    loss = box_loss(offsets, targets, LABELS, proposals, coder, "giou").item()
     assert loss == pytest.approx(10 * giou / 5, rel=1e-4)
 
 
-def test_a_detector_trains_with_them_as_with_torchvisions():
-    """Losses that are equal in value give equal gradients, here of all three heads."""
+def test_unit_class_weights_match_torchvisions_losses_and_gradients():
+    """Equal losses have equal gradients in all three heads."""
     torch.manual_seed(0)
     sizes = {"min_size": [64], "max_size": 96, "box_head_width": 32, "mask_head_width": 16}
     plain = mask_rcnn(build_backbone("resnet18_fpn", fpn_channels=32), 2, **sizes)
@@ -92,7 +92,7 @@ def test_a_detector_trains_with_them_as_with_torchvisions():
         (["detector.class_weights=[-1]"], "detector.class_weights is -1.0; it must be from 0"),
     ],
 )
-def test_impossible_losses_are_refused(overrides, message):
+def test_invalid_losses_are_refused(overrides, message):
     with pytest.raises(UserError, match=message):
         load_config("quickstart_mask_rcnn.yaml", overrides)
 

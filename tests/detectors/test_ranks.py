@@ -1,4 +1,4 @@
-"""Many processes against one: the same losses, the same metrics; and what happens when one of them dies."""
+"""Several ranks against one process: the same losses and metrics; and what happens when a rank dies."""
 
 import json
 import os
@@ -25,8 +25,8 @@ from resnet_backbones.errors import UserError
 
 RANKS = [1, 2, 4]
 STEPS = 20
-# What makes every decision of a two-stage detector a smooth function: all proposals are kept, and all of them taken.
-ALL_TAKEN = [
+# Makes a two-stage detector free of discrete selections: all proposals are kept and sampled.
+ALL_PROPOSALS = [
     "detector.rpn_nms_thresh=1.0", "detector.rpn_pre_nms_top_n_train=100000",
     "detector.rpn_post_nms_top_n_train=100000", "detector.box_batch_size_per_image=100000",
 ]  # fmt: skip
@@ -34,7 +34,7 @@ ALL_TAKEN = [
 
 @pytest.fixture
 def data(tmp_path) -> Path:
-    """Images of several sizes, so that padding matters; seven of them, which no number of ranks divides."""
+    """Images of several sizes, so that padding matters; seven of them, which 2 and 4 ranks cannot share evenly."""
     content = write_coco(tmp_path / "data", 7)
     for k, image in enumerate(content["images"]):
         path = tmp_path / "data/images" / image["file_name"]
@@ -49,7 +49,7 @@ def data(tmp_path) -> Path:
 
 
 def detectors() -> dict[str, nn.Module]:
-    """A tiny one of each kind, with the same weights in every process."""
+    """A tiny detector of each kind, with the same weights in every process."""
     torch.manual_seed(0)
     dense = {"norm": "GN", "fpn_channels": 64, "out_features": ["p3", "p4", "p5", "p6", "p7"]}
     size = {"min_size": [48, 56, 64], "max_size": 96}
@@ -91,8 +91,8 @@ def on_each_of_two_ranks(rank: int, folder: Path) -> None:
     dist.destroy_process_group()
 
 
-def test_a_process_group_changes_nothing_in_a_detector_and_evaluation_is_shared(data):
-    """The main rank alone computes losses, as in a user's own loop; the other does not wait for it."""
+def test_a_process_group_leaves_losses_and_metrics_unchanged(data):
+    """Only the main rank computes losses, as in a user's own loop; the other does not wait for it."""
     torch.multiprocessing.spawn(on_each_of_two_ranks, (data,), nprocs=2)
     alone, scored = torch.load(data / "losses.pt"), torch.load(data / "scored.pt")
     for name, model in detectors().items():
@@ -110,7 +110,7 @@ def command(folder: Path, ranks: int, *arguments: str) -> list[str]:
 
 
 def run(arguments: list[str]) -> str:
-    """What it prints to stdout; fails where it does."""
+    """The stdout of the command, which must succeed."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     result = subprocess.run(arguments, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
     assert result.returncode == 0, result.stderr
@@ -129,11 +129,11 @@ def rows(folder: Path) -> list[dict]:
         (["detector.name=retinanet", "backbone.out_features=[p3,p4,p5,p6,p7]"], 0.01),
         (["detector.name=fcos", "backbone.out_features=[p3,p4,p5,p6,p7]", "backbone.fpn_channels=64"], 1e-5),
         (["detector.name=faster_rcnn", "detector.min_size=[48,56,64]"], 1e-5),
-        (["detector.name=mask_rcnn", *ALL_TAKEN], 1e-5),
+        (["detector.name=mask_rcnn", *ALL_PROPOSALS], 1e-5),
     ],
     ids=["retinanet", "fcos", "faster_rcnn", "mask_rcnn"],
 )
-def test_losses_of_many_ranks_are_those_of_one(data, detector, lr, norm):
+def test_losses_on_several_ranks_match_one_process(data, detector, lr, norm):
     norms = [f"backbone.norm={norm}", "backbone.fpn_norm=GN"]
     for ranks in RANKS:
         settings = [f"solver.lr={lr}", f"solver.max_iter={STEPS}", "solver.steps=[]", "solver.warmup_iters=0"]
@@ -148,7 +148,7 @@ def test_losses_of_many_ranks_are_those_of_one(data, detector, lr, norm):
 
 
 @pytest.mark.slow
-def test_gradients_of_two_ranks_are_those_of_one(data):
+def test_gradients_on_two_ranks_match_one_process(data):
     # Not Mask R-CNN: its mask targets are pooled from a number of points that jumps with the last bit of a box.
     settings = ["backbone.norm=GN", "detector.name=faster_rcnn", "solver.max_iter=1", "solver.momentum=0"]
     settings += ["solver.lr=1", "solver.weight_decay=0", "solver.warmup_iters=0", "solver.steps=[]"]
@@ -156,13 +156,13 @@ def test_gradients_of_two_ranks_are_those_of_one(data):
     for ranks in (1, 2):
         run(command(data, ranks, *settings, f"output_dir={data / str(ranks)}"))
         states.append(torch.load(data / str(ranks) / "last.pt", weights_only=True)["model"])
-    # The same start, minus the gradient.
+    # The initial weights minus the gradient.
     for name, value in states[0].items():
         torch.testing.assert_close(value, states[1][name], rtol=1e-5, atol=1e-5, msg=name)
 
 
 @pytest.mark.slow
-def test_evaluation_of_two_and_four_ranks_is_that_of_one(data):
+def test_evaluation_on_two_and_four_ranks_matches_one_process(data):
     run(command(data, 1, "detector.box_score_thresh=0.0", f"output_dir={data}/trained"))
     metrics, predictions = [], []
     for ranks in RANKS:
@@ -179,20 +179,20 @@ def start(arguments: list[str]) -> subprocess.Popen:
     return subprocess.Popen(arguments, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, **pipe)
 
 
-def at_step(folder: Path, step: int, process: subprocess.Popen) -> None:
+def wait_for_step(folder: Path, step: int, process: subprocess.Popen) -> None:
     file = folder / "metrics.jsonl"
     reached = wait_for(lambda: file.is_file() and len(file.read_text().splitlines()) >= step, process)
     assert reached, process.stdout.read()
 
 
 @pytest.mark.slow
-def test_ranks_are_restarted_as_often_as_asked_and_the_one_that_died_is_named(data):
+def test_ranks_restart_up_to_max_restarts_and_the_dead_rank_is_named(data):
     more = ["solver.max_iter=1000", "solver.checkpoint_period=1", "detector.name=faster_rcnn"]
     process = start([*command(data, 2, f"output_dir={data}/out", *more), "--max-restarts", "1"])
-    at_step(data / "out", 3, process)
+    wait_for_step(data / "out", 3, process)
     reached = len(rows(data / "out"))
     os.kill(children(process.pid)[1], signal.SIGKILL)
-    at_step(data / "out", reached + 5, process)
+    wait_for_step(data / "out", reached + 5, process)
     os.kill(children(process.pid)[1], signal.SIGKILL)
     since = time.monotonic()
     output, _ = process.communicate(timeout=120)
@@ -207,10 +207,10 @@ def test_ranks_are_restarted_as_often_as_asked_and_the_one_that_died_is_named(da
 
 
 @pytest.mark.slow
-def test_a_signal_is_answered_by_a_checkpoint_to_resume_from(data):
+def test_sigterm_saves_a_checkpoint_to_resume_from(data):
     arguments = command(data, 1, f"output_dir={data}/out", "solver.max_iter=30", "detector.name=faster_rcnn")
     process = start(arguments)
-    at_step(data / "out", 3, process)
+    wait_for_step(data / "out", 3, process)
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 75, output
@@ -224,7 +224,7 @@ def test_a_signal_is_answered_by_a_checkpoint_to_resume_from(data):
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
 def test_a_signal_to_torchrun_reaches_its_ranks(data, number):
     process = start(command(data, 2, f"output_dir={data}/out", "solver.max_iter=1000", "detector.name=faster_rcnn"))
-    at_step(data / "out", 3, process)
+    wait_for_step(data / "out", 3, process)
     process.send_signal(number)
     output, _ = process.communicate(timeout=60)
     assert process.returncode != 0
@@ -234,10 +234,10 @@ def test_a_signal_to_torchrun_reaches_its_ranks(data, number):
 
 
 @pytest.mark.slow
-def test_a_second_signal_ends_at_once(data):
-    # A step too long to wait for: the loader's only worker is stopped.
+def test_a_second_sigterm_exits_at_once(data):
+    # A step that never ends: the loader's only worker is stopped.
     process = start(command(data, 1, f"output_dir={data}/out", "solver.max_iter=1000", "data.num_workers=1"))
-    at_step(data / "out", 2, process)
+    wait_for_step(data / "out", 2, process)
     for worker in children(process.pid):
         os.kill(worker, signal.SIGSTOP)
     time.sleep(2)
@@ -250,16 +250,16 @@ def test_a_second_signal_ends_at_once(data):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_twenty_kills_change_nothing(tmp_path, ranks):
+def test_a_run_killed_twenty_times_matches_an_uninterrupted_one(tmp_path, ranks):
     assert compare(tmp_path, ranks, kills=20, seed=ranks)
 
 
 @pytest.mark.slow
-def test_two_kills_change_nothing(tmp_path):
+def test_a_run_killed_twice_matches_an_uninterrupted_one(tmp_path):
     assert compare(tmp_path, ranks=1, kills=2, seed=0, steps=10)
 
 
-def test_more_gpus_than_there_are_is_one_line(tool):
+def test_zero_gpus_are_refused_in_one_line(tool):
     status, _, err = tool("train_net", "--config", "quickstart_mask_rcnn.yaml", "--num-gpus", "0")
     assert (status, err.count("\n")) == (2, 1)
     assert "--num-gpus must be at least 1" in err

@@ -15,7 +15,7 @@ def pyramid(levels: dict[str, int], dtype: torch.dtype = torch.float64) -> dict[
 
 
 def boxes(dtype: torch.dtype = torch.float64) -> list[torch.Tensor]:
-    """Of all sizes, some without area, some at the border and past it by more than a position."""
+    """Boxes of all sizes, some without area, some at the border and more than a cell beyond it."""
     corners = torch.rand(300, 2, dtype=dtype) * torch.tensor([140.0, 110], dtype=dtype) - 10
     ends = corners + torch.rand(300, 2, dtype=dtype).square() * 140
     odd = [[0, 0, 128, 96], [5, 5, 5, 5], [-200, -200, -150, -150], [127, 95, 400, 300], [30, 40, 30, 90]]
@@ -24,7 +24,7 @@ def boxes(dtype: torch.dtype = torch.float64) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("levels", [STRIDES, {"p4": 16}], ids=["pyramid", "one map"])
 @pytest.mark.parametrize("size", [7, 14])
-def test_features_and_gradients_are_those_of_torchvision(levels, size):
+def test_features_and_gradients_match_torchvision(levels, size):
     features, rois = pyramid(levels), boxes()
     results = []
     for pool in (PyramidRoIAlign(levels, size), MultiScaleRoIAlign(list(levels), size, 2)):
@@ -38,7 +38,7 @@ def test_features_and_gradients_are_those_of_torchvision(levels, size):
 
 
 @pytest.mark.parametrize("counts", [(0, 3), (3, 0), (0, 0)])
-def test_images_without_proposals(counts):
+def test_images_without_proposals_match_torchvision(counts):
     features = pyramid(STRIDES, torch.float32)
     rois = [boxes(torch.float32)[0][:count] for count in counts]
     got = PyramidRoIAlign(STRIDES, 7)(features, rois, SIZES)
@@ -47,16 +47,16 @@ def test_images_without_proposals(counts):
     got.sum().backward()
 
 
-def test_half_precision_is_summed_in_single():
+def test_half_precision_accumulates_in_float32():
     features = {name: f.detach().bfloat16() for name, f in pyramid(STRIDES).items()}
     exact = {name: f.float() for name, f in features.items()}
     rois = boxes(torch.float32)
     got = PyramidRoIAlign(STRIDES, 7)(features, rois, SIZES)
     expected = MultiScaleRoIAlign(list(STRIDES), 7, 2)(exact, rois, SIZES)
-    torch.testing.assert_close(got, expected.bfloat16(), rtol=0.01, atol=1e-5)  # to its last bit
+    torch.testing.assert_close(got, expected.bfloat16(), rtol=0.01, atol=1e-5)  # to the last bit of bfloat16
 
 
-def test_a_small_image_in_a_large_batch_is_pooled_at_the_strides():
+def test_a_small_image_in_a_padded_batch_is_pooled_at_the_nominal_strides():
     features, rois = pyramid(STRIDES), boxes()
     pool = PyramidRoIAlign(STRIDES, 7)
     alone = pool({name: f[:1] for name, f in features.items()}, rois[:1], [(50, 40)])  # padded to 96 x 128

@@ -1,4 +1,4 @@
-"""What makes training fast changes nothing else: the losses of 50 steps with and without it."""
+"""Optimizations for speed leave the losses of 50 training steps unchanged."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from resnet_backbones.detectors.torchvision import faster_rcnn
 from resnet_backbones.models.compile import compile_backbone
 
 STEPS = 50
-# All proposals are kept and taken, so that no decision changes with the last bit of a score.
+# All proposals are kept and sampled, so that no selection flips with the last bit of a score.
 SMOOTH = {
     "min_size": [64], "max_size": 96, "rpn_nms_thresh": 1.0, "rpn_pre_nms_top_n_train": 10**5,
     "rpn_post_nms_top_n_train": 10**5, "box_batch_size_per_image": 10**5, "rpn_batch_size_per_image": 10**5,
@@ -20,7 +20,7 @@ SMOOTH = {
 
 
 def detector() -> nn.Module:
-    """A Faster R-CNN with FrozenBN, every time with the same weights."""
+    """A Faster R-CNN with FrozenBN, always with the same weights."""
     torch.manual_seed(0)
     backbone = build_backbone("resnet18_fpn", norm="BN", fpn_channels=32)
     randomize_statistics(backbone)
@@ -48,7 +48,7 @@ def losses(model: nn.Module) -> list[float]:
 
 @pytest.fixture(scope="module")
 def plain() -> list[float]:
-    """With norms computed on their own, in the contiguous format and with torchvision's RoIAlign."""
+    """The baseline: norms not folded, contiguous memory format, torchvision's RoIAlign."""
     model = detector()
     model.roi_heads.box_roi_pool = MultiScaleRoIAlign(["p2", "p3", "p4", "p5"], 7, 2)
     return losses(model)
@@ -64,7 +64,7 @@ CHANGES = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
-def test_losses_of_fifty_steps(plain, change):
+def test_losses_of_fifty_steps_are_unchanged(plain, change):
     model = detector()
     change(model)
     assert plain[-1] < 0.9 * plain[0]

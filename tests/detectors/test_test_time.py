@@ -1,4 +1,4 @@
-"""Test-time augmentation, by what it has to find: the same at the same size, and everything mirrored."""
+"""Test-time augmentation: no change at the same size, and mirrored detections for a mirrored image."""
 
 import pytest
 import torch
@@ -20,14 +20,14 @@ def find(model, image):
         return model([image])[0]
 
 
-def test_one_view_of_the_detectors_size_changes_nothing(detector):
+def test_one_view_at_the_detectors_size_changes_nothing(detector):
     image, size = torch.rand(3, 60, 80), detector.transform.min_size[-1]
     plain = find(detector, image)
     for key, value in find(MultiView(detector, [size], False, 0.99, 100), image).items():
         torch.testing.assert_close(value, plain[key], msg=key)
 
 
-def test_the_views_of_an_image_and_of_its_mirror_image_are_the_same(detector):
+def test_detections_of_a_mirrored_image_are_mirrored(detector):
     image, sizes = torch.rand(3, 60, 80), [48, 64]
     views = MultiView(detector, sizes, True, 0.5, 100)
     found, mirrored = find(views, image), find(views, image.flip(-1))
@@ -44,14 +44,14 @@ def test_the_views_of_an_image_and_of_its_mirror_image_are_the_same(detector):
     assert find(detector, image)["boxes"].shape == (7, 4)
 
 
-def test_sizes_are_those_the_network_sees(detector):
+def test_the_network_sees_each_size_plain_and_flipped(detector):
     seen, detector.transform.max_size = [], 1000
     detector.backbone.register_forward_hook(lambda module, args, output: seen.append(tuple(args[0].shape[-2:])))
     find(MultiView(detector, [32, 64], True, 0.5, 10), torch.rand(3, 60, 80))
     assert seen == [(32, 64)] * 2 + [(64, 96)] * 2  # 32 x 42 and 64 x 85, padded to multiples of 32
 
 
-def test_a_box_is_the_mean_of_those_that_overlap_it_by_score():
+def test_box_voting_averages_overlapping_boxes_by_score():
     found = {
         "boxes": torch.tensor([[0.0, 0, 10, 10], [1, 0, 11, 10], [0, 0, 10, 10], [5, 5, 15, 15]]),
         "labels": torch.tensor([1, 1, 2, 1]),

@@ -1,4 +1,4 @@
-"""COCO's metrics by hotcoco and pycocotools equal those of pycocotools called directly, to the last bit."""
+"""COCO metrics with the backends hotcoco and pycocotools equal pycocotools called directly, to the last bit."""
 
 import contextlib
 import copy
@@ -109,17 +109,17 @@ def assert_equals_reference(truth: dict, found: list[dict], iou_type: str, backe
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("iou_type", ["bbox", "segm"])
 @pytest.mark.parametrize("seed", range(4))
-def test_metrics_and_lines_equal_pycocotools(seed, iou_type, backend):
+def test_metrics_and_summary_equal_pycocotools(seed, iou_type, backend):
     assert_equals_reference(*random_case(seed), iou_type, backend)
 
 
-def test_many_classes():
+def test_metrics_of_many_classes_equal_pycocotools():
     assert_equals_reference(*random_case(7, images=30, classes=400, objects=300), "bbox", "hotcoco")
 
 
 @pytest.mark.parametrize("count", [1, 2, 100, 257])
 @pytest.mark.parametrize("hits", ["1", "10", "01", "111"])
-def test_few_hits_have_the_precision_of_pycocotools(count, hits):
+def test_precision_of_few_hits_equals_pycocotools(count, hits):
     """tp / (tp + fp + 2^-52) is less than 1 for the first detection only, for any number of objects."""
     objects = [
         {"id": k + 1, "image_id": 1, "category_id": 1, "bbox": [20 * k, 0, 10, 10], "area": 100, "iscrowd": 0}
@@ -155,22 +155,22 @@ def flattened(truth):
         lambda truth, found: [p.update(drop=True, lvis_mark=True, ignore=1, iscrowd=1, id=0) for p in found],
         lambda truth, found: [p.update(score=int(3 * p["score"]), bbox=[int(v) for v in p["bbox"]]) for p in found],
     ],
-    ids=["negative ids", "boxes of nothing", "ignore", "float classes", "unknown class", "other keys", "integers"],
+    ids=["negative ids", "boxes without area", "ignore", "float classes", "unknown class", "other keys", "integers"],
 )
-def test_odd_files_have_the_metrics_of_pycocotools(edit, iou_type):
+def test_metrics_of_odd_files_equal_pycocotools(edit, iou_type):
     truth, found = random_case(1)
     edit(truth, found)
     for backend in BACKENDS:
         assert_equals_reference(truth, found, iou_type, backend)
 
 
-def test_an_annotation_of_id_0_is_an_object_as_any_other():
+def test_an_annotation_with_id_0_counts_like_any_other():
     truth, found = random_case(1)
     renumbered(truth, 1)
     expected = evaluate_coco(truth, found, "bbox")
     renumbered(truth, 0)
     assert evaluate_coco(truth, found, "bbox") == expected
-    assert reference(truth, found, "bbox")[0].stats[0] < expected[0]["bbox/AP"] / 100  # it counts one as missed
+    assert reference(truth, found, "bbox")[0].stats[0] < expected[0]["bbox/AP"] / 100  # pycocotools counts it as missed
 
 
 @pytest.mark.parametrize("as_id", [str, float, lambda i: f"img-{i}"], ids=["digits", "float", "text"])
@@ -191,7 +191,7 @@ def test_inputs_are_not_changed():
         assert json.dumps([truth, found]) == before
 
 
-def test_the_backend_is_chosen_by_flag_and_config(tmp_path, tool):
+def test_backends_print_the_same_and_unknown_ones_are_refused(tmp_path, tool):
     truth, found = random_case(5)
     (tmp_path / "truth.json").write_text(json.dumps(truth))
     (tmp_path / "found.json").write_text(json.dumps(found))

@@ -12,7 +12,7 @@ from resnet_backbones.evaluation.detection import evaluate, evaluate_sets, save_
 
 
 class SquareDetector(nn.Module):
-    """Finds the square of `write_coco` in every image, as a cat; in evaluation mode alone, as fused models."""
+    """Detects the square of `write_coco` in every image as a cat; like a fused model, it has no training mode."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ def data(tmp_path):
     return read_coco(tmp_path), build_test_loader(coco_dataset(tmp_path, train=False), num_workers=0)
 
 
-def test_metrics_and_predictions_of_a_set(data):
+def test_evaluate_returns_metrics_and_predictions(data):
     metrics, predictions = evaluate(SquareDetector(), data[1], data[0], masks=True)
     assert metrics["bbox/AP-cat"] == metrics["segm/AP-cat"] == pytest.approx(50)  # every other one is a dog
     assert metrics["bbox/AP-dog"] == metrics["segm/AP-dog"] == 0
@@ -56,7 +56,7 @@ def test_metrics_and_predictions_of_a_set(data):
     assert predictions[0]["segmentation"]["size"] == [40, 48]
 
 
-def test_metrics_and_files_of_further_sets_have_the_name_of_the_set(data, tmp_path):
+def test_metrics_and_files_of_further_sets_carry_the_name_of_the_set(data, tmp_path):
     first, loader = data
     second = read_coco(tmp_path)
     second.name = "other"
@@ -69,7 +69,7 @@ def test_metrics_and_files_of_further_sets_have_the_name_of_the_set(data, tmp_pa
         assert sorted(path.name for path in (tmp_path / f"samples{suffix}").iterdir()) == ["0.png", "3.png"]
 
 
-def test_a_model_in_training_is_evaluated_in_evaluation_mode_and_trains_on(data):
+def test_evaluate_uses_eval_mode_and_restores_training_mode(data):
     class Recorder(nn.Module):
         def __init__(self) -> None:
             super().__init__()

@@ -1,4 +1,4 @@
-"""Metrics against pycocotools called directly, and VOC's against hand-counted cases."""
+"""COCO metrics against pycocotools called directly, and VOC metrics against cases counted by hand."""
 
 import json
 
@@ -47,7 +47,7 @@ def _box_rle(x0, y0, x1, y1) -> dict:
 def pycocotools_stats(truth_file, predictions_file, iou_type) -> list[float]:
     truth = COCO(str(truth_file))
     found = json.loads(predictions_file.read_text())
-    if iou_type == "segm":  # with boxes, it would take the areas of detections from them
+    if iou_type == "segm":  # given boxes, it would take the areas of detections from them
         found = [{key: value for key, value in p.items() if key != "bbox"} for p in found]
     evaluation = COCOeval(truth, truth.loadRes(found), iou_type)
     evaluation.evaluate()
@@ -69,7 +69,7 @@ def test_metrics_equal_pycocotools_to_the_last_digit(results, iou_type):
 
 
 @pytest.mark.parametrize("iou_type", ["bbox", "segm"])
-def test_the_tool_prints_and_writes_them(results, tool, iou_type):
+def test_evaluate_tool_prints_and_writes_the_metrics(results, tool, iou_type):
     folder, truth, predictions = results
     arguments = ["--ground-truth", folder / "instances.json", "--predictions", folder / "predictions.json"]
     status, out, _ = tool("evaluate", *arguments, "--iou-type", iou_type, "--output", folder / "metrics.json")
@@ -91,7 +91,7 @@ def test_perfect_predictions_score_100(tmp_path):
     assert coco_metrics(truth, found, "segm")["segm/AP"] == pytest.approx(100)
 
 
-def test_no_predictions_score_0_and_absent_sizes_stay_minus_one(tmp_path):
+def test_no_predictions_score_0_and_empty_area_ranges_score_minus_1(tmp_path):
     metrics = coco_metrics(write_coco(tmp_path), [], "bbox")
     assert metrics["bbox/AP"] == 0
     assert metrics["bbox/APl"] == -1
@@ -114,7 +114,7 @@ def found(**changes) -> dict:
         ([found(bbox=[0, 0, 1, float("inf")])], "prediction 0 has a bbox that is not four finite numbers"),
     ],
 )
-def test_bad_predictions_are_named(tmp_path, predictions, message):
+def test_errors_name_the_bad_prediction(tmp_path, predictions, message):
     with pytest.raises(UserError, match=message):
         coco_metrics(write_coco(tmp_path), predictions, "bbox")
 
@@ -128,7 +128,7 @@ def folder_without(folder, key, kind=None):
     return path
 
 
-def test_the_tool_names_bad_files(tmp_path, tool):
+def test_evaluate_tool_names_the_bad_file(tmp_path, tool):
     write_coco(tmp_path)
     (tmp_path / "bad.json").write_text("{")
     (tmp_path / "few.json").write_text('[{"image_id": 100}]')
@@ -167,7 +167,7 @@ def test_the_tool_names_bad_files(tmp_path, tool):
         None,
     ],
 )
-def test_masks_that_cannot_be_drawn_are_named_in_predictions_and_left_out_of_the_truth(tmp_path, segmentation):
+def test_invalid_masks_are_refused_in_predictions_and_ignored_in_the_ground_truth(tmp_path, segmentation):
     truth = write_coco(tmp_path, 2)
     square = truth["annotations"][0]["segmentation"]
     whole = {"size": [40, 48], "counts": [0, 40 * 48]}
@@ -181,7 +181,7 @@ def test_masks_that_cannot_be_drawn_are_named_in_predictions_and_left_out_of_the
     assert coco_metrics(truth, [found(segmentation=whole)], "segm")["segm/AP-dog"] == 0
 
 
-def test_an_rle_of_floats_is_a_mask(tmp_path):
+def test_rle_may_hold_floats(tmp_path):
     truth = write_coco(tmp_path)
     square = rle.frPyObjects(truth["annotations"][0]["segmentation"], 40, 48)[0]["counts"].decode()
     expected = coco_metrics(truth, [found(segmentation={"size": [40, 48], "counts": square})], "segm")
@@ -191,9 +191,9 @@ def test_an_rle_of_floats_is_a_mask(tmp_path):
     assert expected["segm/AP-dog"] > 0
 
 
-def test_masks_without_the_size_of_their_image_are_refused_and_boxes_are_not(tmp_path, tool):
+def test_masks_need_the_image_size_and_boxes_do_not(tmp_path, tool):
     truth = write_coco(tmp_path, 1)
-    truth["annotations"].pop()  # the RLE of its crowd would tell the size
+    truth["annotations"].pop()  # the RLE of its crowd would give the size
     del truth["images"][0]["width"]
     (tmp_path / "truth.json").write_text(json.dumps(truth))
     square = {"segmentation": truth["annotations"][0]["segmentation"], "bbox": [10, 8, 20, 20]}
@@ -207,7 +207,7 @@ def test_masks_without_the_size_of_their_image_are_refused_and_boxes_are_not(tmp
     assert "image 100 of the ground truth has no width and height, which masks need; give the folder" in err
 
 
-def test_a_mask_whose_runs_do_not_fill_its_image_never_reaches_pycocotools(tmp_path):
+def test_a_mask_whose_runs_do_not_fill_its_image_is_refused(tmp_path):
     truth = write_coco(tmp_path)
     runs = rle.frPyObjects({"size": [40, 49], "counts": [0, 1960]}, 40, 49)["counts"].decode()
     too_long = found(segmentation={"size": [40, 48], "counts": runs})
@@ -215,7 +215,7 @@ def test_a_mask_whose_runs_do_not_fill_its_image_never_reaches_pycocotools(tmp_p
         coco_metrics(truth, [too_long], "segm", "pycocotools")
 
 
-def test_sizes_that_the_ground_truth_lacks_are_read_from_the_images(results, tool):
+def test_sizes_missing_from_the_ground_truth_are_read_from_the_images(results, tool):
     folder, truth, _ = results
     expected = coco_metrics(truth, json.loads((folder / "predictions.json").read_text()), "segm")
     for image in truth["images"]:
@@ -237,18 +237,18 @@ def voc_object(image, box, difficult=0, **extra) -> dict:
     } | extra
 
 
-def test_voc_matching_by_hand():
+def test_voc_matching_equals_a_case_counted_by_hand():
     objects = [
         voc_object(1, (0, 0, 10, 10)),
         voc_object(1, (20, 0, 10, 10)),
         voc_object(2, (0, 0, 10, 10), difficult=1),
     ]
     found = [
-        voc_object(1, (0, 0, 10, 9), score=0.9),  # true
-        voc_object(1, (0, 0, 10, 10), score=0.8),  # the object is taken: false
+        voc_object(1, (0, 0, 10, 9), score=0.9),  # true positive
+        voc_object(1, (0, 0, 10, 10), score=0.8),  # the object is already matched: false positive
         voc_object(2, (0, 0, 10, 10), score=0.7),  # difficult: ignored
-        voc_object(2, (50, 0, 10, 10), score=0.6),  # nothing there: false
-        voc_object(1, (21, 0, 10, 10), score=0.5),  # true
+        voc_object(2, (50, 0, 10, 10), score=0.6),  # no object there: false positive
+        voc_object(1, (21, 0, 10, 10), score=0.5),  # true positive
     ]
     recall, precision = recall_precision(objects, found)
     assert recall.tolist() == [0.5, 0.5, 0.5, 1.0]
@@ -263,7 +263,7 @@ def test_voc_matching_by_hand():
     }
 
 
-def test_voc_iou_is_that_of_the_devkit_for_inclusive_pixels():
+def test_voc_iou_matches_the_devkits_inclusive_pixels():
     # Pixels 1 … 10 and 1 … 20 of a row: 10 / 20 is not above 0.5, with 1 … 11 it is.
     truth = [voc_object(1, (0, 0, 20, 5))]
     assert recall_precision(truth, [voc_object(1, (0, 0, 10, 5), score=1)])[0].tolist() == [0]

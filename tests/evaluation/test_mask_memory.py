@@ -1,4 +1,4 @@
-"""Masks of a large image equal those of torchvision, and take the memory of one copy."""
+"""Masks equal those of torchvision, and those of a large image take the memory of one copy."""
 
 import subprocess
 import sys

@@ -1,9 +1,9 @@
-"""The table of metrics at the end of a run's log, and the JSON file."""
+"""The table of metrics at the end of a run's log."""
 
 from resnet_backbones.evaluation.report import metrics_table
 
 
-def test_class_names_may_be_anything():
+def test_metrics_table_accepts_any_class_name():
     metrics = {
         "bbox/AP": 37.5, "bbox/AP50": -1.0, "bbox/AP-bread/roll": 1.0, "bbox/AP-a/b-c": 2.0, "bbox/AP-AP50": 3.0,
         "bbox/AP-": 4.0, "voc/AP50_area": 5.0, "voc/AP50_area-x/voc/AP-y": 6.0,

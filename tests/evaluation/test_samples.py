@@ -6,7 +6,7 @@ from PIL import Image
 from resnet_backbones.evaluation.samples import save_samples
 
 
-def test_samples_of_extreme_images_and_names(tmp_path):
+def test_samples_handle_extreme_images_and_names(tmp_path):
     content = write_coco(tmp_path, 3)
     long = "x" * 250 + ".png"
     draw(1, 1900).save(tmp_path / "images" / long)
@@ -28,7 +28,7 @@ def test_an_unreadable_image_has_no_sample(tmp_path, caplog):
     assert "1.png cannot be decoded: it is not an image. No sample is drawn." in caplog.text
 
 
-def test_images_of_the_same_name_have_different_samples(tmp_path):
+def test_images_with_the_same_name_get_distinct_samples(tmp_path):
     content = write_coco(tmp_path, 4)
     names = ["front/1.png", "back/1.png", "1.png", "1.jpg"]
     for image, name in zip(content["images"], names, strict=True):

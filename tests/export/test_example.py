@@ -1,4 +1,4 @@
-"""`examples/run_onnx.py` on networks of constant outputs, in the form of `resnet-backbones export`."""
+"""`examples/run_onnx.py` on networks with constant outputs, in the format of `resnet-backbones export`."""
 
 import importlib.util
 import json
@@ -21,7 +21,7 @@ DETECTOR = {"kind": "detection", "classes": ["platelet", "cell"], "preprocessing
 
 
 def write_detector(path: Path, metadata: dict) -> Path:
-    """A network that finds the first two of `BOXES` above the default score in every image."""
+    """A network that finds `BOXES` in every image, the first two above the default score."""
     outputs = {
         "boxes": np.array(BOXES, np.float32),
         "labels": np.array([1, 2, 1]),
@@ -52,7 +52,7 @@ def example():
 
 @pytest.fixture
 def run(example, capsys) -> Callable[..., tuple[int | str, list[dict], list[str]]]:
-    """`run(*arguments)` gives the exit status, or message, the objects on stdout, and the lines on stderr."""
+    """`run(*arguments)` returns the exit status or message, the objects on stdout, and the lines on stderr."""
 
     def call(*arguments) -> tuple[int | str, list[dict], list[str]]:
         with pytest.raises(SystemExit) as stop:
@@ -63,7 +63,7 @@ def run(example, capsys) -> Callable[..., tuple[int | str, list[dict], list[str]
     return call
 
 
-def test_a_small_image_is_drawn_large_with_its_labels_inside(run, tmp_path):
+def test_small_image_is_enlarged_with_its_labels_inside(run, tmp_path):
     model = write_detector(tmp_path / "d.onnx", DETECTOR)
     Image.new("RGB", (128, 128)).save(tmp_path / "image.png")
     status, (found,), err = run(model, tmp_path / "image.png", "--output", tmp_path / "drawn")
@@ -79,7 +79,7 @@ def test_a_small_image_is_drawn_large_with_its_labels_inside(run, tmp_path):
     assert drawn.getpixel((round(21 * 480 / 128), round(40 * 480 / 128) - 4)) == cell
 
 
-def test_an_image_that_cannot_be_read_does_not_end_the_run(run, tmp_path):
+def test_unreadable_images_do_not_end_the_run(run, tmp_path):
     model = write_detector(tmp_path / "d.onnx", DETECTOR)
     (tmp_path / "folder.png").mkdir()
     (tmp_path / "text.png").write_text("text")
@@ -95,7 +95,7 @@ def test_an_image_that_cannot_be_read_does_not_end_the_run(run, tmp_path):
     assert len(list((tmp_path / "drawn").iterdir())) == 2
 
 
-def test_what_cannot_be_run_is_named_in_a_line(run, tmp_path):
+def test_invalid_models_and_output_give_a_one_line_error(run, tmp_path):
     (tmp_path / "text.onnx").write_text("text")
     write_detector(tmp_path / "foreign.onnx", {})
     write_detector(tmp_path / "backbone.onnx", {"kind": "features", "preprocessing": None})
@@ -110,6 +110,6 @@ def test_what_cannot_be_run_is_named_in_a_line(run, tmp_path):
 
 
 @pytest.mark.parametrize("top", [255, 4000, 65535])
-def test_16_bits_are_read_as_the_package_does(example, tmp_path, top):
+def test_16_bit_images_are_read_as_in_the_package(example, tmp_path, top):
     Image.fromarray(np.linspace(0, top, 64 * 48).reshape(48, 64).astype(np.uint16)).save(tmp_path / "gray.png")
     np.testing.assert_array_equal(np.asarray(example.read(tmp_path / "gray.png")), read_image(tmp_path / "gray.png"))

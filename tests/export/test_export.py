@@ -32,7 +32,7 @@ PIPED = {"cwd": ROOT, "capture_output": True, "text": True}
 
 @pytest.fixture
 def command(capfd):
-    """`command(*arguments)` runs `resnet-backbones export`; gives its exit status, stdout and stderr."""
+    """`command(*arguments)` runs `resnet-backbones export` and returns its exit status, stdout and stderr."""
 
     def run(*arguments) -> tuple[int, str, str]:
         status = 0
@@ -48,7 +48,7 @@ def command(capfd):
 
 @pytest.fixture(scope="module")
 def classifier(tmp_path_factory):
-    """The checkpoint of a classifier, and the classifier."""
+    """The path of a classifier's checkpoint, and the classifier."""
     model = build_classifier("cifar_plain20", 3, preprocessing=Preprocessing(resize=40, size=32)).eval()
     model.classes = CLASSES
     path = tmp_path_factory.mktemp("classifier") / "model.safetensors"
@@ -56,7 +56,7 @@ def classifier(tmp_path_factory):
     return path, model
 
 
-def test_a_classifier_as_onnx_which_the_example_runs_without_torch(classifier, command, tmp_path):
+def test_classifier_exports_to_onnx_and_runs_in_the_example_without_torch(classifier, command, tmp_path):
     path, model = classifier
     status, out, err = command(path, "--format", "onnx", "--output", tmp_path / "c.onnx")
     assert (status, err) == (0, "")
@@ -80,7 +80,7 @@ def test_a_classifier_as_onnx_which_the_example_runs_without_torch(classifier, c
 
 
 def run_example(model: Path, folder: Path, *options: str) -> list[dict]:
-    """What the example prints of a drawn image, where neither torch nor this package can be imported."""
+    """What the example prints for a synthetic image when neither torch nor this package can be imported."""
     draw(90, 60).save(folder / "image.png")
     blocked = "import runpy, sys; sys.modules |= dict.fromkeys(['torch', 'torchvision', 'resnet_backbones'])"
     program = f"{blocked}; runpy.run_path('examples/run_onnx.py', run_name='__main__')"
@@ -91,7 +91,7 @@ def run_example(model: Path, folder: Path, *options: str) -> list[dict]:
 
 
 @pytest.mark.slow
-def test_a_pyramid_as_a_program_of_torch(tmp_path):
+def test_pyramid_exports_to_torch(tmp_path):
     model = build_backbone("resnet18_fpn", fpn_channels=16).eval()
     export(model, tmp_path / "fpn.pt2", "torch")
     run, metadata = load(tmp_path / "fpn.pt2")
@@ -104,32 +104,32 @@ def test_a_pyramid_as_a_program_of_torch(tmp_path):
             torch.testing.assert_close(feature, expected[name], rtol=1e-4, atol=1e-4)
 
 
-def test_a_classifier_as_a_program_of_torch(classifier, command, tmp_path):
+def test_classifier_exports_to_torch(classifier, command, tmp_path):
     path, model = classifier
     (tmp_path / "images").mkdir()
     draw().save(tmp_path / "images" / "a.png")
     (tmp_path / "images" / "b.png").write_text("text")
-    (tmp_path / "c.bin").write_bytes(bytes(10**7))  # of another export
+    (tmp_path / "c.bin").write_bytes(bytes(10**7))  # left by another export
     status, out, err = command(
         path, "--format", "torch", "--output", tmp_path / "c.pt2", "--images", tmp_path / "images"
     )
     assert status == 0
     assert re.findall("fp32, (.*) MB", out) == [f"{(tmp_path / 'c.pt2').stat().st_size / 1e6:.1f}"]
-    assert "compared on 2 inputs" in out  # with the blank one
+    assert "compared on 2 inputs" in out  # including the blank one
     assert err.count("\n") == 2
     assert "b.png cannot be decoded" in err
     assert "1 of 2 images of --images are left out" in err
 
     run, _ = load(tmp_path / "c.pt2")
     image = np.array(draw())
-    logits = run(image[:, :, ::-1].transpose(2, 0, 1)[None])["logits"]  # a view, from the last channel to the first
+    logits = run(image[:, :, ::-1].transpose(2, 0, 1)[None])["logits"]  # a view with the channels reversed
     with torch.no_grad():
         expected = model(torch.from_numpy(image).permute(2, 0, 1)[None].flip(1))
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_on_a_full_disk_the_earlier_file_stays(classifier, command, tmp_path):
-    """A limit of the size of files stands for the disk."""
+def test_full_disk_keeps_the_earlier_file(classifier, command, tmp_path):
+    """A file size limit stands in for the full disk."""
     path = tmp_path / "c.pt2"
     path.write_text("earlier")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -144,7 +144,7 @@ def test_on_a_full_disk_the_earlier_file_stays(classifier, command, tmp_path):
     assert path.read_text() == "earlier"
 
 
-def test_data_that_a_detector_cannot_be_scored_on_is_refused_before_the_export(command, tmp_path):
+def test_unusable_evaluation_data_is_refused_before_the_export(command, tmp_path):
     content = write_coco(tmp_path)
     _, path = save_detector(tmp_path)
     (tmp_path / "d.pt2").write_text("earlier")
@@ -171,8 +171,8 @@ def test_data_that_a_detector_cannot_be_scored_on_is_refused_before_the_export(c
 
 
 @pytest.mark.slow
-def test_the_metrics_before_and_after_are_those_of_what_is_exported(command, tmp_path):
-    """Even if the config of the data is of a detector with masks, and scores with test-time augmentation."""
+def test_metrics_before_and_after_are_those_of_the_exported_detector(command, tmp_path):
+    """Even if the config of the data names a detector with masks and evaluates with test-time augmentation."""
     write_coco(tmp_path)
     _, path = save_detector(tmp_path, "faster_rcnn")
     config = {
@@ -198,7 +198,7 @@ def test_deformable_convolutions_are_refused_for_openvino(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_detector_with_the_heads_of_detectron2_is_refused():
+def test_detector_with_detectron2_heads_is_refused():
     pytest.importorskip("detectron2")
     from resnet_backbones.detectors.detectron2 import faster_rcnn
 
@@ -208,7 +208,7 @@ def test_a_detector_with_the_heads_of_detectron2_is_refused():
 
 @pytest.mark.slow
 def test_nothing_is_sent_over_the_network(tmp_path):
-    """OpenVINO and NNCF report their use by default."""
+    """OpenVINO and NNCF send telemetry by default."""
     pytest.importorskip("nncf")
     program = f"""
 import os, sys
@@ -228,7 +228,7 @@ export(build_classifier("cifar_plain20", 3).eval(), {str(tmp_path / "c.xml")!r},
     assert sorted(path.name for path in tmp_path.iterdir()) == ["c.bin", "c.xml"]
 
 
-def test_a_file_that_differs_is_not_written(classifier, tmp_path):
+def test_file_that_fails_verification_is_not_written(classifier, tmp_path):
     _, model = classifier
     network = network_of(model)
     network.eager = lambda images: {"logits": network.module(images)["logits"] + 1}
@@ -264,7 +264,7 @@ def test_a_file_that_differs_is_not_written(classifier, tmp_path):
         (["--format", "torch", "--output", "c.pt2", "--data", "bccd_faster_rcnn_R18"], "--data is for detectors"),
     ],
 )
-def test_what_cannot_be_exported_is_refused_in_a_line(arguments, message, classifier, command, tmp_path, monkeypatch):
+def test_invalid_arguments_give_a_one_line_error(arguments, message, classifier, command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for folder in ("empty", "broken", "folder.pt2"):
         (tmp_path / folder).mkdir()
@@ -275,14 +275,14 @@ def test_what_cannot_be_exported_is_refused_in_a_line(arguments, message, classi
 
 
 @pytest.mark.parametrize(("library", "format"), [("onnxscript", "onnx"), ("openvino", "openvino")])
-def test_a_missing_library_is_named_with_its_remedy(library, format, classifier, tmp_path, monkeypatch):
+def test_missing_library_error_says_how_to_install_it(library, format, classifier, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, library, None)
     suffix = {"onnx": ".onnx", "openvino": ".xml"}[format]
     with pytest.raises(UserError, match=rf"needs {library}.*pip install .*{library}"):
         export(classifier[1], tmp_path / f"c{suffix}", format)
 
 
-def test_weights_that_say_nothing_of_a_detector(command, tmp_path):
+def test_weights_without_detector_metadata_are_refused(command, tmp_path):
     torch.save(build_backbone("resnet18").state_dict(), tmp_path / "plain.pth")
     status, _, err = command(tmp_path / "plain.pth", "--format", "torch", "--output", tmp_path / "d.pt2")
     assert (status, err.count("\n")) == (2, 1)
@@ -293,7 +293,7 @@ def test_weights_that_say_nothing_of_a_detector(command, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("format", ["onnx", "torch", "openvino"])
 @pytest.mark.parametrize("label", ["faster_rcnn", "mask_rcnn", "mask_rcnn C4", "retinanet", "fcos"])
-def test_every_detector_in_every_format(label, format, tmp_path):
+def test_every_detector_exports_to_every_format(label, format, tmp_path):
     model = tiny_detector(label, box_detections_per_img=20)
     path = tmp_path / f"d{dict(onnx='.onnx', torch='.pt2', openvino='.xml')[format]}"
     difference = export(model, path, format)
@@ -307,12 +307,12 @@ def test_every_detector_in_every_format(label, format, tmp_path):
 
 
 @pytest.mark.slow
-def test_from_a_checkpoint_to_the_example(command, tmp_path):
+def test_exported_checkpoint_runs_in_the_example(command, tmp_path):
     model, path = save_detector(tmp_path)
     draw(64, 48).save(tmp_path / "other.png")
     status, out, err = command(*(path, "--format", "onnx", "--output", tmp_path / "d.onnx", "--images", tmp_path))
     assert (status, err) == (0, "")
-    assert "compared on 2 images" in out  # with the blank one
+    assert "compared on 2 images" in out  # including the blank one
     (found,) = run_example(tmp_path / "d.onnx", tmp_path, "--min-score", "0", "--output", str(tmp_path / "drawn"))
     image = torch.from_numpy(np.array(draw(90, 60))).permute(2, 0, 1)
     with torch.no_grad():

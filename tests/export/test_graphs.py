@@ -1,4 +1,4 @@
-"""The detectors as they are exported against the ones that they were made from, before any export."""
+"""The graphs of detectors for export against the detectors they were made from, before any export."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ DETECTORS = {
 
 
 def tiny_detector(label: str, **changed) -> nn.Module:
-    """A detector of random weights, in whose images there is something."""
+    """A detector with random weights that finds something in any image."""
     name, options = DETECTORS[label]
     options = {"min_size": [96], "max_size": 160} | options | changed
     of_backbone = {k: options.pop(k) for k in ("out_features", "output_stride") if k in options}
@@ -47,7 +47,7 @@ def pictures() -> list[Tensor]:
 
 
 @pytest.mark.parametrize("label", DETECTORS)
-def test_a_detector_as_it_is_exported_finds_what_it_found(label):
+def test_export_graph_gives_the_same_detections(label):
     network = network_of(tiny_detector(label))
     with torch.no_grad():
         difference = compare(network, network.module, pictures())
@@ -56,7 +56,7 @@ def test_a_detector_as_it_is_exported_finds_what_it_found(label):
 
 
 @pytest.mark.parametrize("label", ["mask_rcnn", "mask_rcnn C4", "retinanet", "fcos"])
-def test_where_there_is_nothing_it_finds_nothing(label):
+def test_no_detections_give_empty_outputs(label):
     network = network_of(tiny_detector(label, box_score_thresh=1.0))
     with torch.no_grad():
         found = network.module(pictures()[0])
@@ -66,7 +66,7 @@ def test_where_there_is_nothing_it_finds_nothing(label):
         assert found["masks"].shape == (0, 1, *SIZES[0])
 
 
-def test_a_difference_is_named():
+def test_compare_names_the_difference():
     network, zero = network_of(tiny_detector("faster_rcnn")), torch.tensor([0])
 
     def shifted(change):

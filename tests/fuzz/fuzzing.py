@@ -1,7 +1,7 @@
-"""Strategies that damage valid files, and the property that is tested for every input.
+"""Strategies that damage valid files, and the property tested for every input.
 
-The property: an input is accepted or refused with a `UserError` of one line, in seconds and limited memory, and no code
-in it is run.
+The property: an input is accepted or refused with a `UserError` of one line, within seconds and limited memory, and no
+code in it is run.
 """
 
 import contextlib
@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 
 from resnet_backbones.errors import UserError
 
-EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", 0))  # per test; 0: the few of `make test`, always the same
-SECONDS, MEMORY = 20, 2**32  # for one input; the largest image takes 400 MB, and there are copies
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", 0))  # per test; 0: the few fixed ones of `make test`
+SECONDS, MEMORY = 20, 2**32  # per input; the largest image takes 400 MB, and it is copied
 JUNK = st.one_of(
     st.none(),
     st.booleans(),
@@ -91,7 +91,7 @@ def outcome(action: Callable[[Any], Any], example: Any) -> str:
 
 @contextlib.contextmanager
 def limits() -> Iterator[None]:
-    """Stop the block if it takes too long, and let it run out of memory if it takes too much."""
+    """Raise `TooSlow` in the block if it takes too long, and let it run out of memory if it takes too much."""
 
     def stop(*_: Any) -> None:
         raise TooSlow(f"it takes more than {SECONDS} s")
@@ -119,7 +119,7 @@ def paths_of(value: Any, path: tuple = ()) -> Iterator[tuple]:
 
 @st.composite
 def mutated(draw: Callable, make: Callable[[], Any], special: st.SearchStrategy = JUNK, most: int = 3) -> Any:
-    """The result of `make()` with up to `most` parts replaced, removed or doubled."""
+    """The result of `make()` with up to `most` parts replaced, removed or duplicated."""
     content = make()
     for _ in range(draw(st.integers(0, most))):
         path = draw(st.sampled_from(list(paths_of(content))))
@@ -143,7 +143,7 @@ EXTREMES = st.sampled_from([0, 1, 0x7F, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0x8000
 
 @st.composite
 def mutated_bytes(draw: Callable, content: bytes, most: int = 4) -> bytes:
-    """`content` with bytes flipped, overwritten, removed, doubled or cut off, often near the beginning."""
+    """`content` with bytes flipped, overwritten, removed, duplicated or truncated, often near the beginning."""
     data = bytearray(content)
     for _ in range(draw(st.integers(0, most))):
         if not data:

@@ -68,7 +68,7 @@ def write_devkit(root) -> None:
     write_voc(root, {"a": [("dog", (2, 2, 9, 9), 0)], "b": [("cat", (1, 1, 9, 9), 0)]})
 
 
-# Of each format: how to write it, the file to damage, and the named attacks on such a file.
+# For each format: how to write it, the file to damage, and the named attacks on such a file.
 FORMATS = {
     "coco": (lambda root: write_coco(root, 2), "instances.json", attacks.JSON),
     "voc": (write_devkit, "Annotations/a.xml", attacks.XML),
@@ -88,7 +88,7 @@ def options_of(kind: str, root) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(("kind", "attack"), [(kind, name) for kind, row in FORMATS.items() for name in row[2]])
-def test_named_attacks_on_annotation_files(tmp_path, kind, attack):
+def test_attacks_on_annotation_files_are_read_or_refused(tmp_path, kind, attack):
     write, name, named = FORMATS[kind]
     write(tmp_path)
     content = named[attack]
@@ -98,7 +98,7 @@ def test_named_attacks_on_annotation_files(tmp_path, kind, attack):
 
 
 @pytest.mark.parametrize("attack", attacks.SEGMENTATIONS)
-def test_named_attacks_on_segmentations(tmp_path, attack):
+def test_attacks_on_segmentations_are_left_out_or_refused(tmp_path, attack):
     content = write_coco(tmp_path, 2)
     content["annotations"][0]["segmentation"] = attacks.SEGMENTATIONS[attack]
     (tmp_path / "instances.json").write_text(json.dumps(content))
@@ -111,7 +111,7 @@ def test_named_attacks_on_segmentations(tmp_path, attack):
 
 
 @pytest.mark.parametrize("attack", attacks.images("x"))
-def test_named_attacks_under_the_name_of_an_image(tmp_path, attack):
+def test_attacks_disguised_as_images_are_refused(tmp_path, attack):
     path = tmp_path / "a.jpg"
     path.write_bytes(attacks.images(tmp_path / "canary")[attack])
     with limits():
@@ -121,7 +121,7 @@ def test_named_attacks_under_the_name_of_an_image(tmp_path, attack):
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_damaged_annotation_files(tmp_path, record_property, kind):
+def test_damaged_annotation_files_are_read_or_refused(tmp_path, record_property, kind):
     write, name, named = FORMATS[kind]
     write(tmp_path)
     file, whole = tmp_path / name, (tmp_path / name).read_bytes()
@@ -146,7 +146,7 @@ def encoded(kind: str, mode: str = "RGB", **options) -> bytes:
     return file.getvalue()
 
 
-def test_damaged_images(tmp_path, record_property):
+def test_damaged_images_are_read_or_refused(tmp_path, record_property):
     whole = [encoded(kind) for kind in ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")]
     whole += [encoded("JPEG", "CMYK"), encoded("PNG", "I;16"), encoded("TIFF", "F"), encoded("PNG", "P")]
     whole += [encoded("TIFF", compression="tiff_lzw"), encoded("TIFF", compression="jpeg"), encoded("GIF", "P")]
@@ -169,7 +169,7 @@ def test_damaged_images(tmp_path, record_property):
     fuzz("images", record_property, tmp_path, st.tuples(examples, sizes), read)
 
 
-def test_damaged_results(tmp_path, record_property):
+def test_damaged_results_are_scored_or_refused(tmp_path, record_property):
     truth = write_coco(tmp_path, 2)
     shutil.rmtree(tmp_path / "images")
     found = [p | {"segmentation": {"size": [40, 48], "counts": "P;X1"}} for p in FOUND]
@@ -190,7 +190,7 @@ def test_damaged_results(tmp_path, record_property):
     fuzz("results to score", record_property, tmp_path, st.tuples(both, st.sampled_from(IOU_TYPES)), score)
 
 
-def test_undamaged_images_of_the_strategy_are_read_exactly(tmp_path):
+def test_undamaged_images_are_read_exactly(tmp_path):
     for k, kind in enumerate(("PNG", "BMP", "TIFF", "PPM")):
         (tmp_path / f"{k}").write_bytes(encoded(kind))
         assert np.array_equal(read_image(tmp_path / f"{k}"), np.asarray(Image.open(io.BytesIO(encoded(kind)))))

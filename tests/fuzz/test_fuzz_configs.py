@@ -1,4 +1,4 @@
-"""Configs from strangers."""
+"""Fuzzed configs: every one loads or is refused in one line."""
 
 import yaml
 from fuzzing import JUNK, fuzz, mutated, mutated_bytes
@@ -21,7 +21,7 @@ YAMLS = st.sampled_from([
 ])  # fmt: skip
 
 
-def test_configs(tmp_path, record_property):
+def test_damaged_configs_are_loaded_or_refused(tmp_path, record_property):
     paths = {kind: CONFIG_FOLDER / name for kind, (name, _) in CONFIGS.items()}
     file = tmp_path / "fuzzed.yaml"
 

@@ -49,7 +49,7 @@ def cut(content: bytes) -> st.SearchStrategy:
 def zips(draw, content: bytes) -> bytes:
     """A torch file with a member that is overwritten, compressed, duplicated or missing.
 
-    Its pickle stays as it was: torch allocates what a damaged one asks for.
+    Its pickle is left intact: torch allocates whatever a damaged one asks for.
     """
     source, file = zipfile.ZipFile(io.BytesIO(content)), io.BytesIO()
     chosen = draw(st.sampled_from([name for name in source.namelist() if not name.endswith("data.pkl")]))
@@ -66,7 +66,7 @@ def zips(draw, content: bytes) -> bytes:
     return file.getvalue()
 
 
-def test_weights(tmp_path, record_property):
+def test_damaged_weights_are_loaded_or_refused(tmp_path, record_property):
     code = MakesFolder(tmp_path / "canary")
     tensors = mutated(lambda: {"model": dict(STATE), "metadata": json.loads(json.dumps(METADATA))}, JUNK | TENSORS)
     arrays = mutated(

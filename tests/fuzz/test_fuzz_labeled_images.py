@@ -14,7 +14,7 @@ from resnet_backbones.data.imagenet import load_images
 
 @st.composite
 def tars(draw, content: bytes) -> bytes:
-    """A tar with a damaged header that has a valid checksum, or with any damaged bytes."""
+    """A tar with a damaged header and a valid checksum, or with bytes damaged anywhere."""
     if draw(st.booleans()):
         return draw(mutated_bytes(content))
     data = bytearray(content)
@@ -43,7 +43,7 @@ def tar_of(files: dict[str, bytes]) -> bytes:
     return file.getvalue()
 
 
-def test_labeled_images(tmp_path, record_property):
+def test_damaged_labeled_images_are_read_or_refused(tmp_path, record_property):
     write_images(tmp_path, {"ant": 1, "bee": 1}, ("train",), side=8)
     encoded = [path.read_bytes() for path in sorted((tmp_path / "train").rglob("*.jpg"))]
     tree = tar_of({"train/ant/0.jpg": encoded[0], "train/bee/0.jpg": encoded[1]})

@@ -1,4 +1,4 @@
-"""detectron2's own configs with our backbones: each trains a step and infers; see the table in docs/detectron2.md."""
+"""detectron2's own configs with our backbones: each trains for a step and infers; table in docs/detectron2.md."""
 
 import copy
 import fnmatch
@@ -17,7 +17,7 @@ from resnet_backbones.errors import UserError
 pytest.importorskip("detectron2", reason="detectron2 is not installed; see make test-detectron2")
 pytestmark = [
     pytest.mark.slow,
-    # As in detectron2's configs, which load their weights later.
+    # detectron2's configs load their weights later.
     pytest.mark.filterwarnings("ignore::resnet_backbones.backbones.RandomFrozenWarning"),
 ]
 
@@ -45,14 +45,14 @@ NOT_TRIED = {
     **dict.fromkeys(["common/data/*", "common/coco_schedule.py", "common/optim.py", "common/train.py"], "no model"),
 }
 
-# What a family without these switches refuses, by what the message says.
+# What a family without these options refuses, and its message.
 REFUSED = {
     ("regnet_x_400mf", "*_DC5_*"): r"MODEL.RESNETS.RES5_DILATION is 2, but regnet_x_400mf",
     ("regnet_x_400mf", "*dconv*"): r"MODEL.RESNETS.DEFORM_ON_PER_STAGE is \[False, True, True, True\], but regnet_x",
     ("regnet_x_400mf", "*_gn*"): r"norm is 'GN', but networks taken from torchvision or timm come with",
 }
 
-# Which of our forms replaces which of detectron2's builders. A C4 head is detectron2's or, with res5 of our net, ours.
+# Our replacement for each of detectron2's builders. A C4 head is detectron2's or, with res5 of our net, ours.
 BUILDERS = {
     "build_resnet_fpn_backbone": "{}_fpn",
     "build_retinanet_resnet_fpn_backbone": "{}_retinanet_fpn",
@@ -62,7 +62,7 @@ ROI_HEADS = {"Res5ROIHeads": "BackboneRes5ROIHeads"}
 
 SMALL = {
     "MODEL.DEVICE": "cpu",
-    "MODEL.PIXEL_STD": [57.375, 57.12, 58.395],  # a std of 1 asks for trained weights
+    "MODEL.PIXEL_STD": [57.375, 57.12, 58.395],  # a std of 1 needs trained weights
     "MODEL.FPN.OUT_CHANNELS": 32,
     "MODEL.RPN.BATCH_SIZE_PER_IMAGE": 32,
     "MODEL.RPN.POST_NMS_TOPK_TRAIN": 20,
@@ -105,7 +105,7 @@ def small_config(config: str, name: str) -> CfgNode:
 
 
 def record(height: int, width: int) -> dict:
-    """An image with two objects of class 0, told in all the ways that detectron2's heads ask for."""
+    """An image with two objects of class 0, annotated for every head of detectron2."""
     boxes = torch.tensor([[0.1, 0.1, 0.5, 0.8], [0.5, 0.3, 0.9, 0.9]]) * torch.tensor([width, height, width, height])
     objects = Instances((height, width), gt_boxes=Boxes(boxes), gt_classes=torch.zeros(2, dtype=torch.int64))
     objects.gt_masks = PolygonMasks([[[x0, y0, x1, y0, x1, y1, x0, y1]] for x0, y0, x1, y1 in boxes.tolist()])
@@ -125,7 +125,7 @@ def record(height: int, width: int) -> dict:
 def train_a_step(model: nn.Module, optimizer: torch.optim.Optimizer) -> set[str]:
     """detectron2's own training step; returns the names of the losses.
 
-    Its trainer raises for a loss that is not finite. The first trained layer has to move.
+    Its trainer raises for a loss that is not finite. The first trainable layer must change.
     """
     name, first = next((n, p) for n, p in model.backbone.named_parameters() if p.requires_grad)
     before = first.detach().clone()
@@ -138,13 +138,13 @@ def train_a_step(model: nn.Module, optimizer: torch.optim.Optimizer) -> set[str]
 
 
 def detect(model: nn.Module) -> dict:
-    found = {k: v for k, v in record(75, 90).items() if k not in ("instances", "sem_seg")}
+    inputs = {k: v for k, v in record(75, 90).items() if k not in ("instances", "sem_seg")}
     with torch.no_grad():
-        return model.eval()([found])[0]
+        return model.eval()([inputs])[0]
 
 
 def expected_of(cfg: CfgNode) -> tuple[set[str], dict[str, set[str]]]:
-    """The losses, and the outputs with their fields, that a config stands for."""
+    """The losses of a config, and its outputs with their fields."""
     architecture, heads = cfg.MODEL.META_ARCHITECTURE, {"mask": cfg.MODEL.MASK_ON, "keypoint": cfg.MODEL.KEYPOINT_ON}
     if architecture == "SemanticSegmentor":
         return set(), {"sem_seg": set()}  # a single loss is logged as the total
@@ -172,7 +172,7 @@ def refusal(config: str, name: str) -> str | None:
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("config", folder_configs(".yaml"))
-def test_every_yaml_of_the_model_zoo_trains_a_step_and_infers(config, name):
+def test_every_yaml_of_the_model_zoo_trains_for_a_step_and_infers(config, name):
     cfg = small_config(config, name)
     if message := refusal(config, name):
         with pytest.raises(UserError, match=message):
@@ -180,7 +180,7 @@ def test_every_yaml_of_the_model_zoo_trains_a_step_and_infers(config, name):
         return
     model = build_model(cfg)
     optimizer = build_optimizer(cfg, model)
-    build_lr_scheduler(cfg, optimizer)  # whose first step is small
+    build_lr_scheduler(cfg, optimizer)  # whose warmup makes the first step small
     losses, outputs = expected_of(cfg)
     assert train_a_step(model, optimizer) == losses
     found = detect(model)
@@ -253,12 +253,12 @@ def lazy_losses(model: DictConfig) -> set[str]:
 
 
 LAZY = [(config, replace_backbone) for config in folder_configs(".py")]
-LAZY += [(config, replace_bottom_up) for config, _ in LAZY if "c4" not in config.lower()]  # which has no pyramid
+LAZY += [(config, replace_bottom_up) for config, _ in LAZY if "c4" not in config.lower()]  # C4 has no pyramid
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(("config", "replace"), LAZY)
-def test_every_lazy_config_trains_a_step_and_infers(config, replace, name):
+def test_every_lazy_config_trains_for_a_step_and_infers(config, replace, name):
     lazy = LazyConfig.load(str(ZOO / config)).model
     small_lazy(lazy)
     replace(lazy, name)
@@ -271,7 +271,7 @@ def test_every_lazy_config_trains_a_step_and_infers(config, replace, name):
     assert ("panoptic_seg" in found) == ("sem_seg_head" in lazy)
 
 
-def test_options_of_a_lazy_config_are_plain_in_the_metadata_of_weights():
+def test_options_of_a_lazy_config_are_json_serializable():
     lazy = LazyCall(host.build_backbone)(name="resnet50", deform_on=["res5"], out_features=["res4", "res5"])
     assert json.loads(json.dumps(instantiate(lazy).architecture))["options"]["deform_on"] == ["res5"]
 
@@ -288,18 +288,18 @@ FUSED = [
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("config", FUSED)
-def test_a_fused_and_a_folded_model_detect_the_same(config, name):
+def test_fused_and_folded_models_give_the_same_detections(config, name):
     cfg = small_config(config, name)
     cfg.merge_from_list(["MODEL.RESNETS.NORM", "BN", "MODEL.BACKBONE.FREEZE_AT", 0])
     model = build_model(cfg)
     randomize_statistics(model)
-    found = record(75, 90)
-    expected = outputs_of(model, found)
+    inputs = record(75, 90)
+    expected = outputs_of(model, inputs)
     fused = fuse(model)
     folded = fold_norms(FrozenBatchNorm2d.convert(copy.deepcopy(model)))
     assert any(type(m).__name__ == "FoldedConv2d" for m in folded.backbone.modules())
     for other in (fused, folded):
-        for k, tensor in outputs_of(other, found).items():
+        for k, tensor in outputs_of(other, inputs).items():
             if k == "pred_masks":  # a pixel near the threshold may flip
                 assert (tensor != expected[k]).double().mean() < 1e-3
             else:
@@ -307,11 +307,11 @@ def test_a_fused_and_a_folded_model_detect_the_same(config, name):
                 assert error < 1e-5, (k, float(error))
 
 
-def outputs_of(model: nn.Module, found: dict) -> dict[str, torch.Tensor]:
+def outputs_of(model: nn.Module, inputs: dict) -> dict[str, torch.Tensor]:
     """Features and detections."""
-    image = {k: found[k] for k in ("image", "height", "width")}
+    image = {k: inputs[k] for k in ("image", "height", "width")}
     with torch.no_grad():
-        features = model.eval().backbone(model.preprocess_image([found]).tensor)
+        features = model.eval().backbone(model.preprocess_image([inputs]).tensor)
         detections = model([image])[0]
     fields = {k: getattr(v, "tensor", v).double() for k, v in detections["instances"].get_fields().items()}
     assert len(fields["scores"]) > 0

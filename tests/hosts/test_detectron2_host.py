@@ -1,4 +1,4 @@
-"""Our backbones in detectron2, where it is installed: features, its registry, its configs and its trainer."""
+"""Our backbones in detectron2, if it is installed: features, its registry, its configs and its trainer."""
 
 import json
 import warnings
@@ -30,7 +30,7 @@ PYRAMID = ["p3", "p4", "p5", "p6", "p7"]
 
 
 def with_statistics(net: nn.Module) -> nn.Module:
-    """`net` in evaluation, with norms that do something and deformable convolutions that do not lie still."""
+    """`net` in eval mode, with non-trivial norm statistics and deformable offsets."""
     for module in net.modules():
         if getattr(module, "running_var", None) is not None:
             module.weight.data.uniform_(0.5, 1.0)
@@ -49,7 +49,7 @@ def largest_difference(ours: dict, theirs: dict) -> float:
 
 
 def config_of(name: str, **keys) -> CfgNode:
-    """detectron2's config for a backbone of ours from scratch; `keys` as in MODEL__RESNETS__NORM."""
+    """detectron2's config for one of our backbones with random weights; `keys` as in MODEL__RESNETS__NORM."""
     cfg = get_cfg()
     host.add_config(cfg)
     cfg.MODEL.BACKBONE.NAME, cfg.MODEL.BACKBONE.FREEZE_AT = name, 0
@@ -84,7 +84,7 @@ CASES = [
 
 @pytest.fixture
 def modulated_on_cpu(monkeypatch):
-    """detectron2's second deformable convolution has no kernel for CPUs: its layers around torchvision's kernel."""
+    """detectron2's modulated deformable convolution has no CPU kernel: its layers then run torchvision's."""
     if torch.cuda.is_available():
         return
 
@@ -97,7 +97,7 @@ def modulated_on_cpu(monkeypatch):
 @pytest.mark.usefixtures("modulated_on_cpu")
 @pytest.mark.parametrize(("name", "depth", "options", "settings"), CASES)
 @pytest.mark.parametrize("norm", ["FrozenBN", "BN"])
-def test_features_are_detectron2s_after_conversion_both_ways(name, depth, options, settings, norm):
+def test_features_match_detectron2_after_conversion_both_ways(name, depth, options, settings, norm):
     if norm == "BN" and depth > 50:
         pytest.skip("one norm of the deep ones is enough")
     torch.manual_seed(0)
@@ -118,7 +118,7 @@ def test_features_are_detectron2s_after_conversion_both_ways(name, depth, option
 
 @pytest.mark.parametrize("norm", ["", "GN"])
 @pytest.mark.parametrize(("form", "builder"), [("fpn", "resnet"), ("retinanet_fpn", "retinanet_resnet")])
-def test_pyramids_are_detectron2s(form, builder, norm):
+def test_pyramids_match_detectron2(form, builder, norm):
     torch.manual_seed(0)
     cfg = config_of(f"resnet50_{form}", MODEL__FPN__NORM=norm, MODEL__RESNETS__STRIDE_IN_1X1=False)
     cfg.MODEL.FPN.IN_FEATURES = (
@@ -203,7 +203,7 @@ def test_every_registered_name_is_in_detectron2s_registry():
     assert {"preact_resnet50_c4", "seresnet50_retinanet_fpn", "convnext_tiny_fpn"} <= registered
 
 
-def test_detectron2s_keys_are_read():
+def test_detectron2s_config_keys_are_applied():
     cfg = config_of(
         "resnet50", MODEL__RESNETS__STRIDE_IN_1X1=True, MODEL__RESNETS__RES5_DILATION=2,
         MODEL__RESNETS__NORM="FrozenBN",
@@ -230,16 +230,16 @@ def test_detectron2s_keys_are_read():
         build_theirs(cfg)
 
 
-def test_weights_bring_their_preprocessing_to_the_config(tmp_path):
+def test_pixel_mean_and_format_must_match_the_weights(tmp_path):
     from resnet_backbones.classifiers import build_classifier
     from resnet_backbones.weights import save_safetensors
 
     model = build_classifier("resnet18", num_classes=2)
-    told = {
+    metadata = {
         "preprocessing": {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.2, 0.2]},
         "architecture": model.backbone.architecture,
     }
-    save_safetensors(tmp_path / "r18.safetensors", model.state_dict(), told)
+    save_safetensors(tmp_path / "r18.safetensors", model.state_dict(), metadata)
     cfg = config_of("resnet18_fpn", MODEL__BACKBONE__WEIGHTS=str(tmp_path / "r18.safetensors"))
     with pytest.raises(
         UserError, match=r"MODEL.PIXEL_MEAN is \[103.53, 116.28, 123.675\], but .*r18.safetensors was trai"
@@ -251,7 +251,7 @@ def test_weights_bring_their_preprocessing_to_the_config(tmp_path):
     assert build_theirs(cfg) is not None
 
 
-def test_c4_with_the_backbones_own_last_stage():
+def test_c4_heads_use_the_backbones_own_last_stage():
     cfg = config_of(
         "preact_resnet18_c4", MODEL__META_ARCHITECTURE="GeneralizedRCNN", MODEL__ROI_HEADS__NAME="BackboneRes5ROIHeads",
         MODEL__ROI_HEADS__NUM_CLASSES=2, MODEL__ROI_BOX_HEAD__POOLER_RESOLUTION=14,
@@ -264,7 +264,7 @@ def test_c4_with_the_backbones_own_last_stage():
     assert output[0]["instances"].pred_boxes.tensor.shape[1] == 4
 
 
-def test_lazy_configs():
+def test_lazy_configs_build_the_backbone():
     lazy = LazyCall(host.build_backbone)(name="preact_resnet18_fpn", norm="BN", fpn_channels=32)
     lazy.fpn_channels = 16
     backbone = instantiate(lazy)
@@ -272,7 +272,7 @@ def test_lazy_configs():
     assert backbone.output_shape()["p3"] == ShapeSpec(channels=16, stride=8)
 
 
-def test_detectron2s_own_trainer(tool, tmp_path):
+def test_detectron2s_own_trainer_trains_and_evaluates(tool, tmp_path):
     write_coco(tmp_path / "data", 4)
     yaml = tmp_path / "own.yaml"
     spec = f"{{format: coco, root: {tmp_path}/data/images, annotations: {tmp_path}/data/instances.json}}"

@@ -1,6 +1,6 @@
-"""Every registered name in every host: built whole, and of each family one trained a step.
+"""Every registered name in every host: all are built, and one per family trains for a step.
 
-A host that is not installed is skipped. In `make test` the names are few; `make test-slow` has them all.
+A host that is not installed is skipped. `make test` has few of the names, `make test-slow` all of them.
 """
 
 import importlib
@@ -133,7 +133,7 @@ def excluded(host: str, name: str) -> bool:
 
 
 def pairs(names: list[str], quick: list[str]) -> list:
-    """Of hosts and names; all but those of the names in `quick` are slow."""
+    """Pairs of host and name; all but those of a name in `quick` are marked slow."""
     return [
         pytest.param(host, name, id=f"{host}-{name}", marks=() if name in quick else pytest.mark.slow)
         for host in HOSTS
@@ -143,7 +143,7 @@ def pairs(names: list[str], quick: list[str]) -> list:
 
 
 @pytest.mark.parametrize(("host", "name"), pairs(NAMES, FEW))
-def test_every_name_is_built_in_every_host(host, name):
+def test_every_name_builds_in_every_host(host, name):
     with torch.device("meta"):
         model, net, _ = HOSTS[host](host, name)
     parameters = {id(parameter) for parameter in model.parameters()}
@@ -152,7 +152,7 @@ def test_every_name_is_built_in_every_host(host, name):
 
 
 @pytest.mark.parametrize(("host", "name"), pairs(MEMBERS, ["resnet18"]))
-def test_one_of_each_family_trains_a_step_in_every_host(host, name):
+def test_one_net_per_family_trains_for_a_step_in_every_host(host, name):
     torch.manual_seed(0)
     model, net, loss = HOSTS[host](host, name)
     model.train()

@@ -1,4 +1,4 @@
-"""Our backbones as timm's: parity with timm's own networks, and what asks timm for networks (smp, transformers)."""
+"""Our backbones through timm.create_model: parity with timm's own networks, every name, weights and errors."""
 
 import importlib
 import warnings
@@ -21,7 +21,7 @@ timm = pytest.importorskip("timm", reason="timm is not installed")
 from resnet_backbones.hosts import timm as host  # noqa: E402
 
 NAMES = [name for name in list_backbones() if not name.endswith("_fpn")]
-# Names that timm has, too, with the same parameters.
+# Names that timm also has, with the same parameters.
 SHARED = [
     "resnet18", "resnet50", "resnext50_32x4d", "wide_resnet50_2", "resnet18d", "resnet50d", "resnet50c", "seresnet50",
 ]  # fmt: skip
@@ -40,11 +40,11 @@ def twins(name: str, **options) -> tuple[nn.Module, nn.Module]:
 
 
 @pytest.mark.parametrize("name", SHARED)
-def test_features_are_those_of_timm(name):
+def test_features_match_timm(name):
     ours, theirs = twins(name, features_only=True)
     assert list(ours.state_dict()) == list(theirs.state_dict())
-    for ask in ("channels", "reduction"):
-        assert getattr(ours.feature_info, ask)() == getattr(theirs.feature_info, ask)()
+    for method in ("channels", "reduction"):
+        assert getattr(ours.feature_info, method)() == getattr(theirs.feature_info, method)()
     assert ours.feature_info.module_name()[1:] == theirs.feature_info.module_name()[1:]
     images = torch.rand(1, 3, 65, 70)
     for x, expected in zip(outputs_of(ours, images), outputs_of(theirs, images), strict=True):
@@ -54,7 +54,7 @@ def test_features_are_those_of_timm(name):
 @pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnet50d"])
 @pytest.mark.parametrize("output_stride", [8, 16])
 @pytest.mark.parametrize("in_chans", [1, 4])
-def test_features_of_dilated_nets_for_other_channels(name, output_stride, in_chans):
+def test_features_match_timm_with_dilation_and_other_channels(name, output_stride, in_chans):
     indices = (1, 2, -1)
     ours, theirs = twins(name, features_only=True, output_stride=output_stride, in_chans=in_chans, out_indices=indices)
     assert ours.feature_info.reduction() == [theirs.feature_info[i]["reduction"] for i in indices]
@@ -64,7 +64,7 @@ def test_features_of_dilated_nets_for_other_channels(name, output_stride, in_cha
 
 
 @pytest.mark.parametrize(("indices", "levels"), [((0,), [0]), ((-1, 1), [1, 4]), (2, [3, 4]), ([3], [3])], ids=str)
-def test_out_indices_choose_levels(indices, levels):
+def test_out_indices_select_levels(indices, levels):
     net = timm.create_model("rb_resnet18", features_only=True, out_indices=indices).eval()
     whole = timm.create_model("rb_resnet18", features_only=True).eval()
     whole.load_state_dict(net.state_dict(), strict=False)
@@ -72,18 +72,18 @@ def test_out_indices_choose_levels(indices, levels):
     images = torch.rand(1, 3, 64, 64)
     expected = outputs_of(whole, images)
     assert all(torch.equal(x, expected[i]) for x, i in zip(outputs_of(net, images), levels, strict=True))
-    assert ("layer4" in dict(net.net.named_children())) == (4 in levels)  # what no level needs is not built
+    assert ("layer4" in dict(net.net.named_children())) == (4 in levels)  # layers that no level needs are not built
 
 
 @pytest.mark.parametrize("name", SHARED)
-def test_logits_are_those_of_timm(name):
+def test_logits_match_timm(name):
     ours, theirs = twins(name, num_classes=7)
     images = torch.rand(2, 3, 64, 64)
     assert_close(outputs_of(ours, images), outputs_of(theirs, images))
 
 
 @pytest.mark.parametrize("pool", ["avg", "max", "avgmax", "catavgmax", ""])
-def test_heads_are_those_of_timm(pool):
+def test_heads_match_timm(pool):
     ours, theirs = twins("resnet18", num_classes=0, global_pool=pool)
     images = torch.rand(2, 3, 64, 64)
     assert_close(outputs_of(ours, images), outputs_of(theirs, images))
@@ -100,7 +100,7 @@ def test_heads_are_those_of_timm(pool):
 
 
 @pytest.mark.parametrize("indices", [None, 2, [0, -2]], ids=str)
-def test_intermediates_are_those_of_timm(indices):
+def test_intermediates_match_timm(indices):
     ours, theirs = twins("resnet18")
     images = torch.rand(1, 3, 64, 64)
     for model_output, expected in zip(
@@ -111,7 +111,7 @@ def test_intermediates_are_those_of_timm(indices):
     torch.testing.assert_close(only, theirs.forward_intermediates(images, indices, intermediates_only=True))
 
 
-def test_training_with_dropout_and_drop_path_differs_from_evaluation():
+def test_dropout_and_drop_path_apply_only_in_training():
     model = timm.create_model("rb_resnet18", num_classes=3, drop_rate=0.5, drop_path_rate=0.5)
     pooled = model.forward_head(torch.ones(4, 512, 1, 1), pre_logits=True)
     assert 0.4 < (pooled == 0).float().mean() < 0.6
@@ -150,7 +150,7 @@ def test_every_name_without_a_pyramid_is_listed():
 
 
 def check_shapes(name: str, device: str, **options) -> None:
-    """`feature_info` says what comes out, of the features and the classifier of `rb_NAME`."""
+    """`feature_info` matches the outputs of the features and the classifier of `rb_NAME`."""
     side, classes = 96, 4
     with torch.device(device):
         features = timm.create_model(f"rb_{name}", features_only=True, **options).eval()
@@ -172,18 +172,18 @@ def check_shapes(name: str, device: str, **options) -> None:
 
 
 @pytest.mark.parametrize("name", [*REPRESENTATIVES, "cifar_resnet20"])
-def test_features_have_the_shapes_that_feature_info_says(name):
+def test_features_have_the_shapes_in_feature_info(name):
     check_shapes(name, "cpu")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_features_have_the_shapes_that_feature_info_says_for_every_name(name):
+def test_features_of_every_name_have_the_shapes_in_feature_info(name):
     check_shapes(name, "meta")
 
 
 @pytest.mark.parametrize("name", ["resnet18", "preact_resnet50", "vgg11_bn", "cifar_resnet20"])
-def test_state_dicts_are_those_of_this_package(name):
+def test_state_dicts_have_our_tensor_names(name):
     with torch.device("meta"):
         model = timm.create_model(f"rb_{name}", num_classes=6)
         features = timm.create_model(f"rb_{name}", features_only=True)
@@ -192,7 +192,7 @@ def test_state_dicts_are_those_of_this_package(name):
 
 
 @pytest.mark.parametrize("name", ["resnet18", "preact_resnet18", "alexnet", "densenet121"])
-def test_modules_that_feature_info_names_give_the_features(name):
+def test_modules_named_in_feature_info_give_the_features(name):
     model = timm.create_model(f"rb_{name}", features_only=True).eval()
     modules, seen = model.feature_info.module_name(), []
     for module in modules:
@@ -215,7 +215,7 @@ def test_options_of_this_package_pass_through():
 
 @pytest.fixture
 def trained(tmp_path):
-    """A file of a classifier of three classes, its images and its logits."""
+    """A weights file of a classifier of three classes, images, and their logits."""
     model = build_classifier("preact_resnet18", 3).eval()
     randomize_statistics(model)
     path = tmp_path / "model.safetensors"
@@ -244,7 +244,7 @@ def test_a_file_of_this_package_loads_with_its_head(trained, how):
         assert config["crop_pct"] == 0.8
 
 
-def test_weights_fit_other_classes_and_channels_as_in_timm(trained):
+def test_weights_adapt_to_other_classes_and_channels(trained):
     path, images, _ = trained
     ten = timm.create_model("rb_preact_resnet18", num_classes=10, weights=path).eval()
     features = timm.create_model("rb_preact_resnet18", features_only=True, weights=path, out_indices=(0, 4)).eval()
@@ -266,8 +266,8 @@ def test_preprocessing_of_published_weights_is_known():
     assert small["input_size"] == (3, 32, 32)
 
 
-def test_pretrained_loads_what_torchvision_publishes(tmp_path, monkeypatch):
-    """From torch's cache, where a download would be put."""
+def test_pretrained_loads_torchvisions_published_weights(tmp_path, monkeypatch):
+    """From torch's cache, where a download would be stored."""
     published = torchvision.models.ResNet18_Weights.DEFAULT
     theirs = torchvision.models.resnet18().eval()
     randomize_statistics(theirs)
@@ -305,7 +305,7 @@ def test_pretrained_loads_what_torchvision_publishes(tmp_path, monkeypatch):
     ],
     ids=str,
 )  # fmt: skip
-def test_what_cannot_be_built_is_said_in_one_line(name, options, message):
+def test_invalid_arguments_give_a_one_line_error(name, options, message):
     with pytest.raises(UserError, match=message) as caught:
         timm.create_model(f"rb_{name}", **options)
     assert "\n" not in str(caught.value)

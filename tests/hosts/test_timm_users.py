@@ -1,4 +1,4 @@
-"""What asks timm for networks, over ours: segmentation_models_pytorch and transformers' TimmBackbone."""
+"""Libraries that take networks from timm, with ours: segmentation_models_pytorch and transformers' TimmBackbone."""
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ def smp():
 
 @pytest.fixture
 def nuclei(shared):
-    """Four microscopy images (4, 3, 96, 96) and which pixels are of a nucleus, (4, 96, 96)."""
+    """Four microscopy images (4, 3, 96, 96) and their masks of nuclei (4, 96, 96)."""
     root = shared / "nuclei"
     spec = {"root": str(root / "images/train"), "annotations": str(root / "annotations/instances_train.json")}
     dataset = DetectionDataset([load_annotations("own", {"own": {"format": "coco", **spec}})], train=True, masks=True)
@@ -54,12 +54,12 @@ def test_unet_learns_nuclei(smp, nuclei, name):
     losses = losses_of(model, *nuclei, steps=12)
     assert losses[-1] < losses[0] / 2
     share = nuclei[1].double().mean()
-    assert losses[-1] < F.binary_cross_entropy(share, share)  # the best loss of the same answer everywhere
+    assert losses[-1] < F.binary_cross_entropy(share, share)  # the best loss of a constant prediction
 
 
 @pytest.mark.parametrize("name", ["resnet18", "preact_resnet18"])
 @pytest.mark.parametrize("model", ["FPN", "DeepLabV3Plus"])
-def test_other_segmentation_models_take_a_step(smp, name, model):
+def test_other_segmentation_models_train_for_a_step(smp, name, model):
     options = {"encoder_output_stride": 16} if model == "DeepLabV3Plus" else {}
     net = getattr(smp, model)(f"tu-rb_{name}", encoder_weights=None, classes=2, **options)
     images, masks = torch.rand(2, 3, 64, 64), torch.randint(2, (2, 64, 64))
@@ -86,7 +86,7 @@ def test_folding_and_fusing_inside_unet_keep_outputs(smp, name):
     assert_close(outputs_of(fold_norms(frozen), images), expected)
 
 
-def test_a_segmentation_model_starts_from_a_file(smp, tmp_path):
+def test_a_segmentation_model_loads_weights_from_a_file(smp, tmp_path):
     net, path, images = build_backbone("preact_resnet18").eval(), tmp_path / "own.safetensors", torch.rand(1, 3, 64, 64)
     randomize_statistics(net)
     save_safetensors(path, net.state_dict(), metadata_of(net))
@@ -98,7 +98,7 @@ def test_a_segmentation_model_starts_from_a_file(smp, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["rb_resnet18", "rb_vgg11_bn", "rb_swin_t"])
-def test_segmentation_models_take_our_encoders(smp, name):
+def test_segmentation_models_backpropagate_through_our_encoders(smp, name):
     model = smp.Unet(f"tu-{name}", encoder_weights=None, classes=2)
     images = torch.rand(2, 3, 64, 64)
     loss = F.cross_entropy(model(images), torch.randint(2, (2, 64, 64)))
@@ -106,7 +106,7 @@ def test_segmentation_models_take_our_encoders(smp, name):
     assert all(p.grad is not None for p in model.encoder.parameters())
 
 
-def test_encoders_of_segmentation_models_have_timms_names(smp):
+def test_encoders_with_timms_weights_match_timm(smp):
     ours = smp.Unet("tu-rb_resnet18", encoder_weights=None)
     theirs = smp.Unet("tu-resnet18", encoder_weights=None).eval()
     ours.load_state_dict(theirs.state_dict())

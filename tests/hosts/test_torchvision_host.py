@@ -1,4 +1,4 @@
-"""Our backbones in torchvision's own detectors and segmentation models, beside those that torchvision builds itself."""
+"""Our backbones in torchvision's own detectors and segmentation models, against those with torchvision's backbones."""
 
 import re
 
@@ -18,7 +18,7 @@ from resnet_backbones.weights import save_safetensors
 
 DENSE = ["p3", "p4", "p5", "p6", "p7"]
 SIZES = {"min_size": 96, "max_size": 160}
-FEW = {"box_detections_per_img": 10}  # since masks and keypoints of 100 take long
+FEW = {"box_detections_per_img": 10}  # masks and keypoints of 100 detections are slow
 DETECTORS = {
     "fasterrcnn_resnet50_fpn": (FasterRCNN, None, 91, SIZES),
     "maskrcnn_resnet50_fpn": (MaskRCNN, None, 91, SIZES | FEW),
@@ -28,7 +28,7 @@ DETECTORS = {
 }
 QUICK = ("fasterrcnn_resnet50_fpn", "retinanet_resnet50_fpn")
 NAMES = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in DETECTORS]
-# Before torchvision 0.13, whose files of COCO weights are still the published ones.
+# Names before torchvision 0.13, which the published COCO weights still have.
 OLD_NAMES = [
     (r"(fpn\.\w+_blocks\.\d)\.0\.(weight|bias)", r"\1.\2"),
     (r"rpn\.head\.conv\.0\.0\.", "rpn.head.conv."),
@@ -38,7 +38,7 @@ OLD_NAMES = [
 
 
 def theirs(name: str) -> nn.Module:
-    """torchvision's detector of random weights, with norms that do something and scores that let detections pass."""
+    """torchvision's detector with random weights, non-trivial norms, and scores high enough for detections."""
     torch.manual_seed(0)
     model = getattr(detection, name)(weights=None, weights_backbone=None, **DETECTORS[name][3])
     for module in model.modules():
@@ -55,7 +55,7 @@ def theirs(name: str) -> nn.Module:
 
 
 def largest_difference(ours: nn.Module, other: nn.Module) -> dict[str, float]:
-    """Of the detections in two images, which have to be some."""
+    """Per field of the detections in two images, of which there must be more than ten."""
     images = [torch.rand(3, 96, 128), torch.rand(3, 140, 101)]
     with torch.no_grad():
         pairs = list(zip(ours(images), other(images), strict=True))
@@ -66,7 +66,7 @@ def largest_difference(ours: nn.Module, other: nn.Module) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_torchvisions_detectors_over_ours_are_torchvisions_own(name):
+def test_detections_on_our_backbone_match_torchvision(name):
     make, levels, classes, options = DETECTORS[name]
     reference = theirs(name)
     model = make(backbone("resnet50_fpn", out_features=levels), classes, **options).eval()
@@ -92,7 +92,7 @@ def test_state_dicts_of_torchvision_before_0_13_load(name):
 
 
 def losses(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Of a training step on one image with one object."""
+    """The losses of a training step on one image with one object."""
     keypoints = torch.tensor([[[40.0, 50.0, 1.0]] * 17])
     mask = torch.zeros(1, 96, 128, dtype=torch.uint8)
     mask[0, 20:90, 20:100] = 1
@@ -113,7 +113,7 @@ def losses(model: nn.Module) -> dict[str, torch.Tensor]:
         ("resnet18d_fpn", {"out_features": DENSE}),
     ],
 )
-def test_detectors_over_one_map_or_another_pyramid(make, name, options):
+def test_detectors_train_on_a_single_map_or_another_pyramid(make, name, options):
     net = backbone(name, **options)
     model = detector(make, net, 2, min_size=96, max_size=128)
     terms = losses(model)
@@ -125,12 +125,12 @@ def test_detectors_over_one_map_or_another_pyramid(make, name, options):
         assert {"boxes", "labels", "scores"} <= set(model.eval()([torch.rand(3, 96, 128)])[0])
 
 
-def test_anchors_of_a_pyramid_are_torchvisions():
+def test_anchors_of_a_pyramid_match_torchvision():
     for name, (make, levels, classes, _) in DETECTORS.items():
         net = backbone("resnet50_fpn", out_features=levels)
         ours, reference = detector(make, net, classes), make(net, classes)
-        for where in (ours, reference):
-            where.found = getattr(where, "rpn", where).anchor_generator
+        for model in (ours, reference):
+            model.found = getattr(model, "rpn", model).anchor_generator
         assert ours.found.sizes == reference.found.sizes, name
         assert ours.found.aspect_ratios == reference.found.aspect_ratios, name
 
@@ -142,7 +142,7 @@ def test_anchors_of_a_pyramid_are_torchvisions():
         ("resnet50", fcn, segmentation.fcn_resnet50, {"output_stride": 8}),
     ],
 )
-def test_segmentation_models_are_torchvisions(name, make, reference, options):
+def test_segmentation_models_match_torchvision(name, make, reference, options):
     torch.manual_seed(0)
     reference = reference(weights=None, weights_backbone=None, aux_loss=True).eval()
     model = make(name, 21, aux=True, **options).eval()
@@ -155,7 +155,7 @@ def test_segmentation_models_are_torchvisions(name, make, reference, options):
 
 
 @pytest.mark.parametrize("name", ["preact_resnet18", "seresnet18", "convnext_tiny", "cifar_resnet20"])
-def test_segmentation_of_every_kind_learns(name):
+def test_segmentation_models_backpropagate_to_the_backbone(name):
     torch.manual_seed(0)
     images, labels = torch.rand(2, 3, 64, 64), torch.randint(0, 3, (2, 64, 64))
     for make, options in ((fcn, {"aux": True}), (deeplabv3, {}), (lraspp, {})):
@@ -167,14 +167,14 @@ def test_segmentation_of_every_kind_learns(name):
 
 
 @pytest.mark.parametrize("name", ["resnet18", "preact_resnet18", "seresnet18", "resnet18d", "plain18", "googlenet"])
-def test_intermediate_layers_are_our_features(name):
+def test_intermediate_layer_getter_gives_our_features(name):
     net = build_backbone(name).eval()
     layers = {net.stages[feature][-1]: feature for feature in net.out_features}
     images = torch.rand(1, 3, 64, 96)
     with torch.no_grad():
-        features, taken = net(images), IntermediateLayerGetter(net, layers)(images)
+        features, intermediates = net(images), IntermediateLayerGetter(net, layers)(images)
         for feature, expected in features.items():
-            assert torch.equal(taken[feature], expected)
+            assert torch.equal(intermediates[feature], expected)
         channels = [shape.channels for shape in net.output_shape().values()]
         pyramid = BackboneWithFPN(net, layers, channels, 32).eval()
         ours = build_backbone(f"{name}_fpn", fpn_channels=32).eval()
@@ -192,7 +192,7 @@ def test_intermediate_layers_are_our_features(name):
         pytest.param(fuse, misc.FrozenBatchNorm2d, marks=pytest.mark.slow),
     ],
 )
-def test_folded_and_fused_detectors_give_the_same(prepare, norm):
+def test_folding_and_fusing_keep_the_detections(prepare, norm):
     reference = theirs("fasterrcnn_resnet50_fpn")
     model = FasterRCNN(backbone("resnet50_fpn"), 91, **SIZES).eval()
     model.load_state_dict(reference.state_dict())
@@ -233,20 +233,20 @@ def test_folded_and_fused_detectors_give_the_same(prepare, norm):
         (lambda: fcn("vgg11", 2, output_stride=8), "Unknown option of vgg11 'output_stride'"),
     ],
 )
-def test_what_torchvision_cannot_take_is_refused_in_one_line(build, message):
+def test_unsupported_models_and_options_are_refused(build, message):
     with pytest.raises(UserError, match=message):
         build()
 
 
 def file_of(tmp_path, **preprocessing) -> str:
-    """Weights of a ResNet-18 with their preprocessing."""
+    """A weights file of a ResNet-18 with its preprocessing."""
     path = tmp_path / "r18.safetensors"
     given = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.4]} | preprocessing
     save_safetensors(path, build_backbone("resnet18").state_dict(), {"preprocessing": given})
     return str(path)
 
 
-def test_images_are_normalized_as_the_weights_say(tmp_path):
+def test_normalization_comes_from_the_weights(tmp_path):
     model = detector(FasterRCNN, backbone("resnet18", weights=file_of(tmp_path)), 2)
     assert (model.transform.image_mean, model.transform.image_std) == ([0.4, 0.5, 0.6], [0.2, 0.3, 0.4])
     bgr = file_of(tmp_path, channel_order="BGR")

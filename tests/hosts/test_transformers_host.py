@@ -1,4 +1,4 @@
-"""Our backbones in transformers, where it is installed: its contract for backbones, its files, and its detectors."""
+"""Our backbones in transformers, if it is installed: its backbone API, its files, and its detectors."""
 
 import re
 import warnings
@@ -49,7 +49,7 @@ MASK2FORMER = {
 }  # fmt: skip
 UPERNET = {"hidden_size": 32, "pool_scales": [1, 2], "auxiliary_in_channels": 256, "num_labels": 3}
 
-# model and config of transformers, the features it takes, what makes it small
+# model of transformers: the rest of its class name, the features that it takes, the settings of a small one
 HOSTS = {
     "Detr": ("ForObjectDetection", ["res5"], DETR),
     "ConditionalDetr": ("ForObjectDetection", ["res5"], DETR),
@@ -66,7 +66,7 @@ HOSTS = {
 
 
 def build_host(model: str, name: str = "resnet18", settings: dict | None = None, **options) -> nn.Module:
-    """The small `model` of transformers over a backbone of ours, with random weights."""
+    """A small `model` of transformers on one of our backbones, with random weights."""
     task, features, small = HOSTS[model]
     if model == "MaskFormer":
         small = small | {"decoder_config": transformers.DetrConfig(**DETR)}
@@ -79,8 +79,8 @@ def backbone_of(model: nn.Module) -> host.ResidualBackbone:
     return next(module for module in model.modules() if isinstance(module, host.ResidualBackbone))
 
 
-def move_statistics(model: nn.Module) -> nn.Module:
-    """`model` in evaluation, with norms that do something."""
+def with_statistics(model: nn.Module) -> nn.Module:
+    """`model` in eval mode, with non-trivial norm statistics."""
     for module in model.modules():
         if getattr(module, "running_var", None) is not None:
             module.running_mean.normal_(0, 0.1)
@@ -89,7 +89,7 @@ def move_statistics(model: nn.Module) -> nn.Module:
 
 
 def targets_of(model: str, images: torch.Tensor) -> dict:
-    """Labels in the form that `model` takes: two objects an image, or classes of pixels."""
+    """Labels in the form that `model` takes: two objects per image, or a class per pixel."""
     count, _, height, width = images.shape
     if model == "UperNet":
         return {"labels": torch.randint(3, (count, height, width))}
@@ -102,7 +102,7 @@ def targets_of(model: str, images: torch.Tensor) -> dict:
 
 
 def outputs_of(model: nn.Module, images: torch.Tensor) -> list[torch.Tensor]:
-    """What `model` predicts; its losses need labels."""
+    """The predictions of `model`, without the losses, which need labels."""
     model.eval()
     with torch.no_grad():
         outputs = model(images)
@@ -111,7 +111,7 @@ def outputs_of(model: nn.Module, images: torch.Tensor) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("name", REPRESENTATIVES)
-def test_feature_maps_are_those_of_build_backbone(name):
+def test_feature_maps_match_build_backbone(name):
     torch.manual_seed(0)
     expected = build_backbone(name, out_features=["res3", "res5"]).eval()
     torch.manual_seed(0)
@@ -140,7 +140,7 @@ def test_every_name_is_an_auto_backbone(name):
     assert model.out_features == [model.stage_names[1], model.stage_names[-1]]
 
 
-def test_resnet50_gives_the_feature_maps_of_transformers_own():
+def test_resnet50_matches_transformers_own():
     def theirs(key: str) -> str:
         """The name of a tensor of torchvision's ResNet-50 in transformers' own."""
         key = re.sub(r"^(conv1|bn1)", r"embedder.embedder.\1", key)
@@ -149,7 +149,7 @@ def test_resnet50_gives_the_feature_maps_of_transformers_own():
         key = key.replace("downsample.0", "shortcut.convolution").replace("downsample.1", "shortcut.normalization")
         return re.sub(r"(conv|bn)\d\.", lambda m: {"conv": "convolution.", "bn": "normalization."}[m[1]], key)
 
-    ours = move_statistics(host.backbone("resnet50", out_indices=[0, 1, 2, 3, 4]))
+    ours = with_statistics(host.backbone("resnet50", out_indices=[0, 1, 2, 3, 4]))
     config = transformers.ResNetConfig(out_features=["stem", "stage1", "stage2", "stage3", "stage4"])
     own = transformers.AutoBackbone.from_config(config).eval()
     own.load_state_dict({theirs(key): tensor for key, tensor in ours.net.state_dict().items()})
@@ -161,8 +161,8 @@ def test_resnet50_gives_the_feature_maps_of_transformers_own():
     assert ours.out_indices == own.out_indices
 
 
-def test_saved_files_have_our_names_and_load_both_ways(tmp_path):
-    model = move_statistics(host.backbone("preact_resnet18", out_features=ALL, norm="FrozenBN", weights=None))
+def test_saved_files_have_our_tensor_names_and_load_both_ways(tmp_path):
+    model = with_statistics(host.backbone("preact_resnet18", out_features=ALL, norm="FrozenBN", weights=None))
     images = torch.rand(1, 3, 64, 64)
     expected = model(images).feature_maps
     model.save_pretrained(tmp_path)
@@ -175,15 +175,15 @@ def test_saved_files_have_our_names_and_load_both_ways(tmp_path):
 
     net = build_backbone("preact_resnet18", weights=str(tmp_path / "model.safetensors")).eval()
     torch.testing.assert_close(net(images)["res5"], expected[-1], rtol=0, atol=1e-5)
-    net.conv1.weight.data.mul_(1.5)  # a file that we write
+    net.conv1.weight.data.mul_(1.5)  # a file written by us
     save_safetensors(tmp_path / "model.safetensors", net.state_dict(), {"architecture": net.architecture})
     again = host.ResidualBackbone.from_pretrained(tmp_path, out_features=["res5"])
     torch.testing.assert_close(again(images).feature_maps[0], net(images)["res5"], rtol=0, atol=1e-5)
 
 
-def test_a_detector_takes_weights_from_its_config_or_later_and_keeps_them(tmp_path):
+def test_weights_load_from_the_config_or_later_and_are_saved_with_the_detector(tmp_path):
     source = str(tmp_path / "weights.safetensors")
-    net = move_statistics(build_backbone("resnet18"))
+    net = with_statistics(build_backbone("resnet18"))
     save_safetensors(tmp_path / "weights.safetensors", net.state_dict(), {"architecture": net.architecture})
     images = torch.rand(1, 3, 64, 64)
     for model in HOSTS:
@@ -206,14 +206,14 @@ def test_a_detector_takes_weights_from_its_config_or_later_and_keeps_them(tmp_pa
 
 
 @pytest.mark.parametrize("model", HOSTS)
-def test_every_host_trains_a_step_and_predicts(model, tmp_path):
+def test_every_host_trains_for_a_step_and_predicts(model, tmp_path):
     detector = build_host(model, "preact_resnet18").train()
     optimizer = torch.optim.SGD(detector.parameters(), lr=1e-3)
     images = torch.rand(2, 3, 64, 64)
     loss = detector(images, **targets_of(model, images)).loss
     loss.backward()
     parameters = dict(backbone_of(detector).named_parameters())
-    assert all(p.requires_grad for p in parameters.values())  # none frozen by the name of the backbone
+    assert all(p.requires_grad for p in parameters.values())  # none is frozen because of the backbone's name
     assert [name for name, p in parameters.items() if p.grad is None or not p.grad.isfinite().all()] == []
     optimizer.step()
     expected = outputs_of(detector, images)
@@ -228,7 +228,7 @@ def test_every_host_trains_a_step_and_predicts(model, tmp_path):
 
 @pytest.mark.parametrize("options", [{}, {"norm": "FrozenBN"}, {"freeze_at": 2}], ids=str)
 def test_fusing_and_folding_keep_the_outputs_of_detr(options):
-    model = move_statistics(build_host("Detr", "resnet18", **options))
+    model = with_statistics(build_host("Detr", "resnet18", **options))
     images = torch.rand(1, 3, 64, 96)
     expected = outputs_of(model, images)
     fused, folded = fuse(model), fold_norms(model)
@@ -239,7 +239,7 @@ def test_fusing_and_folding_keep_the_outputs_of_detr(options):
             torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
 
 
-def test_what_is_frozen_stays_frozen_after_loading(tmp_path):
+def test_frozen_stages_stay_frozen_after_loading(tmp_path):
     with pytest.warns(RandomFrozenWarning, match="freeze_at=2"):
         model = build_host("Detr", "resnet18d", freeze_at=2)
 
@@ -253,7 +253,7 @@ def test_what_is_frozen_stays_frozen_after_loading(tmp_path):
         assert trained(type(model).from_pretrained(tmp_path)) == {"layer2", "layer3", "layer4"}
 
 
-def test_what_a_file_lacks_gets_its_initial_values(tmp_path):
+def test_parameters_missing_from_a_file_keep_their_initialization(tmp_path):
     model = build_host("UperNet")
     model.save_pretrained(tmp_path)
     config = transformers.UperNetConfig.from_pretrained(tmp_path)
@@ -262,7 +262,7 @@ def test_what_a_file_lacks_gets_its_initial_values(tmp_path):
     theirs, initial = backbone_of(again).net, build_backbone("seresnet18", zero_init_residual=True)
     for name, tensor in initial.state_dict().items():
         loaded = theirs.state_dict()[name]
-        if ".se." in name:  # in no resnet18
+        if ".se." in name:  # not in a resnet18
             torch.testing.assert_close(loaded.float().std(), tensor.float().std(), rtol=0.2, atol=1e-6, msg=name)
         else:
             torch.testing.assert_close(loaded, backbone_of(model).net.state_dict()[name], rtol=0, atol=0)
@@ -280,19 +280,19 @@ def test_what_a_file_lacks_gets_its_initial_values(tmp_path):
         ("resnet18", {"weights": "no_such.pth"}, "no_such.pth"),
     ],
 )
-def test_bad_input_is_one_line_with_the_remedy(name, arguments, message):
+def test_bad_arguments_give_a_one_line_error(name, arguments, message):
     with pytest.raises(UserError, match=re.escape(message)) as error:
         host.backbone(name, **arguments)
     assert "\n" not in str(error.value)
 
 
-def test_an_option_outside_of_options_is_refused():
+def test_a_backbone_option_outside_options_is_refused():
     with pytest.raises(UserError, match=r"norm is an option of build_backbone: options=\{'norm': 'FrozenBN'\}"):
         host.ResidualBackboneConfig(name="resnet18", norm="FrozenBN")
 
 
 def two_images(shared, side: int) -> tuple[torch.Tensor, list[dict]]:
-    """The images of 2 and 3 cells at the start of bccd's training set, `side` pixels square, and their labels."""
+    """The first two images of bccd's training set with 2 or 3 cells, `side` pixels square, and their labels."""
     data = load_annotations("own", {"own": {"format": "voc", "root": str(shared / "bccd"), "split": "train"}})
     label_of = {category["id"]: k for k, category in enumerate(data.categories)}
     few = [k for k in range(len(data)) if len(data.objects(k)) in (2, 3)]
@@ -308,7 +308,7 @@ def two_images(shared, side: int) -> tuple[torch.Tensor, list[dict]]:
     return torch.stack(images), labels
 
 
-# In transformers this narrow, the initial deviations of wide ones, 0.02 and 0.01, leave nothing to tell queries apart.
+# In transformers this narrow, the default initial stds of 0.02 and 0.01 are too small to tell queries apart.
 WIDER = {
     "Detr": {"d_model": 64, "init_std": 0.15},
     "RTDetr": {"d_model": 64, "encoder_hidden_dim": 64, "decoder_in_channels": [64] * 3, "num_denoising": 0,
@@ -321,11 +321,11 @@ WIDER = {
 def test_a_detector_overfits_two_images(shared, model, side):
     torch.manual_seed(0)
     images, labels = two_images(shared, side)
-    # Group norm, since DETRs fix BN at the statistics that they are built with, and these are no real ones.
+    # GN, since DETRs freeze BN at its initial statistics, which are not those of real data.
     detector = build_host(model, "preact_resnet18", WIDER[model], norm="GN").train()
     named = list(detector.named_parameters())
     groups = [{"params": [p for n, p in named if ("backbone" in n) == inside]} for inside in (True, False)]
-    rates = [1e-4, 1e-3]  # the backbone's is a tenth, as DETR's authors have it
+    rates = [1e-4, 1e-3]  # the backbone's is a tenth, as in the DETR paper
     optimizer = torch.optim.AdamW(groups)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=400, pct_start=0.1)
     losses = []

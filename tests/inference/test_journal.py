@@ -1,4 +1,4 @@
-"""The journal of a prediction: what is kept of a damaged one, and whose file it is."""
+"""The journal of a prediction: what is kept of a damaged one, and which files are refused."""
 
 import json
 
@@ -23,7 +23,7 @@ def path(tmp_path):
 @pytest.mark.parametrize(
     "damage", [b"no JSON\n", b"\0" * 40 + b"\n", b"\0" * 40, b"[]\n", b"3\n", b"{}\n", b'{"file_na']
 )
-def test_a_run_goes_on_from_before_the_first_damaged_line(path, damage):
+def test_run_resumes_before_the_first_damaged_line(path, damage):
     command, first, *others = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join([command, first, damage, *others]))
     journal = Journal(path, COMMAND)
@@ -33,7 +33,7 @@ def test_a_run_goes_on_from_before_the_first_damaged_line(path, damage):
 
 
 @pytest.mark.parametrize("content", [b"", b'{"comm', b'{"command": {"weights": "be\n{"file_name": "a"}\n'])
-def test_without_a_whole_command_it_starts_anew(path, content):
+def test_journal_without_a_complete_command_starts_over(path, content):
     path.write_bytes(content)
     journal = Journal(path, COMMAND)
     assert len(journal) == 0
@@ -41,14 +41,14 @@ def test_without_a_whole_command_it_starts_anew(path, content):
 
 
 @pytest.mark.parametrize("content", [b"mine\n", b'{"mine": 1}\n', b"\0" * 9])
-def test_another_file_is_left_as_it_is(path, content):
+def test_file_that_is_not_a_journal_is_refused_and_unchanged(path, content):
     path.write_bytes(content)
     with pytest.raises(UserError, match="predictions.jsonl is not from an earlier prediction"):
         Journal(path, COMMAND)
     assert path.read_bytes() == content
 
 
-def test_two_predictions_do_not_write_to_one_folder(path):
+def test_second_prediction_to_the_same_folder_is_refused(path):
     journal = Journal(path, COMMAND)
     with pytest.raises(UserError, match="Another prediction is writing to"):
         Journal(path, COMMAND)

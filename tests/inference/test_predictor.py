@@ -1,4 +1,4 @@
-"""`Predictor`: the same detections as the detector itself gives, for images of any form, in any thread."""
+"""`Predictor`: the same detections as the detector itself, for images of any type, in any thread."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -30,7 +30,7 @@ def mask_rcnn(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_detections_are_those_of_the_detector(tmp_path, name):
+def test_detections_match_the_detector(tmp_path, name):
     model, path = save_detector(tmp_path, name, *KINDS[name])
     image = draw(90, 70)
     found = Predictor(path, score_threshold=0.0)(image)
@@ -62,7 +62,7 @@ def test_masks_are_encoded_as_torchvision_pastes_them(mask_rcnn):
     assert paste(output["mask_crops"], output["boxes"], (0, 0), (57, 83)) == encode_masks(pasted)
 
 
-def test_every_form_of_an_image_gives_the_same(mask_rcnn, tmp_path):
+def test_every_image_type_gives_the_same_detections(mask_rcnn, tmp_path):
     predict = Predictor(mask_rcnn[1], score_threshold=0.0)
     image = draw(64, 48)
     array = np.array(image)
@@ -77,11 +77,11 @@ def test_every_form_of_an_image_gives_the_same(mask_rcnn, tmp_path):
     gray = predict([image.convert("L"), np.array(image.convert("L"))])
     np.testing.assert_array_equal(gray[0].boxes, gray[1].boxes)
     assert predict([]) == []
-    deep = Image.fromarray(np.array(image.convert("L")).astype(np.uint16) * 257)
-    deep.save(tmp_path / "16 bits.png")
-    by_path, by_pil, bytes_of_it = predict([tmp_path / "16 bits.png", deep, image.convert("L")])
+    gray_16 = Image.fromarray(np.array(image.convert("L")).astype(np.uint16) * 257)
+    gray_16.save(tmp_path / "16 bits.png")
+    by_path, by_pil, by_8_bits = predict([tmp_path / "16 bits.png", gray_16, image.convert("L")])
     np.testing.assert_array_equal(by_pil.boxes, by_path.boxes)
-    np.testing.assert_allclose(by_pil.boxes, bytes_of_it.boxes, atol=1e-3)
+    np.testing.assert_allclose(by_pil.boxes, by_8_bits.boxes, atol=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -97,19 +97,19 @@ def test_every_form_of_an_image_gives_the_same(mask_rcnn, tmp_path):
         ("nowhere.png", "The image nowhere.png does not exist"),
     ],
 )
-def test_what_is_no_image_is_refused(mask_rcnn, image, message):
+def test_invalid_images_are_refused(mask_rcnn, image, message):
     with pytest.raises(UserError, match=message):
         Predictor(mask_rcnn[1])(image)
 
 
-def test_half_a_pil_image_is_refused(mask_rcnn, tmp_path):
+def test_truncated_pil_image_is_refused(mask_rcnn, tmp_path):
     draw(64, 64).save(tmp_path / "a.png")
     (tmp_path / "half.png").write_bytes((tmp_path / "a.png").read_bytes()[:200])
     with pytest.raises(UserError, match="half.png cannot be decoded: "):
         Predictor(mask_rcnn[1])(Image.open(tmp_path / "half.png"))
 
 
-def test_extreme_sizes(mask_rcnn):
+def test_extreme_image_sizes(mask_rcnn):
     for size in ((1, 1), (1, 3000), (3000, 1)):
         found = Predictor(mask_rcnn[1], score_threshold=0.0)(draw(*size))
         assert found.size == size[::-1]
@@ -118,7 +118,7 @@ def test_extreme_sizes(mask_rcnn):
         assert found.masks.shape[1:] == size[::-1]
 
 
-def test_images_together_and_in_threads_are_as_alone(mask_rcnn):
+def test_batches_and_threads_give_the_same_detections_as_single_images(mask_rcnn):
     predict = Predictor(mask_rcnn[1], score_threshold=0.0, batch_size=3)
     images = [draw(40 + 8 * (k % 3), 56, seed=k) for k in range(9)]
     alone = [predict(image) for image in images]
@@ -130,7 +130,7 @@ def test_images_together_and_in_threads_are_as_alone(mask_rcnn):
             assert one.labels.tolist() == other.labels.tolist()
 
 
-def test_thresholds_of_classes(mask_rcnn):
+def test_score_thresholds_per_class(mask_rcnn):
     everything = Predictor(mask_rcnn[1], score_threshold=0.0)(draw())
     best = everything.names[0]
     scores = everything.scores[np.array(everything.names) == best]
@@ -163,18 +163,18 @@ def test_thresholds_of_classes(mask_rcnn):
         ({"device": "meta"}, "device meta cannot be used here"),
     ],
 )
-def test_impossible_options_are_refused(mask_rcnn, options, message):
+def test_invalid_options_are_refused(mask_rcnn, options, message):
     with pytest.raises(UserError, match=message):
         Predictor(mask_rcnn[1], **options)
 
 
-def test_mixed_precision_finds_much_the_same(mask_rcnn):
+def test_mixed_precision_gives_similar_scores(mask_rcnn):
     exact, mixed = (Predictor(mask_rcnn[1], score_threshold=0.0, amp=amp)(draw()) for amp in ("none", "bf16"))
     assert mixed.boxes.dtype == mixed.scores.dtype == np.float32
     np.testing.assert_allclose(np.sort(mixed.scores), np.sort(exact.scores), atol=0.05)
 
 
-def test_a_checkpoint_without_metadata_says_what_is_needed(tmp_path):
+def test_checkpoint_without_metadata_error_says_what_is_needed(tmp_path):
     model, path = save_detector(tmp_path)
     bare = str(tmp_path / "bare.pt")
     torch.save({"model": model.state_dict()}, bare)
@@ -198,7 +198,7 @@ def test_a_classifier_without_preprocessing_is_refused(tmp_path):
         Predictor(tmp_path / "model.safetensors")
 
 
-def test_classifiers_give_their_five_best_classes(tmp_path):
+def test_classifiers_return_the_top_5_classes(tmp_path):
     classes = [f"class {k}" for k in range(8)]
     model = build_classifier("resnet18", 8, preprocessing=Preprocessing(resize=40, size=32)).eval()
     model.classes = classes

@@ -1,4 +1,4 @@
-"""Tiles of a large image, merged as if one detector had seen it whole."""
+"""Tiles of a large image, merged as if the detector had seen the whole image."""
 
 import itertools
 
@@ -28,7 +28,7 @@ def test_a_small_image_is_one_tile():
 
 
 def seen_by(tile, objects, size, masks=False, jitter=0.0):
-    """What a perfect detector finds of `objects`, (box, label), in a tile: the part of each that the tile shows."""
+    """What a perfect detector finds of `objects`, (box, label), in a tile: the visible part of each."""
     rng = np.random.default_rng(tile.x0 + 7 * tile.y0)
     boxes, labels, scores, rles = [], [], [], []
     for k, (box, label) in enumerate(objects):
@@ -95,7 +95,7 @@ def found_in(*rows):
     return Detections(*columns, ["a"], (300, 500))
 
 
-def test_a_piece_that_another_tile_sees_and_does_not_find_is_left_out():
+def test_piece_that_an_overlapping_tile_does_not_find_is_dropped():
     assert len(merge([found_in(((240, 10, 300, 60), 0.9)), found_in()], TWO)) == 0
     too_large = found_in(((150, 10, 300, 60), 0.9))  # the other tile sees it from 200 on
     assert merge([too_large, found_in()], TWO).boxes.tolist() == [[150, 10, 300, 60]]
@@ -103,14 +103,14 @@ def test_a_piece_that_another_tile_sees_and_does_not_find_is_left_out():
     assert merge([inside, found_in()], TWO).boxes.tolist() == [[240, 10, 290, 60]]
 
 
-def test_pieces_are_joined_with_the_best_one_of_the_other_tile():
+def test_piece_is_joined_with_the_best_match_in_the_other_tile():
     left = found_in(((100, 10, 300, 60), 0.9))
     right = [((200, 12, 400, 61), 0.8), ((200, 5, 440, 70), 0.6)]
     assert merge([left, found_in(*right)], TWO).boxes.tolist() == [[100, 10, 400, 61]]
     assert merge([left, found_in(((200, 12, 400, 61), 0.4))], TWO).boxes.tolist() == [[100, 10, 300, 60]]
 
 
-def test_without_any_detection():
+def test_merging_no_detections():
     found = merged([])
     assert found.boxes.shape == (0, 4)
     assert merged([], masks=True).masks.shape == (0, 700, 1000)

@@ -1,4 +1,4 @@
-"""Videos that break off or are damaged, in each container: what is read, and what is said."""
+"""Truncated and damaged videos, in each container: the frames that are read and the error."""
 
 import pytest
 from helpers import write_video
@@ -16,13 +16,13 @@ KINDS = {
 
 @pytest.fixture(params=KINDS)
 def video(tmp_path, request):
-    """A whole video of 40 frames."""
+    """An intact video of 40 frames."""
     suffix, codec, flags = KINDS[request.param]
     write_video(tmp_path / f"clip{suffix}", 40, codec, flags)
     return tmp_path / f"clip{suffix}"
 
 
-def test_what_states_no_length_is_whole_as_far_as_it_goes(tmp_path):
+def test_video_without_a_declared_length_is_read_to_its_end(tmp_path):
     write_video(tmp_path / "clip.mpg", 40, "mpeg2video")
     assert frames_and_fault(tmp_path / "clip.mpg") == (40, None)
 
@@ -37,11 +37,11 @@ def frames_and_fault(path):
     return read, fault
 
 
-def test_of_a_whole_video_nothing_is_said(video):
+def test_intact_video_is_read_without_error(video):
     assert frames_and_fault(video) == (40, None)
 
 
-def test_one_that_is_cut_gives_its_frames_and_names_itself(video):
+def test_truncated_video_gives_its_frames_and_an_error_with_its_path(video):
     content = video.read_bytes()
     video.write_bytes(content[: len(content) * 3 // 5])
     read, fault = frames_and_fault(video)
@@ -50,7 +50,7 @@ def test_one_that_is_cut_gives_its_frames_and_names_itself(video):
     assert f" {read} of " in fault
 
 
-def test_one_with_a_hole_is_damaged(video):
+def test_video_with_zeroed_bytes_gives_frames_and_an_error(video):
     content = video.read_bytes()
     half = len(content) // 2
     video.write_bytes(content[:half] + bytes(2000) + content[half + 2000 :])

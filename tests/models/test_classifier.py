@@ -1,4 +1,4 @@
-"""The loss that classifiers add to torch's own."""
+"""The classification loss that torch does not have."""
 
 import torch
 import torch.nn.functional as F
@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from resnet_backbones.models.classifier import soft_binary_cross_entropy
 
 
-def test_binary_cross_entropy_counts_every_mixed_class_fully():
+def test_binary_cross_entropy_treats_every_mixed_class_as_positive():
     logits = torch.randn(4, 3)
     shares = torch.tensor([[0.3, 0.7, 0], [1, 0, 0], [0, 0, 1], [0, 0.5, 0.5]])
     reference = F.binary_cross_entropy_with_logits(logits, (shares > 0).float())

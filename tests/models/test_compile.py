@@ -1,4 +1,4 @@
-"""torch.compile of a backbone: the same features and gradients, few compilations, and what must go on working."""
+"""torch.compile of a backbone: the same features and gradients, few recompilations, and what must keep working."""
 
 import copy
 
@@ -18,7 +18,7 @@ TRACED = "aot_eager"  # traced and differentiated as for every backend, without 
 
 
 @pytest.fixture(autouse=True)
-def _nothing_compiled_before():
+def _reset_compiler():
     torch.compiler.reset()
     torch._dynamo.utils.counters.clear()
 
@@ -48,7 +48,7 @@ def assert_agree(got: list[torch.Tensor], expected: list[torch.Tensor]) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", [TRACED, "inductor"])
 def test_each_size_is_compiled_once_for_training_and_once_for_evaluation(backend):
-    net = build().double()  # in which no ReLU is on in one and off in the other
+    net = build().double()  # float32 rounding could flip a ReLU in one of them
     compiled = compile_backbone(copy.deepcopy(net), backend=backend)
     sizes = [(64, 96), (128, 64), (64, 96), (128, 64)]
     for size in sizes:
@@ -64,7 +64,7 @@ def test_each_size_is_compiled_once_for_training_and_once_for_evaluation(backend
 
 
 @pytest.mark.slow
-def test_passes_on_the_cpu_are_those_of_the_net_in_float32():
+def test_float32_passes_match_the_eager_net():
     net = build()
     compiled = compile_backbone(copy.deepcopy(net), backend=TRACED)
     images = torch.randn(2, 3, 64, 96)
@@ -78,14 +78,14 @@ def test_passes_on_the_cpu_are_those_of_the_net_in_float32():
             assert (compiled(images)[name] - feature).abs().max() <= 1e-5 * feature.abs().max()
 
 
-def test_detectors_pad_to_few_sizes():
+def test_compiled_detectors_pad_to_few_sizes():
     model = faster_rcnn(build(), 3, min_size=[90], max_size=200)
     compile_detector(model, "default")
     padded = [model.transform([torch.rand(3, height, 100)])[0].tensors.shape[2:] for height in (80, 95, 120, 150)]
     assert {tuple(size) for size in padded} == {(128, 128), (256, 128)}
 
 
-def test_names_weights_and_averages_are_those_of_the_net():
+def test_state_dict_and_moving_average_work_on_a_compiled_net():
     net = build()
     names = list(net.state_dict())
     images = torch.randn(2, 3, 64, 96)
@@ -105,7 +105,7 @@ def test_names_weights_and_averages_are_those_of_the_net():
         torch.testing.assert_close(net(images)["p2"], before)
 
 
-def test_autocast_gives_its_dtype():
+def test_autocast_dtype_is_kept():
     net, images = build(), torch.randn(2, 3, 64, 96)
     with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
         expected = net(images)["p3"]
@@ -114,7 +114,7 @@ def test_autocast_gives_its_dtype():
     assert (got - expected).abs().max() <= 5e-2 * expected.abs().max()
 
 
-def test_what_a_compiler_cannot_do_runs_without_it():
+def test_failed_compilation_falls_back_to_eager():
     def broken(graph, inputs):
         raise RuntimeError("no C++ compiler")
 
@@ -125,7 +125,7 @@ def test_what_a_compiler_cannot_do_runs_without_it():
     assert_agree(features_and_gradients(net, images), expected)
 
 
-def test_hooks_see_the_calls_of_a_compiled_net():
+def test_hooks_fire_on_a_compiled_net():
     net, seen = compile_backbone(build(), backend=TRACED).eval(), []
     net.body.layer2[0].conv1.register_forward_hook(lambda module, inputs, y: seen.append(tuple(y.shape)))
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The networks of other families against torchvision's and timm's own, weights and features."""
+"""The networks of other families against torchvision's and timm's: weights and features."""
 
 import sys
 
@@ -56,11 +56,11 @@ def without_tail(state: dict, tail: tuple[str, ...]) -> dict:
 
 
 @pytest.mark.parametrize("name", SMALL_FIRST)
-def test_features_are_those_of_torchvisions_modules(name):
+def test_features_match_torchvision(name):
     theirs = torchvision_net(name).eval()
     randomize_statistics(theirs)
     for key, parameter in theirs.named_parameters():
-        if key.endswith("layer_scale"):  # 1e-6 at the start, which would hide ConvNeXt's blocks
+        if key.endswith("layer_scale"):  # 1e-6 at initialization, which would hide ConvNeXt's blocks
             nn.init.uniform_(parameter, 0.1, 0.5)
     ours = EXTRACTORS[name]().eval()
     ours.load_state_dict(without_tail(theirs.state_dict(), ours.tail), strict=True)
@@ -71,7 +71,7 @@ def test_features_are_those_of_torchvisions_modules(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_state_dict_of_torchvision_fits_less_its_tail(name, monkeypatch):
+def test_torchvision_state_dict_without_its_tail_loads_strictly(name, monkeypatch):
     compute = BlockParams.from_init_params
 
     def on_cpu(**options):  # torchvision's RegNet reads its widths from a tensor
@@ -118,7 +118,7 @@ def test_out_features_come_in_order_and_later_stages_are_not_built(name):
 
 @pytest.mark.parametrize("name", ["zfnet", *SMALL])
 @pytest.mark.parametrize("in_channels", [4])
-def test_other_image_channels_change_only_the_first_convolution(name, in_channels):
+def test_in_channels_changes_only_the_first_convolution(name, in_channels):
     ours, rgb = on_meta(name, in_channels=in_channels), on_meta(name)
     assert len(ours(torch.empty(1, in_channels, 64, 96, device="meta"))) == 4
     shapes = {key: value.shape for key, value in ours.state_dict().items()}
@@ -130,14 +130,14 @@ def test_other_image_channels_change_only_the_first_convolution(name, in_channel
 
 @pytest.mark.parametrize(("freeze_at", "trainable"), {0: 10, 1: 8, 2: 8, 3: 6, 4: 0, 5: 0}.items())
 @pytest.mark.parametrize("name", ["alexnet", "zfnet"])
-def test_trainable_tensors_of_each_freeze_level(name, freeze_at, trainable):
+def test_number_of_trainable_tensors_per_freeze_at(name, freeze_at, trainable):
     ours = on_meta(name)
     freeze_stages(ours, freeze_at)
     assert sum(p.requires_grad for p in ours.parameters()) == trainable
 
 
 @pytest.mark.parametrize("name", ["googlenet", "densenet121", "efficientnet_b0", "regnet_y_400mf"])
-def test_norms_are_converted_and_the_features_stay(name):
+def test_converting_norms_keeps_the_features(name):
     ours = EXTRACTORS[name]().eval()
     randomize_statistics(ours)
     frozen, synced = EXTRACTORS[name](norm="FrozenBN"), EXTRACTORS[name](norm="SyncBN").eval()
@@ -154,7 +154,7 @@ def test_norms_are_converted_and_the_features_stay(name):
 
 @pytest.mark.parametrize("name", ["vgg11", "convnext_tiny", "swin_t", "zfnet"])
 @pytest.mark.parametrize("norm", ["FrozenBN", "SyncBN"])
-def test_networks_without_batch_norm_stay_as_they_are(name, norm):
+def test_norm_does_not_change_networks_without_batch_norm(name, norm):
     assert str(on_meta(name, norm=norm)) == str(on_meta(name))
 
 
@@ -172,12 +172,12 @@ def test_networks_without_batch_norm_stay_as_they_are(name, norm):
     ],
 )
 @pytest.mark.parametrize("name", ["zfnet", "alexnet"])
-def test_bad_arguments_say_what_exists(name, options, message):
+def test_invalid_arguments_name_the_valid_ones(name, options, message):
     with pytest.raises(UserError, match=message):
         on_meta(name, **options)
 
 
-def test_zfnet_is_the_paper_s():
+def test_zfnet_matches_the_paper():
     ours = on_meta("zfnet")
     assert ours.output_shape() == {
         "res2": ShapeSpec(96, 4), "res3": ShapeSpec(256, 8), "res4": ShapeSpec(256, 16), "res5": ShapeSpec(256, 32)
@@ -211,7 +211,7 @@ def timm_on_meta(name: str, **options) -> nn.Module:
         ("efficientnet_lite0", (1, 2, 3, 4), (97, 131)),
     ],
 )
-def test_timm_features_are_timms_own(timm, name, indices, size):
+def test_timm_features_match_features_only(timm, name, indices, size):
     theirs = timm.create_model(name, features_only=True, out_indices=indices).eval()
     randomize_statistics(theirs)
     ours = timm_backbone(f"timm:{name}").eval()
@@ -224,7 +224,7 @@ def test_timm_features_are_timms_own(timm, name, indices, size):
     assert list(ours.net.state_dict()) == list(theirs.state_dict())
 
 
-def test_timm_transformers_of_fixed_size_take_any_image(timm):
+def test_fixed_size_timm_transformers_take_any_image_size(timm):
     features = timm_on_meta("timm:swin_tiny_patch4_window7_224")(torch.empty(1, 3, 97, 131, device="meta"))
     assert [tuple(map_.shape[2:]) for map_ in features.values()] == [(25, 33), (13, 17), (7, 9), (4, 5)]
 
@@ -246,7 +246,7 @@ def test_timm_gradients_reach_exactly_the_unfrozen_stages(timm, name, freeze_at)
 
 
 @pytest.mark.parametrize("name", ["efficientnet_lite0", "resnet18d"])
-def test_timm_norms_that_hold_an_activation_keep_it_when_frozen(timm, name):
+def test_timm_norms_with_an_activation_keep_it_when_frozen(timm, name):
     ours, frozen, synced = (timm_backbone(f"timm:{name}", norm=norm).eval() for norm in ("BN", "FrozenBN", "SyncBN"))
     randomize_statistics(ours)
     frozen.load_state_dict(ours.state_dict(), strict=True)
@@ -261,7 +261,7 @@ def test_timm_norms_that_hold_an_activation_keep_it_when_frozen(timm, name):
 
 
 @pytest.mark.parametrize("name", ["resnet18d", "efficientnet_lite0", "convnext_atto"])
-def test_timm_leaves_no_unused_parameter_and_takes_other_channels(timm, name):
+def test_timm_has_no_unused_parameters_and_takes_other_in_channels(timm, name):
     ours = timm_on_meta(f"timm:{name}", out_features=["res4", "res2"], in_channels=4)
     features = ours(torch.empty(2, 4, 64, 96, device="meta"))
     assert list(features) == list(ours.output_shape()) == ["res2", "res4"]
@@ -270,7 +270,7 @@ def test_timm_leaves_no_unused_parameter_and_takes_other_channels(timm, name):
     assert all(parameter.grad is not None for parameter in ours.parameters())
 
 
-def test_timm_networks_have_the_features_of_the_strides_they_have(timm):
+def test_timm_vit_has_one_feature_and_cannot_be_frozen_by_stages(timm):
     with pytest.raises(UserError, match="Unknown feature 'res2'.* Available: res4"):
         timm_on_meta("timm:vit_tiny_patch16_224", out_features=["res2"])
     vit = timm_on_meta("timm:vit_tiny_patch16_224")
@@ -290,12 +290,12 @@ def test_timm_networks_have_the_features_of_the_strides_they_have(timm):
         ("timm:resnet18d", {"out_features": ["res6"]}, "Unknown feature 'res6'"),
     ],
 )
-def test_timm_errors_say_what_exists(timm, name, options, message):
+def test_invalid_timm_arguments_name_the_valid_ones(timm, name, options, message):
     with pytest.raises(UserError, match=message):
         timm_on_meta(name, **options)
 
 
-def test_without_timm_the_remedy_is_named(monkeypatch):
+def test_missing_timm_error_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(UserError, match="need timm, which is not installed: pip install timm"):
         timm_backbone("timm:resnet50d")

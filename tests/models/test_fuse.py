@@ -1,4 +1,4 @@
-"""Folding and fusing norms: the same features and gradients, in everybody's program."""
+"""Folding and fusing norms: the same features and gradients, alone and inside any detector."""
 
 import copy
 import pickle
@@ -16,7 +16,7 @@ from resnet_backbones.errors import UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore::resnet_backbones.backbones.RandomFrozenWarning")
 
-# Nets of every kind of block, stem and shortcut, and what else may stand beside a convolution.
+# Nets with every kind of block, stem and shortcut, and with whatever else can come next to a convolution.
 NETS = [
     *((name, {}) for name in REPRESENTATIVES if name not in ("zfnet", "convnext_tiny", "swin_t")),
     ("resnet50", {"stride_in_1x1": True}),
@@ -29,7 +29,7 @@ NETS = [
 
 
 def build(name: str, norm: str = "BN", **options) -> nn.Module:
-    """A net in double precision, in which rounding does not switch a ReLU, with a trained net's statistics."""
+    """A net with statistics like a trained one's, in double precision so that rounding does not flip a ReLU."""
     net = build_backbone(name, norm="BN", **options).double()
     randomize_statistics(net)
     return FrozenBatchNorm2d.convert(net) if norm == "FrozenBN" else net
@@ -49,7 +49,7 @@ def gradients(net: nn.Module, x: torch.Tensor) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize(("name", "options"), NETS)
-def test_features_are_the_same(name, options):
+def test_folding_and_fusing_keep_the_features(name, options):
     x = torch.randn(2, 3, 33, 65, dtype=torch.double)
     for norm in ("BN", "FrozenBN"):
         net = build(name, norm, **options).eval()
@@ -63,7 +63,7 @@ def test_features_are_the_same(name, options):
 
 
 @pytest.mark.parametrize(("name", "options"), [pair for pair in NETS if "regnet" not in pair[0]])
-def test_gradients_are_the_same_with_stages_frozen(name, options):
+def test_folding_keeps_the_gradients_with_frozen_stages(name, options):
     torch.manual_seed(1)
     net = build(name, "FrozenBN", **options).train()
     for stage in ("conv1", "layer1"):
@@ -71,22 +71,22 @@ def test_gradients_are_the_same_with_stages_frozen(name, options):
             net.get_submodule(stage).requires_grad_(False)
     folded = fold_norms(copy.deepcopy(net))
     x = torch.randn(2, 3, 32, 64, dtype=torch.double)
-    torch.manual_seed(2)  # of dropout
+    torch.manual_seed(2)  # for dropout
     expected = gradients(net, x)
     torch.manual_seed(2)
     assert_close(gradients(folded, x), expected, 1e-9)
 
 
 @pytest.mark.parametrize("name", ["resnet50", "preact_resnet18", "googlenet", "densenet121", "resnet18d"])
-def test_every_norm_behind_a_convolution_is_folded(name):
+def test_every_norm_after_a_convolution_is_folded(name):
     net = fold_norms(build(name, "FrozenBN"))
     left = [n for n, m in net.named_modules() if type(m) is FrozenBatchNorm2d]
-    # A pre-activated sum, and DenseNet's concatenations, have norms of their own.
+    # Norms of pre-activated sums and of DenseNet's concatenations do not follow a convolution.
     own = {"preact_resnet18": ("bn1", "bn"), "densenet121": ("norm1", "norm", "norm5")}.get(name, ())
     assert {n.rpartition(".")[2] for n in left} == set(own)
 
 
-def test_trained_weights_and_state_dict_keep_their_names():
+def test_folding_keeps_trainable_parameters_and_state_dict():
     net = build("resnet18", "FrozenBN")
     trained, state = [n for n, p in net.named_parameters() if p.requires_grad], net.state_dict()
     folded = fold_norms(net)
@@ -112,7 +112,7 @@ WRITES = {
 
 @pytest.mark.parametrize("write", WRITES.values(), ids=WRITES.keys())
 @pytest.mark.parametrize("prepare", [lambda net: net, fold_norms], ids=["plain", "folded"])
-def test_weights_written_in_any_way_count_at_the_next_call(write, prepare):
+def test_weight_updates_of_any_kind_take_effect_at_the_next_call(write, prepare):
     x = torch.randn(1, 3, 64, 64, dtype=torch.double)
     net, fresh = prepare(build("resnet18", "FrozenBN").eval()), build("resnet18", "FrozenBN").eval()
     with torch.no_grad():
@@ -127,7 +127,7 @@ def test_weights_written_in_any_way_count_at_the_next_call(write, prepare):
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda net: pickle.loads(pickle.dumps(net))], ids=["copy", "pickle"])
 @pytest.mark.parametrize("prepare", [fold_norms, fuse])
-def test_copies_go_their_own_way(copied, prepare):
+def test_copies_are_independent(copied, prepare):
     net = prepare(build("resnet18", "FrozenBN").eval())
     x = torch.randn(1, 3, 64, 64, dtype=torch.double)
     with torch.no_grad():
@@ -138,7 +138,7 @@ def test_copies_go_their_own_way(copied, prepare):
         assert_close(other(x), expected, 0)
 
 
-def test_a_fused_model_refuses_to_train_and_leaves_the_original_as_it_is():
+def test_fused_model_refuses_to_train_and_original_is_unchanged():
     net = build("resnet18").train()
     fused = fuse(net)
     assert net.training
@@ -151,7 +151,7 @@ def test_a_fused_model_refuses_to_train_and_leaves_the_original_as_it_is():
         nn.Sequential(fused).train()
 
 
-def test_folded_norms_are_not_reverted():
+def test_reverting_folded_norms_is_refused():
     with pytest.raises(UserError, match="The norms are folded into their convolutions"):
         FrozenBatchNorm2d.revert(fold_norms(build("resnet18", "FrozenBN")))
 
@@ -172,7 +172,7 @@ def test_other_dtypes_and_autocast_stay_close(dtype, tolerance):
                 assert (feature.float() - expected).abs().max() <= tolerance * expected.abs().max()
 
 
-def test_a_block_that_does_not_list_its_norms_stays_as_it_is():
+def test_fuse_skips_a_block_that_does_not_list_its_norms():
     class Block(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -188,7 +188,7 @@ def test_a_block_that_does_not_list_its_norms_stays_as_it_is():
 
 
 class OneMap(nn.Module):
-    """res5 alone, as torchvision's detectors take a backbone without a pyramid."""
+    """res5 alone: the form in which torchvision's detectors take a backbone without an FPN."""
 
     out_channels = 512
 
@@ -205,15 +205,15 @@ def our_detector() -> nn.Module:
     return faster_rcnn(backbone, 3, min_size=[64], max_size=96, box_head_width=32)
 
 
-def torchvisions_detector() -> nn.Module:
+def torchvision_detector() -> nn.Module:
     anchors = torchvision.models.detection.anchor_utils.AnchorGenerator(((16, 32),), ((1.0,),))
     pooler = torchvision.ops.MultiScaleRoIAlign(["0"], 7, 2)
     options = {"rpn_anchor_generator": anchors, "box_roi_pool": pooler, "min_size": 64, "max_size": 96}
     return torchvision.models.detection.FasterRCNN(OneMap(), 4, **options)
 
 
-@pytest.mark.parametrize("make", [our_detector, torchvisions_detector])
-def test_inside_a_detector(make):
+@pytest.mark.parametrize("make", [our_detector, torchvision_detector])
+def test_detector_keeps_its_detections_and_losses(make):
     model, image = make().double().eval(), torch.rand(3, 64, 80, dtype=torch.double)
     target = {"boxes": torch.tensor([[5.0, 5, 40, 40]], dtype=torch.double), "labels": torch.tensor([1])}
     folded = fold_norms(copy.deepcopy(model))

@@ -24,14 +24,14 @@ def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize("eps", [1e-5, 1e-3])
-def test_frozen_equals_batch_norm_in_evaluation(eps):
+def test_frozen_equals_batch_norm_in_eval_mode(eps):
     norm = random_batch_norm(eps=eps)
     frozen = FrozenBatchNorm2d.convert(norm)
     x = torch.randn(2, 16, 5, 7)
     assert relative_error(frozen.train()(x), norm(x).detach()) < 1e-6
 
 
-def test_frozen_equals_torchvisions():
+def test_frozen_matches_torchvision():
     norm = random_batch_norm()
     theirs = torchvision.ops.FrozenBatchNorm2d(16)
     theirs.load_state_dict(norm.state_dict())
@@ -41,7 +41,7 @@ def test_frozen_equals_torchvisions():
 
 @pytest.mark.parametrize("grad", [False, True])
 @pytest.mark.parametrize("dtype", [torch.half, torch.bfloat16])
-def test_dtype_of_the_input_is_kept_and_small_variances_survive(dtype, grad):
+def test_input_dtype_is_kept_and_small_variances_survive(dtype, grad):
     norm = random_batch_norm()
     x = torch.randn(2, 16, 5, 7)
     expected = norm(x).detach()
@@ -60,7 +60,7 @@ def test_double_is_kept():
     assert frozen.running_var.dtype == torch.float64
 
 
-def test_there_and_back_gives_the_same_batch_norm():
+def test_convert_then_revert_gives_the_same_batch_norm():
     net = nn.Sequential(nn.Conv2d(3, 16, 1), random_batch_norm(eps=1e-3), nn.Sequential(random_batch_norm()))
     expected = {k: v.clone() for k, v in net.state_dict().items() if not k.endswith("num_batches_tracked")}
     frozen = FrozenBatchNorm2d.convert(net)
@@ -80,7 +80,7 @@ def test_frozen_checkpoints_load_strictly_into_batch_norm_and_back():
     assert torch.equal(frozen.running_mean, norm.running_mean)
 
 
-def test_no_train_call_thaws_a_frozen_module():
+def test_train_does_not_unfreeze_a_frozen_module():
     net = freeze(nn.Sequential(nn.Conv2d(3, 16, 1), random_batch_norm()))
     before = {k: v.clone() for k, v in net.state_dict().items()}
     net.train()(torch.randn(4, 3, 5, 5) * 9)
@@ -102,7 +102,7 @@ def test_norms_by_name(name, kind):
     assert isinstance(get_norm(name, 64), kind)
 
 
-def test_bad_norms_say_so():
+def test_invalid_norms_are_refused():
     with pytest.raises(UserError, match="Unknown norm 'bn'.*Available: BN, FrozenBN, GN, SyncBN, none"):
         get_norm("bn", 64)
     with pytest.raises(UserError, match="multiples of its 32 groups, got 48"):
@@ -119,6 +119,6 @@ def test_bad_norms_say_so():
         ({"freeze_at": 5}, False),
     ],
 )
-def test_norms_with_the_statistics_of_the_batch(options, live):
+def test_live_batch_norm_is_detected(options, live):
     with allow_random_frozen():
         assert has_live_batch_norm(build_backbone("resnet18", **options)) is live

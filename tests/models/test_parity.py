@@ -1,4 +1,4 @@
-"""Our backbones against torchvision's own, weights and features."""
+"""Our backbones against torchvision's: weights and features."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::resnet_backbones.backbones.Rand
 @pytest.mark.parametrize(
     ("name", "norm"), [*((name, "BN") for name in NAMES), ("resnet101", "FrozenBN"), ("resnext50_32x4d", "FrozenBN")]
 )
-def test_torchvision_state_dict_loads_whole_and_features_agree(name, norm):
+def test_torchvision_state_dict_loads_strictly_and_features_match(name, norm):
     theirs = getattr(torchvision.models, name)(weights=None)
     randomize_statistics(theirs)
     state = {k: v for k, v in theirs.state_dict().items() if not k.startswith("fc.")}
@@ -32,7 +32,7 @@ def test_torchvision_state_dict_loads_whole_and_features_agree(name, norm):
 
 
 @pytest.mark.parametrize("size", [(64, 96), (67, 101), (33, 1)])
-def test_pyramid_equals_torchvisions(size):
+def test_pyramid_matches_torchvision(size):
     theirs = BackboneWithFPN(
         torchvision.models.resnet18(), LAYERS, [64, 128, 256, 512], 32, extra_blocks=LastLevelMaxPool()
     ).eval()
@@ -45,7 +45,7 @@ def test_pyramid_equals_torchvisions(size):
         assert_equal_features(ours(image), expected)
 
 
-def test_p6_p7_pyramid_equals_torchvisions():
+def test_p6_p7_pyramid_matches_torchvision():
     theirs = BackboneWithFPN(
         torchvision.models.resnet18(),
         {"layer2": "res3", "layer3": "res4", "layer4": "res5"},
@@ -69,7 +69,7 @@ def test_our_weights_load_in_plain_torchvision():
     assert result.unexpected_keys == []
 
 
-def test_gradients_of_a_frozen_net_equal_torchvisions():
+def test_gradients_of_a_frozen_net_match_torchvision():
     theirs = torchvision.models.resnet18(norm_layer=torchvision.ops.FrozenBatchNorm2d)
     with pytest.warns(RandomFrozenWarning):
         ours = build_backbone("resnet18", norm="FrozenBN", freeze_at=2)

@@ -1,4 +1,4 @@
-"""A backbone in somebody else's program behaves as torchvision's ResNet does."""
+"""In other people's code a backbone behaves like torchvision's ResNet."""
 
 import copy
 import pickle
@@ -32,15 +32,15 @@ def image(count: int = 1) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50", "wide_resnet50_2"])
-def test_children_and_their_order_are_torchvisions(name):
+def test_module_names_and_order_match_torchvision(name):
     theirs, ours = torchvision.models.get_model(name), build_backbone(name)
     names = [n for n, _ in theirs.named_modules() if n not in ("avgpool", "fc")]
-    added = (".se", ".drop_path")  # which are the identity
+    added = (".se", ".drop_path")  # which are identities
     assert [n for n, _ in ours.named_modules() if not n.endswith(added)] == names
 
 
 @pytest.mark.parametrize("name", ["resnet18", "preact_resnet18", "seresnet18", "resnet18d"])
-def test_torchvisions_layer_getter_gives_our_features(name):
+def test_intermediate_layer_getter_gives_the_same_features(name):
     net, x = build(name), image()
     with torch.no_grad():
         assert_equal_features(IntermediateLayerGetter(net, LAYERS)(x), net(x))
@@ -57,7 +57,7 @@ def test_hooks_on_every_module_fire(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_fx_traces_and_extracts_any_node(name):
+def test_fx_traces_and_extracts_a_node(name):
     net, x = build(name), image()
     with torch.no_grad():
         assert_equal_features(torch.fx.symbolic_trace(net)(x), net(x))
@@ -75,7 +75,7 @@ def build_like(net: nn.Module, name: str) -> nn.Module:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_torchscript_by_trace_and_by_script(name):
+def test_torchscript_trace_and_script(name):
     net, x = build(name), image()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -84,7 +84,7 @@ def test_torchscript_by_trace_and_by_script(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_per_sample_gradients_and_forward_mode(name):
+def test_per_sample_gradients_and_forward_mode_ad(name):
     net, x = build(name).double(), torch.randn(2, 3, 33, 32, dtype=torch.double)
     weights = {k: v.detach() for k, v in net.named_parameters()}
     buffers = dict(net.named_buffers())
@@ -99,9 +99,9 @@ def test_per_sample_gradients_and_forward_mode(name):
         sum(f.square().mean() for f in net(sample[None]).values()).backward()
         for n, p in net.named_parameters():
             torch.testing.assert_close(each[n][k], p.grad, rtol=1e-9, atol=1e-12)
-    last = next(iter(net.output_shape()))
-    _, tangent = torch.func.jvp(lambda z: net(z)[last], (x,), (torch.ones_like(x),))
-    _, expected = torch.autograd.functional.jvp(lambda z: net(z)[last], x, torch.ones_like(x))  # by two backward passes
+    feature = next(iter(net.output_shape()))
+    _, tangent = torch.func.jvp(lambda z: net(z)[feature], (x,), (torch.ones_like(x),))
+    _, expected = torch.autograd.functional.jvp(lambda z: net(z)[feature], x, torch.ones_like(x))  # two backward passes
     torch.testing.assert_close(tangent, expected, rtol=1e-9, atol=1e-12)
 
 
@@ -120,7 +120,7 @@ def test_copies_give_the_same_features(copied):
         assert all(torch.equal(f, copied(net)(x)[n]) for n, f in net(x).items())
 
 
-def test_parametrized_convolutions_are_used():
+def test_parametrizing_a_convolution_takes_effect():
     net, x = build("resnet18"), image()
     with torch.no_grad():
         before = net(x)["res5"]
@@ -130,7 +130,7 @@ def test_parametrized_convolutions_are_used():
         assert not torch.allclose(net(x)["res5"], before, rtol=1e-2)
 
 
-def test_a_replaced_layer_is_used():
+def test_replaced_layers_are_used():
     net, x = build("resnet18"), image()
     net.maxpool = nn.Identity()
     net.layer2[0].relu = nn.SiLU()

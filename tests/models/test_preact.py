@@ -11,7 +11,7 @@ from resnet_backbones.weights.renaming import from_timm_preact
 
 
 def paper_features(net: nn.Module, x: torch.Tensor) -> dict[str, torch.Tensor]:
-    """arXiv 1603.05027 with the raw sum handed on from unit to unit, over stages too, and tapped behind BN-ReLU."""
+    """arXiv 1603.05027: the raw sum is passed from unit to unit, across stages too, and tapped after BN-ReLU."""
 
     def activate(norm: nn.Module, x: torch.Tensor) -> torch.Tensor:
         return norm(x).relu()
@@ -34,7 +34,7 @@ def paper_features(net: nn.Module, x: torch.Tensor) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("name", ["preact_resnet18", "preact_resnet50"])
-def test_features_are_those_of_the_papers_equations(name):
+def test_features_match_the_papers_equations(name):
     net = build_backbone(name).eval()
     randomize_statistics(net)
     with torch.no_grad():
@@ -44,7 +44,7 @@ def test_features_are_those_of_the_papers_equations(name):
 
 
 @pytest.mark.parametrize("depth", [50, *(pytest.param(d, marks=pytest.mark.slow) for d in (101, 152))])
-def test_timms_bottlenecks_are_ours(depth, tmp_path):
+def test_timm_weights_load_and_features_match(depth, tmp_path):
     timm = pytest.importorskip("timm", reason="timm is not installed")
     theirs = timm.create_model(f"resnetv2_{depth}").eval()
     randomize_statistics(theirs)
@@ -60,7 +60,7 @@ def test_timms_bottlenecks_are_ours(depth, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["preact_resnet18", "preact_resnet50", "preact_resnet101"])
-def test_features_are_normalised_and_activated_at_the_start(name):
+def test_features_are_normalized_and_rectified_at_initialization(name):
     for feature in build_backbone(name).train()(torch.randn(4, 3, 96, 96)).values():
         # The rectified standard normal has mean 0.40 and standard deviation 0.58.
         assert feature.min() == 0

@@ -1,4 +1,4 @@
-"""What can be changed about any residual net: against timm, torchvision, and by the definition."""
+"""The options of residual nets, against timm, torchvision and their definitions."""
 
 import pytest
 import torch
@@ -31,7 +31,7 @@ def without_classifier(net: nn.Module) -> dict[str, torch.Tensor]:
         ),
     ],
 )
-def test_timms_state_dict_loads_whole_and_features_agree(name, output_stride):
+def test_timm_state_dict_loads_strictly_and_features_match(name, output_stride):
     timm = pytest.importorskip("timm", reason="timm is not installed")
     theirs = timm.create_model(name, output_stride=output_stride).eval()
     randomize_statistics(theirs)
@@ -48,7 +48,7 @@ def test_timms_state_dict_loads_whole_and_features_agree(name, output_stride):
 
 
 @pytest.mark.parametrize(("output_stride", "replace"), {16: (False, False, True), 8: (False, True, True)}.items())
-def test_dilation_is_torchvisions(output_stride, replace):
+def test_dilation_matches_torchvision(output_stride, replace):
     theirs = torchvision.models.resnet50(replace_stride_with_dilation=replace).eval()
     randomize_statistics(theirs)
     ours = build_backbone("resnet50", output_stride=output_stride).eval()
@@ -61,7 +61,7 @@ def test_dilation_is_torchvisions(output_stride, replace):
 
 @pytest.mark.parametrize("options", [{}, {"stride_in_1x1": True}, {"shortcut": "A"}, {"shortcut": "C"}])
 @pytest.mark.parametrize("name", ["resnet50", "preact_resnet50"])
-def test_every_second_position_of_a_dilated_net_is_the_strided_nets(name, options):
+def test_dilated_net_subsampled_equals_the_strided_net(name, options):
     strided, dilated = (build_backbone(name, output_stride=s, **options).eval() for s in (32, 8))
     randomize_statistics(strided)
     dilated.load_state_dict(strided.state_dict())
@@ -98,7 +98,7 @@ def test_shortcut_a_pads_with_zeros_and_has_no_parameters():
 
 
 @pytest.mark.parametrize(("shortcut", "projections"), {"A": 0, "B": 4, "C": 16, "D": 4, "none": 0}.items())
-def test_how_many_shortcuts_of_resnet50_are_projections(shortcut, projections):
+def test_number_of_projection_shortcuts_of_resnet50(shortcut, projections):
     net = build_backbone("resnet50", shortcut=shortcut)
     names = [n for n, m in net.named_modules() if ".downsample." in n and isinstance(m, nn.Conv2d)]
     assert len(names) == projections
@@ -130,7 +130,7 @@ def test_deformable_convolution_starts_as_the_convolution_it_replaces(modulated,
         torch.testing.assert_close(deformed(x) - bias, factor * (conv(x) - bias), rtol=1e-4, atol=1e-4)
 
 
-def test_a_deformable_convolution_samples_where_its_offsets_say():
+def test_deformable_convolution_samples_at_its_offsets():
     net = build_backbone("resnet18", norm="none", deform_on=["res2"], deform_modulated=False)
     layer = net.layer1[0].conv2
     nn.init.zeros_(layer.bias)
@@ -141,7 +141,7 @@ def test_a_deformable_convolution_samples_where_its_offsets_say():
         torch.testing.assert_close(layer(x)[:, :, 1:-2], expected[:, :, 1:-2], rtol=1e-4, atol=1e-5)
 
 
-def test_deformable_weights_start_from_a_plain_checkpoint(tmp_path):
+def test_offsets_are_zero_after_loading_a_plain_checkpoint(tmp_path):
     torch.save(torchvision.models.resnet50().state_dict(), tmp_path / "r50.pth")
     net = build_backbone("resnet50", weights=str(tmp_path / "r50.pth"), deform_on=["res5"])
     assert not net.layer4[2].conv2.offset.weight.any()
@@ -158,7 +158,7 @@ def test_stochastic_depth_drops_later_blocks_more_often_and_only_in_training():
 
 
 @pytest.mark.parametrize("name", ["resnet18", "seresnet50", "resnet18d"])
-def test_zero_initialized_blocks_are_their_shortcuts(name):
+def test_zero_initialized_blocks_are_the_identity(name):
     block = build_backbone(name, zero_init_residual=True).layer1[1]
     x = torch.rand(2, block.conv1.in_channels, 5, 6)
     assert torch.equal(block(x), x)
@@ -168,16 +168,16 @@ def test_zero_initialized_blocks_are_their_shortcuts(name):
 def test_checkpointed_stages_give_the_same_gradients_and_statistics(norm):
     torch.manual_seed(1)
     kept = build_backbone("resnet18", norm=norm).train()
-    again = build_backbone("resnet18", norm=norm, checkpoint_stages=["res2", "res4"]).train()
-    again.load_state_dict(kept.state_dict())
+    checkpointed = build_backbone("resnet18", norm=norm, checkpoint_stages=["res2", "res4"]).train()
+    checkpointed.load_state_dict(kept.state_dict())
     image, runs = torch.randn(2, 3, 64, 64), []
-    again.layer1[0].register_forward_pre_hook(lambda *_: runs.append("res2"))
-    for net in (kept, again):
+    checkpointed.layer1[0].register_forward_pre_hook(lambda *_: runs.append("res2"))
+    for net in (kept, checkpointed):
         net(image)["res5"].square().mean().backward()
     assert runs == ["res2", "res2"]
-    for (name, one), other in zip(kept.named_parameters(), again.parameters(), strict=True):
+    for (name, one), other in zip(kept.named_parameters(), checkpointed.parameters(), strict=True):
         torch.testing.assert_close(one.grad, other.grad, msg=name)
-    for (name, one), other in zip(kept.named_buffers(), again.buffers(), strict=True):
+    for (name, one), other in zip(kept.named_buffers(), checkpointed.buffers(), strict=True):
         assert torch.equal(one, other), name
 
 
@@ -198,6 +198,6 @@ def test_checkpointed_stages_give_the_same_gradients_and_statistics(norm):
         ("resnet18", {"groups": 32}, "Unknown option of resnet18 'groups'"),
     ],
 )
-def test_impossible_combinations_say_so(name, options, message):
+def test_invalid_options_are_refused(name, options, message):
     with torch.device("meta"), pytest.raises(UserError, match=message):
         build_backbone(name, **options)

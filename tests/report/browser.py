@@ -1,4 +1,4 @@
-"""A real browser, headless, for tests: what a page shows, and what it logs."""
+"""A real headless browser: what a page shows and what it logs."""
 
 import html
 import json
@@ -11,7 +11,7 @@ import pytest
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
-needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium: apt-get install chromium")
+needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed: apt-get install chromium")
 
 
 def browse(page: Path, script: str, folder: Path) -> tuple[dict, list[str]]:

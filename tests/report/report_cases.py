@@ -1,4 +1,4 @@
-"""Ground truth and predictions made for the reports' tests."""
+"""Synthetic ground truth and predictions for the report tests."""
 
 import numpy as np
 
@@ -10,7 +10,7 @@ from resnet_backbones.evaluation.detections import Detections, read_detections
 def random_case(
     seed: int, images: int = 12, classes: int = 3, crowds: bool = True, ties: bool = True
 ) -> tuple[dict, list[dict]]:
-    """Boxes that are found, moved, doubled, taken for others, missed and invented."""
+    """Random boxes, some of them found, shifted, duplicated, misclassified or missed, and random false positives."""
     rng = np.random.default_rng(seed)
     truth = {
         "images": [{"id": 10 + k, "file_name": f"{k}.png", "width": 100, "height": 100} for k in range(images)],
@@ -44,7 +44,7 @@ def read(truth: dict, found: list[dict], iou_type: str = "bbox") -> tuple[Annota
 
 
 def iou(one: list[float], other: list[float], crowd: bool = False) -> float:
-    """Of two boxes x, y, width, height; over the area of `one` where the other is a crowd."""
+    """IoU of two boxes (x, y, width, height); over the area of `one` if `other` is a crowd."""
     sides = [min(one[k] + one[k + 2], other[k] + other[k + 2]) - max(one[k], other[k]) for k in (0, 1)]
     both = max(sides[0], 0) * max(sides[1], 0)
     return both / (one[2] * one[3] if crowd else one[2] * one[3] + other[2] * other[3] - both)

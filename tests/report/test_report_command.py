@@ -1,4 +1,4 @@
-"""`resnet-backbones report` and `check-data --report` on files as users have them, and reports of runs that fail."""
+"""`resnet-backbones report` and `check-data --report` on files as users have them, and reports that fail."""
 
 import json
 import logging
@@ -24,7 +24,7 @@ def prediction(image_id: int = 100, category_id: int = 3, score: float = 0.9, **
 
 @pytest.fixture
 def report(tmp_path, capfd):
-    """`report(predictions, *arguments)` on four images gives the status, the page's content and stdout or the error."""
+    """`report(predictions, *arguments)` on four images returns the status, the page's content and stdout or stderr."""
     write_coco(tmp_path, 4)
 
     def run(predictions: object, *arguments: str) -> tuple[int, dict, str]:
@@ -45,7 +45,7 @@ def content_of(page) -> dict:
     return json.loads(re.search(r'id="content">\n(.*?)\n</script>', page.read_text(), re.DOTALL)[1])
 
 
-def test_a_results_file(report, tmp_path):
+def test_report_of_a_results_file(report, tmp_path):
     status, content, out = report(
         [prediction(100 + k, 7 if k % 2 else 3) for k in range(4)], "--images", tmp_path / "images"
     )
@@ -63,7 +63,7 @@ def test_a_results_file(report, tmp_path):
     assert numbers["thresholds"] == {"dog": 0.9, "cat": 0.9}
 
 
-def test_a_comparison_with_another_results_file(report, tmp_path):
+def test_comparison_with_another_results_file(report, tmp_path):
     other = tmp_path / "other.json"
     other.write_text(json.dumps([prediction(100)]))
     status, content, _ = report([prediction(100), prediction(102)], "--against", other, "--json", tmp_path / "n.json")
@@ -76,7 +76,7 @@ def test_a_comparison_with_another_results_file(report, tmp_path):
     assert json.loads((tmp_path / "n.json").read_text())["comparison"] == content["numbers"]["comparison"]
 
 
-def test_images_that_are_not_there(report, tmp_path):
+def test_missing_images_are_noted(report, tmp_path):
     (tmp_path / "images/2.png").unlink()
     (tmp_path / "images/3.png").write_bytes(b"no image")
     found = [prediction(100 + k) for k in range(4)]
@@ -95,7 +95,7 @@ def test_images_that_are_not_there(report, tmp_path):
 
 
 @pytest.mark.parametrize(("folder", "fault"), [("nowhere", "does not exist"), ("instances.json", "is not a folder")])
-def test_a_folder_of_images_that_is_none_is_refused(report, tmp_path, folder, fault):
+def test_invalid_image_folder_is_refused(report, tmp_path, folder, fault):
     status, _, err = report([prediction()], "--images", tmp_path / folder)
     assert status == 2
     assert err == f"error: --images: {tmp_path}/{folder} {fault}; give the folder of the images, or leave it out.\n"
@@ -109,7 +109,7 @@ def test_images_without_predictions_are_counted(report, tmp_path, caplog, monkey
     assert note in caplog.text
 
 
-def test_no_predictions(report, tmp_path):
+def test_report_without_predictions(report, tmp_path):
     status, content, out = report([])
     assert status == 0
     assert out.startswith("AP 0.00")
@@ -119,7 +119,7 @@ def test_no_predictions(report, tmp_path):
     assert report([], "--iou-type", "segm")[0] == 0
 
 
-def test_no_images_and_no_objects(report, tmp_path):
+def test_report_without_images_and_objects(report, tmp_path):
     save_coco(tmp_path, {"images": [], "annotations": [], "categories": [{"id": 1, "name": "cat"}]})
     status, content, out = report([])
     assert status == 0
@@ -128,7 +128,7 @@ def test_no_images_and_no_objects(report, tmp_path):
     assert content["numbers"]["precision_recall"][0]["classes"] == [None]
 
 
-def test_classes_that_differ(report, tmp_path):
+def test_predictions_of_unknown_classes_are_noted_or_refused(report, tmp_path):
     status, content, _ = report([prediction(), prediction(category_id=99)])
     assert status == 0
     text = "1 of 2 predictions are of classes that the ground truth does not have."
@@ -142,7 +142,7 @@ def test_classes_that_differ(report, tmp_path):
 
 
 @pytest.mark.parametrize("where", ["predictions", "against"])
-def test_results_of_other_images_are_refused(report, tmp_path, where):
+def test_predictions_for_unknown_images_are_refused(report, tmp_path, where):
     other = tmp_path / "other.json"
     rows = [[prediction()], [prediction(5)]]
     other.write_text(json.dumps(rows[where == "against"]))
@@ -163,7 +163,7 @@ def test_a_test_set_without_annotations_is_refused(report, tmp_path):
 
 
 def test_inputs_are_not_overwritten(report, tmp_path):
-    status, _, err = report([prediction()], "--output", tmp_path / "found.html")  # whose numbers would be found.json
+    status, _, err = report([prediction()], "--output", tmp_path / "found.html")  # the numbers would go to found.json
     assert status == 2
     assert err == f"error: {tmp_path}/found.json would be overwritten; choose another name with --output or --json.\n"
     assert json.loads((tmp_path / "found.json").read_text()) == [prediction()]
@@ -183,18 +183,18 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("arguments", "error"), REFUSED)
-def test_outputs_are_checked_first(report, tmp_path, arguments, error):
+def test_output_paths_are_checked_first(report, tmp_path, arguments, error):
     os.mkfifo(tmp_path / "fifo.json")
     before = (tmp_path / "instances.json").read_text()
-    status, _, err = report([prediction(5)], *(text.format(tmp_path) for text in arguments))  # of no image
+    status, _, err = report([prediction(5)], *(text.format(tmp_path) for text in arguments))  # of an unknown image
     assert status == 2
     assert err == f"error: {error.replace('{}', str(tmp_path))}\n"
     assert (tmp_path / "instances.json").read_text() == before
 
 
-def test_a_full_disk_leaves_the_former_page_and_numbers(report, tmp_path):
+def test_full_disk_keeps_the_previous_page_and_numbers(report, tmp_path):
     assert report([prediction()])[0] == 0
-    former = {path: path.read_bytes() for path in (tmp_path / "report.html", tmp_path / "report.json")}
+    previous = {path: path.read_bytes() for path in (tmp_path / "report.html", tmp_path / "report.json")}
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))  # enough for the numbers alone
     try:
@@ -204,11 +204,11 @@ def test_a_full_disk_leaves_the_former_page_and_numbers(report, tmp_path):
     assert status == 2
     text = f"error: {tmp_path}/report.html cannot be written: File too large; choose another place."
     assert err.splitlines()[-1] == text
-    assert {path: path.read_bytes() for path in former} == former
+    assert {path: path.read_bytes() for path in previous} == previous
     assert not list(tmp_path.glob(".part-*"))
 
 
-def test_a_device_is_not_replaced_and_a_link_stays(tmp_path):
+def test_atomic_write_refuses_a_device_and_follows_a_link(tmp_path):
     os.mkfifo(tmp_path / "fifo")
     with pytest.raises(UserError, match="fifo is a folder or device, not a file"), atomic_write(tmp_path / "fifo"):
         pass
@@ -241,7 +241,7 @@ def test_check_data_shows_the_ground_truth(tmp_path, capfd):
 
 @pytest.mark.parametrize("option", ["--output", "--report"])
 @pytest.mark.parametrize("name", ["instances.json", "", "images/0.png", "no/x.html", "no/x.json"])
-def test_check_data_replaces_no_input(tmp_path, capfd, option, name):
+def test_check_data_does_not_overwrite_inputs(tmp_path, capfd, option, name):
     write_coco(tmp_path, 2)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
     arguments = [option, name and str(tmp_path / name), "data.num_workers=1", *coco_overrides(tmp_path)]
@@ -253,7 +253,7 @@ def test_check_data_replaces_no_input(tmp_path, capfd, option, name):
     assert {path: path.read_bytes() for path in tmp_path.rglob("*.*")} == before
 
 
-def test_a_report_that_fails_is_a_warning(tmp_path, caplog, monkeypatch):
+def test_failed_report_is_a_warning(tmp_path, caplog, monkeypatch):
     write_coco(tmp_path, 2)
     config = load_config("quickstart_mask_rcnn.yaml", ["detector.name=faster_rcnn"])
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "lo')
@@ -266,7 +266,7 @@ def test_a_report_that_fails_is_a_warning(tmp_path, caplog, monkeypatch):
     assert f"report.html is not written: {tmp_path}/report.html is a folder or device" in caplog.text
 
 
-def test_each_further_test_set_has_a_report_of_its_own(tmp_path):
+def test_each_test_set_gets_its_own_report(tmp_path):
     write_coco(tmp_path, 2)
     config = load_config("quickstart_mask_rcnn.yaml", ["detector.name=faster_rcnn"])
     first, second = read_coco(tmp_path), read_coco(tmp_path)

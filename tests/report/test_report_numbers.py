@@ -1,4 +1,4 @@
-"""The numbers of a report equal those of plain loops, of pycocotools and of tidecv, and planted errors are told."""
+"""The numbers of a report against plain loops, pycocotools, hotcoco and tidecv, and on planted errors."""
 
 import numpy as np
 import pytest
@@ -24,8 +24,8 @@ def numbers_of(truth: dict, found: list[dict]) -> dict:
 
 
 def planted() -> tuple[dict, list[dict]]:
-    """Six images with an object of the first class, and in turn: found, another class, moved, found twice, an invented
-    box far from it, nothing."""
+    """Six images with an object of the first class, which is in turn: found, misclassified, mislocalized, found twice,
+    missed with a false positive elsewhere, missed."""
     box = [10, 10, 40, 40]
     truth = {
         "images": [{"id": k, "file_name": f"{k}.png", **SIZE} for k in range(6)],
@@ -57,8 +57,8 @@ def test_precision_and_recall_integrate_to_pycocotools_ap(seed):
 
 
 def confusion_by_loop(truth: dict, found: list[dict], threshold: float) -> list[list[int]]:
-    """Detections of an image, the best first, take the free object of any class that they overlap most. One that COCO
-    leaves out is not counted: without a free object of its class, but on a crowd of it."""
+    """By score, each detection of an image takes the free object of any class that it overlaps most. Those that COCO
+    ignores are not counted: without a free object of their class, but on a crowd of it."""
     ids = [category["id"] for category in truth["categories"]]
     matrix = np.zeros((len(ids) + 1, len(ids) + 1), int)
     for image in truth["images"]:
@@ -90,14 +90,14 @@ def overlap(prediction: dict, o: dict) -> float:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_the_confusion_matrix_is_that_of_a_plain_loop(seed):
+def test_confusion_matrix_equals_a_plain_loop(seed):
     truth, found = random_case(seed)
     confusion = numbers_of(truth, found)["confusion"]
     assert confusion["matrix"] == confusion_by_loop(truth, found, confusion["threshold"])
     assert confusion["names"] == ["class 0", "class 1", "class 2", "background"]
 
 
-def test_confusions_are_listed_from_the_most_frequent_and_huge_matrices_left_out():
+def test_confusions_are_sorted_by_count_and_huge_matrices_omitted():
     table = confusion_table(np.array([[5, 2], [7, 1]]), ["a", "b"])
     assert table["pairs"] == [
         {"true": "b", "predicted": "a", "count": 7},
@@ -106,22 +106,22 @@ def test_confusions_are_listed_from_the_most_frequent_and_huge_matrices_left_out
     assert confusion_table(np.eye(1000, dtype=int), [str(k) for k in range(1000)])["matrix"] is None
 
 
-def test_planted_errors_are_told_apart():
+def test_planted_errors_are_classified():
     numbers = numbers_of(*planted())
     kinds = {row["kind"]: (row["count"], row["cost"]) for row in numbers["errors"]}
     counts = {kind: count for kind, (count, _) in kinds.items()}
     assert counts == {"classification": 1, "localization": 1, "both": 0, "duplicate": 1, "background": 1, "missed": 2}
     assert kinds["both"][1] == 0
     # Of six objects, the first and the third detection of their class find one, which is 17 of the 101 recalls each;
-    # with the second mended, all three do.
+    # with the second corrected, all three do.
     assert numbers["overall"]["AP50"] == pytest.approx(100 * (17 * 1 + 17 * 2 / 3) / 101)
     assert kinds["localization"][1] == pytest.approx(100 * (51 - 17 * 1 - 17 * 2 / 3) / 101)
 
 
 @pytest.mark.slow  # tidecv is not among the requirements: pip install tidecv
 @pytest.mark.parametrize("seed", range(3))
-def test_costs_of_errors_are_those_of_tidecv(seed):
-    """Where a recall is one of the 101 thresholds but for rounding, tidecv counts it and COCO does not."""
+def test_error_costs_match_tidecv(seed):
+    """Where a recall equals one of the 101 thresholds up to rounding, tidecv counts it and COCO does not."""
     tidecv = pytest.importorskip("tidecv")
     truth, found = random_case(seed, images=40, crowds=False, ties=False)
     true, predicted = tidecv.Data("true"), tidecv.Data("predicted")
@@ -144,7 +144,7 @@ def test_costs_of_errors_are_those_of_tidecv(seed):
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_calibration_is_that_of_hotcoco(seed):
+def test_calibration_matches_hotcoco(seed):
     truth, found = random_case(seed)
     data, detections = read(truth, found)
     evaluation = hotcoco_evaluation(data, detections, "bbox")
@@ -156,7 +156,7 @@ def test_calibration_is_that_of_hotcoco(seed):
         assert (own["right"] or 0) == pytest.approx(other["avg_accuracy"])
 
 
-def test_calibration_of_few_and_of_none():
+def test_calibration_of_few_and_no_detections():
     found = calibration(np.array([0.05, 0.95, 1.0, 1.5]), np.array([False, True, True, False]))
     assert [b["count"] for b in found["bins"]] == [1, 0, 0, 0, 0, 0, 0, 0, 0, 3]
     assert found["bins"][9]["right"] == pytest.approx(2 / 3)
@@ -165,7 +165,7 @@ def test_calibration_of_few_and_of_none():
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_the_best_threshold_is_that_of_trying_all(seed):
+def test_best_threshold_equals_exhaustive_search(seed):
     rng = np.random.default_rng(seed)
     scores, status = rng.integers(0, 20, 60) / 20, rng.integers(-1, 2, 60)
     best = best_threshold(scores, status, 40)
@@ -179,7 +179,7 @@ def test_the_best_threshold_is_that_of_trying_all(seed):
     assert best["f1"] == pytest.approx(2 * best["precision"] * best["recall"] / (best["precision"] + best["recall"]))
 
 
-def test_a_threshold_has_as_few_decimals_as_keep_the_same_detections():
+def test_threshold_is_rounded_without_changing_the_detections():
     status = np.array([RIGHT, 0])
     assert best_threshold(np.array([0.98765, 0.2]), status, 1)["threshold"] == 0.98
     assert best_threshold(np.array([0.98765, 0.9871]), status, 1)["threshold"] == 0.9876
@@ -190,7 +190,7 @@ def test_a_threshold_has_as_few_decimals_as_keep_the_same_detections():
 def test_every_class_has_a_threshold():
     truth, found = planted()
     numbers = numbers_of(truth, found)
-    assert numbers["thresholds"] == {"a": 0.6, "b": 0.6}  # nothing of b is right: that of all classes
+    assert numbers["thresholds"] == {"a": 0.6, "b": 0.6}  # no detection of b is right: the threshold of all classes
     assert "best_threshold" not in numbers["classes"][1]
     assert numbers_of(truth, [])["thresholds"] == {"a": 0.5, "b": 0.5}
 
@@ -204,8 +204,8 @@ def test_the_worst_images_come_first():
     assert order.tolist() == [1, 2, 4, 5, 3, 0]  # two errors before one
 
 
-def test_a_difference_has_the_interval_of_drawing_images():
-    """Against copies of the drawn images, scored by the library."""
+def test_difference_has_the_bootstrap_interval_over_images():
+    """Against the metrics of copies of the drawn images."""
     truth, found = random_case(0, images=10, ties=False)
     data, first = read(truth, found)
     second = subset(first, np.random.default_rng(0).random(len(first.labels)) < 0.8)
@@ -242,7 +242,7 @@ def redrawn_ap(truth: dict, found: list[dict], chosen: np.ndarray) -> float:
     return evaluate_coco(truth | {"images": images, "annotations": parts[0]}, parts[1], "bbox")[0]["bbox/AP"]
 
 
-def test_top_1_and_top_5_by_class():
+def test_top_1_and_top_5_per_class():
     answers = [
         {"label": 0, "labels": [0, 1], "scores": [0.9, 0.1], "true_score": 0.9, "file_name": "a"},
         {"label": 0, "labels": [1, 0], "scores": [0.7, 0.3], "true_score": 0.3, "file_name": "b"},
@@ -255,7 +255,7 @@ def test_top_1_and_top_5_by_class():
     assert numbers["confusion"]["matrix"] == [[1, 1, 0], [0, 0, 1], [0, 0, 0]]
 
 
-def test_curves_are_thinned_out_and_keep_their_ends():
+def test_curves_are_subsampled_and_keep_their_ends():
     rows = [{"step": k, "loss": 1 / (k + 1), "lr": 0.1} for k in range(5000)] + [{"step": 5000, "bbox/AP": 12.5}]
     rows[10]["loss"] = float("nan")
     found = {group["title"]: group["series"] for group in curves(rows)}

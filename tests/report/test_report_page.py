@@ -1,4 +1,4 @@
-"""The page in a real Chromium: what the slider and the switches draw, that nothing is fetched, and no error."""
+"""The page in a real Chromium: what the slider and the checkboxes draw; nothing is fetched and no errors are logged."""
 
 import json
 import re
@@ -22,8 +22,8 @@ FETCHED = "performance.getEntriesByType('resource').map((e) => e.name).filter((n
 
 @pytest.fixture
 def written(tmp_path):
-    """A page of four images: in the first the square is found with a score of 0.9, in the second with 0.4, in the third
-    a wrong box has 0.7, in the last there is nothing."""
+    """A page of four images: the square is found with a score of 0.9 in the first and of 0.4 in the second, the third
+    has a false positive with 0.7, and the last has no detections."""
     content = write_coco(tmp_path, 4)
     content["categories"][0]["name"] = NASTY
     save_coco(tmp_path, content)
@@ -58,7 +58,7 @@ const toggle = (layer) => { document.getElementById(`show-${layer}`).click(); re
 
 
 @needs_browser
-def test_slider_and_switches_change_what_is_drawn(written, tmp_path):
+def test_slider_and_checkboxes_change_what_is_drawn(written, tmp_path):
     script = (
         SHOWN
         + f"""
@@ -78,18 +78,18 @@ def test_slider_and_switches_change_what_is_drawn(written, tmp_path):
     return result;"""
     )
     found, console = browse(written, script, tmp_path)
-    # Crowds are drawn, too, dashed in gray; they are in none of the four layers.
+    # Crowds are drawn too, dashed in gray; they belong to none of the four layers.
     assert found["high"] == {"correct": 1, "wrong": 0, "found": 1, "missed": 3}
     assert found["middle"] == {"correct": 1, "wrong": 1, "found": 1, "missed": 3}
     assert found["low"] == {"correct": 2, "wrong": 1, "found": 2, "missed": 2}
     assert [found[layer] for layer in ("correct", "wrong", "found", "missed")] == [0, 0, 0, 0]
     assert found["again"] == found["middle"]
-    assert found["title"] == "own"  # no name was run
+    assert found["title"] == "own"  # no class name was executed
     assert found["option"] == ["all classes", "dog", NASTY]
     assert found["names"] == ["correct", "false positive", "found", "missed"]
     assert found["dashes"] == ["solid", "solid", "dashed", "dashed"]
     assert found["counts"] == "1 correct, 1 false positive, 3 missed"
-    assert found["charts"] == 3 + 3 + 1  # a run's, those of precision and recall, calibration
+    assert found["charts"] == 3 + 3 + 1  # the training curves, precision and recall, calibration
     assert found["pictures"] == 4
     assert found["dialog"] == 3  # the square, the crowd and the wrong box of the worst image
     assert found["fetched"] == []
@@ -97,7 +97,7 @@ def test_slider_and_switches_change_what_is_drawn(written, tmp_path):
 
 
 @needs_browser
-def test_masks_are_outlined_and_labels_stay_inside_and_apart(tmp_path):
+def test_masks_are_outlined_and_labels_stay_inside_without_overlap(tmp_path):
     content = write_coco(tmp_path, 1)
     content["annotations"] = [content["annotations"][0] | {"segmentation": [[0, 0, 12, 0, 12, 9, 0, 9]]}]
     content["categories"][0]["name"] = "a name that is much wider than the image " * 4
@@ -135,7 +135,7 @@ def test_masks_are_outlined_and_labels_stay_inside_and_apart(tmp_path):
 
 
 @needs_browser
-def test_sections_of_numbers(written, tmp_path):
+def test_sections_show_the_numbers(written, tmp_path):
     script = """
     const section = (id) => document.getElementById(id);
     const texts = (root, what) => [...root.querySelectorAll(what)].map((e) => e.textContent);
@@ -161,7 +161,7 @@ def test_sections_of_numbers(written, tmp_path):
 
 
 @needs_browser
-def test_nothing_is_fetched_even_where_it_may(written, tmp_path):
+def test_nothing_is_fetched_even_without_the_content_security_policy(written, tmp_path):
     policy = re.search(r"<meta http-equiv=\"Content-Security-Policy\".*?>", written.read_text(), re.DOTALL)[0]
     assert "default-src 'none'" in policy
     assert "://" not in written.read_text()
@@ -172,7 +172,7 @@ def test_nothing_is_fetched_even_where_it_may(written, tmp_path):
 
 
 @needs_browser
-def test_pages_of_classifiers_and_of_data(tmp_path):
+def test_pages_of_classifiers_and_datasets(tmp_path):
     write_coco(tmp_path, 4)
     write_data_report(tmp_path / "data.html", [read_coco(tmp_path)], "own:\n  4 images")
     count = "return [document.querySelectorAll('.item image').length, document.querySelectorAll('.item .shape').length,"
@@ -211,7 +211,7 @@ def pixels(name: str):
 
 def test_a_hundred_large_images_stay_below_8_mb(tmp_path):
     content = write_coco(tmp_path, 1)
-    draw(480, 300).save(tmp_path / "images" / "0.png")  # noise, which no JPEG makes small
+    draw(480, 300).save(tmp_path / "images" / "0.png")  # noise, which JPEG cannot compress
     content["images"] = [{"id": k, "file_name": "0.png", "width": 480, "height": 300} for k in range(120)]
     content["annotations"] = [
         {"id": j + 1, "image_id": j % 120, "category_id": 7, "bbox": [j % 430, j % 240, 50, 60], "area": 3000}
@@ -230,7 +230,7 @@ def content_of(path) -> dict:
     return json.loads(re.search(r'id="content">\n(.*?)\n</script>', path.read_text(), re.DOTALL)[1])
 
 
-def test_masks_are_outlines_of_their_pixels(tmp_path):
+def test_mask_outlines_follow_their_pixels(tmp_path):
     write_coco(tmp_path, 1)
     rle = {"size": [40, 48], "counts": [10 * 40 + 8, *[20, 20] * 19, 20, 40 * 48 - 29 * 40 - 28]}
     found = [{"image_id": 100, "category_id": 3, "segmentation": rle, "score": 0.9}]
@@ -245,7 +245,7 @@ def test_masks_are_outlines_of_their_pixels(tmp_path):
     assert image["true"][0] == {"box": [10, 8, 20, 20], "path": "M10,8 30,8 30,28 10,28Z", "label": 0, "by": 0.9}
 
 
-def test_a_page_refuses_what_json_cannot_hold(tmp_path):
+def test_page_refuses_values_that_json_cannot_hold(tmp_path):
     with pytest.raises(ValueError, match="JSON"):
         write_page(tmp_path / "page.html", {"loss": float("nan")})
     assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""Checkpoints through failures: broken files, another run's files, a full disk."""
+"""Checkpoints and failures: broken files, another run's files, a full disk."""
 
 import os
 import shutil
@@ -27,7 +27,7 @@ def step_of(path: Path) -> int:
     return torch.load(path, weights_only=True)["step"]
 
 
-def test_the_last_ones_are_kept(tmp_path):
+def test_the_last_checkpoints_are_kept(tmp_path):
     for step in range(1, 6):
         save_checkpoint(tmp_path / "last.pt", content(step), keep=3)
     assert {p.name: step_of(p) for p in tmp_path.iterdir()} == {"last.pt": 5, "last-1.pt": 4, "last-2.pt": 3}
@@ -36,17 +36,17 @@ def test_the_last_ones_are_kept(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("harm", "reason"),
+    ("damage", "reason"),
     [("cut", "PytorchStreamReader failed"), ("empty", "EOFError"), ("text", UNREADABLE), ("gone", None)],
 )
-def test_a_broken_one_is_named_and_the_one_before_it_taken(tmp_path, caplog, harm, reason):
+def test_a_broken_checkpoint_is_named_and_the_previous_one_used(tmp_path, caplog, damage, reason):
     for step in (1, 2):
         save_checkpoint(tmp_path / "last.pt", content(step), keep=2)
     last, previous = tmp_path / "last.pt", tmp_path / "last-1.pt"
-    if harm == "gone":  # killed between renaming the old file and the new one
+    if damage == "gone":  # killed between renaming the old file and the new one
         last.unlink()
     else:
-        last.write_bytes({"cut": last.read_bytes()[:700], "empty": b"", "text": b"no checkpoint"}[harm])
+        last.write_bytes({"cut": last.read_bytes()[:700], "empty": b"", "text": b"no checkpoint"}[damage])
     path, found = newest_readable(last)
     assert (path, found["step"]) == (previous, 1)
     if reason is not None:
@@ -70,7 +70,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_a_full_disk_leaves_the_previous_one_whole_and_says_what_is_free(small_disk):
+def test_a_full_disk_keeps_the_previous_checkpoint_and_reports_free_space(small_disk):
     last = small_disk / "last.pt"
     save_checkpoint(last, content(1), keep=2)
     large = {"model": {"weight": torch.zeros(1 << 20)}, "step": 2}
@@ -81,7 +81,7 @@ def test_a_full_disk_leaves_the_previous_one_whole_and_says_what_is_free(small_d
 
 
 class Training:
-    """A small network with its optimizer and average."""
+    """A small network with its optimizer and EMA."""
 
     def __init__(self, optimizer: str, features: int = 4) -> None:
         torch.manual_seed(0)
@@ -100,7 +100,7 @@ class Training:
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw", "lamb"])
-def test_a_resumed_run_continues_as_the_saved_one(tmp_path, optimizer):
+def test_a_resumed_run_continues_like_the_saved_one(tmp_path, optimizer):
     if optimizer == "lamb":
         pytest.importorskip("timm", reason="timm, which is optional, is not installed")
     one, other = Training(optimizer), Training(optimizer)
@@ -115,7 +115,7 @@ def test_a_resumed_run_continues_as_the_saved_one(tmp_path, optimizer):
     torch.testing.assert_close(other.state.content(), one.state.content(), rtol=0, atol=0)
 
 
-class Runs:
+class RunsCodeOnLoad:
     def __reduce__(self) -> tuple:
         return os.mkdir, ("canary",)
 
@@ -123,7 +123,7 @@ class Runs:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"more": Runs()}, f"cannot be resumed from: {UNREADABLE}"),
+        ({"more": RunsCodeOnLoad()}, f"cannot be resumed from: {UNREADABLE}"),
         ({"step": "x"}, "cannot be resumed from: ValueError: invalid literal for int"),
         ({"step": 6}, "is from step 6, past solver.max_iter=5; raise it to continue."),
         ({"model": 3}, "cannot be resumed from: AttributeError"),
@@ -135,7 +135,7 @@ class Runs:
         ({"random": [{"cpu": 3}]}, "cannot be resumed from: "),
     ],
 )
-def test_what_no_run_saved_is_one_line(tmp_path, monkeypatch, change, message):
+def test_invalid_checkpoints_are_refused(tmp_path, monkeypatch, change, message):
     monkeypatch.chdir(tmp_path)
     training = Training("adamw")
     training.step()
@@ -146,7 +146,7 @@ def test_what_no_run_saved_is_one_line(tmp_path, monkeypatch, change, message):
 
 
 @pytest.mark.parametrize("saved", [[1, 2], {}])
-def test_another_kind_of_file_is_one_line(tmp_path, saved):
+def test_files_that_are_not_checkpoints_are_refused(tmp_path, saved):
     torch.save(saved, tmp_path / "last.pt")
     with pytest.raises(UserError, match=r"last.pt cannot be resumed from: "):
         Training("sgd").state.resume(tmp_path / "last.pt", max_iter=5)
@@ -160,7 +160,7 @@ def test_another_kind_of_file_is_one_line(tmp_path, saved):
         (("sgd", 4), ("sgd", 5), r"does not fit the model. .* \(file \(4, 3, 3, 3\), model \(5, 3, 3, 3\)\)"),
     ],
 )
-def test_a_checkpoint_of_another_run_is_one_line(tmp_path, saved, resumed, message):
+def test_checkpoints_of_another_optimizer_or_model_are_refused(tmp_path, saved, resumed, message):
     save_checkpoint(tmp_path / "last.pt", Training(*saved).state.content())
     with pytest.raises(UserError, match=message):
         Training(*resumed).state.resume(tmp_path / "last.pt", max_iter=5)

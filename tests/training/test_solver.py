@@ -22,12 +22,12 @@ def test_the_1x_schedule(step, lr):
 
 
 @pytest.mark.parametrize(("step", "lr"), [(0, 1.0), (25, 0.853553), (50, 0.5), (75, 0.146447), (99, 0.0002467)])
-def test_cosine(step, lr):
+def test_cosine_schedule(step, lr):
     schedule = build_schedule(solver(schedule="cosine", max_iter=100, lr=1.0, warmup_iters=0))
     assert schedule(step) == pytest.approx(lr, rel=1e-3)
 
 
-def test_warm_up_meets_the_cosine():
+def test_warmup_leads_into_the_cosine_schedule():
     schedule = build_schedule(solver(schedule="cosine", max_iter=100, lr=1.0, warmup_iters=20, warmup_factor=0.1))
     rates = [schedule(step) for step in range(100)]
     assert rates[0] == pytest.approx(0.1)
@@ -41,7 +41,7 @@ def test_a_short_run_of_a_long_schedule_never_reaches_its_steps():
 
 
 @pytest.mark.parametrize("max_iter", [1, 2, 3])
-def test_the_shortest_runs(max_iter):
+def test_step_schedule_of_very_short_runs(max_iter):
     schedule = build_schedule(solver(steps=[1, 2], max_iter=max_iter, lr=1.0, warmup_iters=0))
     assert [schedule(step) for step in range(max_iter)] == pytest.approx([1.0, 0.1, 0.01][:max_iter])
 
@@ -54,7 +54,7 @@ def test_frozen_parameters_are_not_optimized():
     assert isinstance(optimizer, torch.optim.SGD)
 
 
-def test_the_linear_rule_scales_rate_and_schedule_and_says_so(caplog):
+def test_the_linear_scaling_rule_scales_lr_and_schedule_and_logs_it(caplog):
     config = OmegaConf.structured(Config)
     reference = {"reference_batch_size": 16, "batch_size": 64, "lr": 0.02, "max_iter": 90000, "steps": [60000, 80000]}
     config = OmegaConf.merge(config, {"solver": reference, "evaluation": {"period": 10000}})

@@ -1,4 +1,4 @@
-"""One step of training: clipped, accumulated, and skipped where its loss or gradients are not finite."""
+"""One step of training: clipped, accumulated, and skipped if its loss or gradients are not finite."""
 
 import json
 
@@ -15,7 +15,7 @@ from resnet_backbones.training.nonfinite import NonFiniteSteps
 
 
 class Net(nn.Module):
-    """BN and a layer; `targets["case"]` makes the loss or its gradient non-finite."""
+    """BN and a linear layer; `targets["case"]` makes the loss or its gradient non-finite."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class Net(nn.Module):
 
 
 class Run:
-    """Steps of a run on a batch of each of these cases."""
+    """A run whose steps train on one batch of each case."""
 
     def __init__(self, output_dir, limit: int, **solver) -> None:
         torch.manual_seed(0)
@@ -47,7 +47,7 @@ class Run:
         }
 
 
-def test_gradients_are_clipped_to_their_norm(tmp_path):
+def test_gradients_are_clipped_to_clip_norm(tmp_path):
     runs = {clip: Run(tmp_path, limit=0, clip_norm=clip, weight_decay=0.0) for clip in (None, 1e-3)}
     lengths = {}
     for clip, run in runs.items():
@@ -60,7 +60,7 @@ def test_gradients_are_clipped_to_their_norm(tmp_path):
 
 @pytest.mark.parametrize(("case", "fault"), [("nan", "The loss is"), ("gradient", "The gradients are")])
 @pytest.mark.parametrize("amp", ["none", "bf16"])
-def test_weights_momenta_and_statistics_stay_as_they_were(tmp_path, caplog, case, fault, amp):
+def test_a_non_finite_step_leaves_weights_momenta_and_statistics_unchanged(tmp_path, caplog, case, fault, amp):
     run = Run(tmp_path, limit=1, amp=amp)
     assert run.step(1, "good") is not None
     before = run.state()
@@ -75,7 +75,7 @@ def test_weights_momenta_and_statistics_stay_as_they_were(tmp_path, caplog, case
         run.step(4, case)
 
 
-def test_one_bad_part_of_an_accumulated_batch_skips_the_step_and_is_named(tmp_path, caplog):
+def test_a_non_finite_part_of_an_accumulated_batch_skips_the_step_and_is_named(tmp_path, caplog):
     run = Run(tmp_path, limit=1, accumulate=2)
     before = run.state()
     assert run.step(1, "good", "nan") is None
@@ -84,7 +84,7 @@ def test_one_bad_part_of_an_accumulated_batch_skips_the_step_and_is_named(tmp_pa
     assert [part["targets"]["case"] for part in torch.load(tmp_path / "nonfinite-1-0.pt")["parts"]] == ["good", "nan"]
 
 
-def test_gradients_that_overflow_in_fp16_are_left_to_the_scaler(tmp_path):
+def test_fp16_overflow_is_left_to_the_grad_scaler(tmp_path):
     run = Run(tmp_path, limit=0)
     run.model.norm = nn.Identity()
     run.training.scaler = torch.amp.GradScaler("cpu", init_scale=1e30)

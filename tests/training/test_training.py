@@ -1,4 +1,4 @@
-"""Training from the command line: what a run leaves, how it is resumed, and how it fails."""
+"""Training from the command line: output files, resuming and errors."""
 
 import json
 import re
@@ -16,14 +16,14 @@ from resnet_backbones.evaluation.coco import METRICS, coco_metrics
 
 
 def arguments(folder: Path, *more: str) -> list[str]:
-    """Of a run of the tiny Mask R-CNN on the small COCO set in folder/data into folder/out."""
+    """Arguments of a run of the tiny Mask R-CNN on the small COCO set in folder/data into folder/out."""
     settings = [*TINY, *coco_overrides(folder / "data"), "evaluation.samples=0"]
     return ["--config", "quickstart_mask_rcnn.yaml", *settings, f"output_dir={folder}/out", *more]
 
 
 @pytest.fixture
 def train(tool, tmp_path):
-    """Run it in tmp_path; gives status, stdout and stderr."""
+    """Runs it in tmp_path; returns status, stdout and stderr."""
     write_coco(tmp_path / "data", 5)
     return lambda *more: tool("train_net", *arguments(tmp_path, *more))
 
@@ -46,7 +46,7 @@ def equal(one: dict, other: dict) -> bool:
     return one.keys() == other.keys() and all(torch.equal(v, other[k]) for k, v in one.items())
 
 
-def test_patience_ends_a_run_that_gets_no_better(train, tmp_path):
+def test_patience_stops_a_run_that_no_longer_improves(train, tmp_path):
     early = ["evaluation.period=1", "evaluation.patience=2", "solver.lr=1e-30", "solver.checkpoint_period=0"]
     status, _, err = train(*early, "solver.max_iter=40")
     assert status == 0, err
@@ -68,7 +68,7 @@ def test_patience_ends_a_run_that_gets_no_better(train, tmp_path):
     assert "evaluation.patience is 2; it must be null where evaluation.period is 0" in err
 
 
-def test_what_a_run_leaves(train, tmp_path):
+def test_output_files_of_a_run(train, tmp_path):
     status, out, _ = train("evaluation.period=2", "evaluation.samples=3", "evaluation.sample_score=0.0")
     assert status == 0
     folder = tmp_path / "out"
@@ -102,13 +102,13 @@ def test_what_a_run_leaves(train, tmp_path):
     assert weights(folder / "best.pt").keys() == weights(folder / "last.pt").keys()
     samples = sorted((folder / "samples").glob("*.png"))
     assert [p.name for p in samples] == ["0.png", "2.png", "4.png"]
-    assert Image.open(samples[0]).size == (2 * 576 + 8, 480)  # 48 x 40 drawn larger, twice
+    assert Image.open(samples[0]).size == (2 * 576 + 8, 480)  # 48 x 40 enlarged, twice side by side
     table, files = out.rstrip().splitlines()[-9:], out.rstrip().splitlines()[-1]
     assert any(line.strip().startswith("AP ") for line in table)
     assert str(folder) in files
 
 
-def test_eval_only_scores_a_checkpoint(train, finished, tmp_path):
+def test_eval_only_evaluates_a_checkpoint(train, finished, tmp_path):
     scored = ["--eval-only", f"weights={finished}/last.pt", "backbone.weights=gone.pth"]
     assert train(*scored)[0] == 0
     assert (tmp_path / "out/metrics.json").read_text() == (finished / "metrics.json").read_text()
@@ -130,7 +130,7 @@ def test_a_resumed_run_ends_with_the_same_weights(train, finished, tmp_path):
     assert steps == [1, 2, 3, 4, 4]  # the last with the metrics
 
 
-def test_resume_of_a_finished_run_only_scores(train, finished, tmp_path):
+def test_resuming_a_finished_run_only_evaluates(train, finished, tmp_path):
     shutil.copytree(finished, tmp_path / "out")
     assert train("--resume")[0] == 0
     assert equal(weights(tmp_path / "out/last.pt"), weights(finished / "last.pt"))
@@ -148,7 +148,7 @@ def test_resume_without_a_checkpoint_says_that_it_starts_at_step_0(train, tmp_pa
     assert f"there is no {tmp_path}/out/last.pt to resume from; starting at step 0" in out
 
 
-def test_damaged_lines_of_metrics_are_skipped(train, finished, tmp_path):
+def test_damaged_lines_of_metrics_are_dropped_on_resume(train, finished, tmp_path):
     shutil.copytree(finished, tmp_path / "out")
     file = tmp_path / "out/metrics.jsonl"
     kept = [line for line in file.read_text().splitlines() if '"loss"' in line]
@@ -159,9 +159,9 @@ def test_damaged_lines_of_metrics_are_skipped(train, finished, tmp_path):
     assert file.read_text().splitlines()[:-1] == kept
 
 
-def test_accumulated_parts_give_the_whole_batchs_gradient(train, tmp_path):
+def test_gradient_accumulation_matches_the_whole_batch(train, tmp_path):
     for parts in (1, 2):
-        # Frozen norms: batch statistics would differ. No random draws of proposals: all of them are taken.
+        # No norms, since batch statistics would differ. No random sampling of proposals: all of them are used.
         train(
             f"solver.accumulate={parts}",
             f"output_dir={tmp_path}/{parts}",
@@ -188,7 +188,7 @@ def test_mixed_precision_trains(train, tmp_path, amp):
     assert all(v.dtype in (torch.float32, torch.int64) for v in weights(tmp_path / "out/last.pt").values())
 
 
-def test_several_test_sets_are_scored_apart(train, tmp_path):
+def test_several_test_sets_are_scored_separately(train, tmp_path):
     write_coco(tmp_path / "more", 2)
     spec = f"{{format: coco, root: {tmp_path}/more/images, annotations: {tmp_path}/more/instances.json}}"
     assert train(f"datasets.more={spec}", "data.test=[own,more]", "solver.max_iter=1")[0] == 0
@@ -214,7 +214,7 @@ def test_an_unreadable_image_is_named(train, tmp_path, workers):
     assert f"Image {broken} cannot be decoded" in message
 
 
-def test_a_missing_image_is_named_before_any_work(train, tmp_path):
+def test_a_missing_image_is_an_error_before_training(train, tmp_path):
     (tmp_path / "data/images/3.png").unlink()
     assert "1 of 5 images are missing from" in one_line_error(train())
     assert not (tmp_path / "out/last.pt").exists()
@@ -224,7 +224,7 @@ def test_a_missing_image_is_named_before_any_work(train, tmp_path):
     ("content", "message"),
     [(b"<html>", r"3\.png cannot be decoded"), (None, r"3\.png is 30 x 20 pixels, but its annotation says 48 x 40")],
 )
-def test_a_test_image_that_cannot_be_read_is_named_before_any_work(train, tmp_path, content, message):
+def test_an_unreadable_or_mismatched_test_image_is_named_before_training(train, tmp_path, content, message):
     broken = tmp_path / "data/images/3.png"
     draw(30, 20).save(broken)
     if content:
@@ -233,7 +233,7 @@ def test_a_test_image_that_cannot_be_read_is_named_before_any_work(train, tmp_pa
     assert not (tmp_path / "out").exists()
 
 
-def test_odd_images_train(train, tmp_path):
+def test_unusual_image_modes_and_sizes_train(train, tmp_path):
     content = json.loads((tmp_path / "data/instances.json").read_text())
     for k, mode in enumerate(["L", "RGBA", "CMYK", "I;16"]):
         name = f"odd{k}.{'jpg' if mode == 'CMYK' else 'png'}"
@@ -260,7 +260,7 @@ def test_odd_images_train(train, tmp_path):
         (["weights=gone.pt"], "weights file gone.pt does not exist"),
     ],
 )
-def test_bad_commands_are_one_line(train, arguments, message):
+def test_bad_arguments_give_a_one_line_error(train, arguments, message):
     assert message in one_line_error(train(*arguments))
 
 
@@ -282,13 +282,13 @@ def test_non_finite_steps_are_skipped_up_to_a_limit_and_saved_for_inspection(tra
     assert [row["step"] for row in rows] == [1]
 
 
-def test_an_output_dir_that_cannot_be_written(train, tmp_path):
+def test_an_unwritable_output_dir_is_an_error(train, tmp_path):
     (tmp_path / "file").write_text("")
     message = one_line_error(train(f"output_dir={tmp_path}/file/out"))
     assert f"output_dir {tmp_path}/file/out cannot be written: Not a directory" in message
 
 
-def test_a_checkpoint_of_another_architecture_or_a_damaged_one(train, finished, tmp_path):
+def test_mismatched_checkpoints_are_refused_and_damaged_ones_skipped(train, finished, tmp_path):
     shutil.copytree(finished, tmp_path / "out")
     other = [f"weights={finished}/last.pt", "backbone.name=resnet34_fpn", "--eval-only"]
     assert "last.pt holds a resnet18, but the backbone is resnet34" in one_line_error(train(*other))

@@ -1,4 +1,4 @@
-"""A small server that speaks as much of the Hugging Face Hub's protocol as uploads and downloads of a file need."""
+"""A small server for the part of the Hugging Face Hub's protocol that uploading and downloading a file needs."""
 
 import base64
 import hashlib
@@ -10,11 +10,11 @@ from urllib.parse import unquote, urlsplit
 
 RESOLVE = re.compile(r"/(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<file>.+)")
 API = re.compile(r"/api/models/(?P<repo>[^/]+/[^/]+)(/(?P<what>\w+)(/(?P<revision>[^/]+))?)?")
-TOKEN = "hf_writer"  # the one that the server knows
+TOKEN = "hf_writer"  # the only one that the server accepts
 
 
 class Hub(ThreadingHTTPServer):
-    """`repos` are {repository: {branch or commit: {file: content}}}; the owner says what is refused."""
+    """`repos` is {repository: {branch or commit: {file: content}}}; some owners' repositories refuse access."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)

@@ -1,4 +1,4 @@
-"""Networks in files of other programs: under any prefix and in any nesting, with other heads, classes and channels."""
+"""Weights in files of other programs: under any prefix, in any nesting, with other heads, classes and channels."""
 
 import argparse
 import re
@@ -31,7 +31,7 @@ def body(net):
 
 @pytest.fixture
 def save(tmp_path):
-    """`save(content)` writes a torch file and gives its path."""
+    """`save(content)` writes a torch file and returns its path."""
 
     def write(content, name="file.pth") -> str:
         torch.save(content, tmp_path / name)
@@ -44,7 +44,7 @@ def under(prefix: str, state: dict) -> dict:
     return {prefix + name: tensor for name, tensor in state.items()}
 
 
-def other(state: dict) -> dict:
+def shifted(state: dict) -> dict:
     return {name: tensor + 1 for name, tensor in state.items()}
 
 
@@ -56,17 +56,17 @@ FILES = {
     "torch.compile": lambda s: under("_orig_mod.", s),
     "DDP over torch.compile": lambda s: {"model": under("module._orig_mod.", s)},
     "Lightning": lambda s: {"state_dict": under("model.backbone.", s), "epoch": 1},
-    "MoCo: the trained encoder, not the one that follows it": lambda s: {
-        "state_dict": under("module.encoder_q.", s) | under("module.encoder_k.", other(s)) | {"queue": torch.ones(2)}
+    "MoCo: the query encoder, not the momentum encoder": lambda s: {
+        "state_dict": under("module.encoder_q.", s) | under("module.encoder_k.", shifted(s)) | {"queue": torch.ones(2)}
     },
-    "DINO: the teacher": lambda s: {"student": under("module.backbone.", other(s)), "teacher": under("backbone.", s)},
-    "Soft Teacher": lambda s: {"state_dict": under("student.backbone.", other(s)) | under("teacher.backbone.", s)},
-    "timm: the average": lambda s: {"state_dict": other(s), "state_dict_ema": s},
-    "mmengine, which swaps them": lambda s: {"state_dict": s, "ema_state_dict": under("module.", other(s))},
+    "DINO: the teacher": lambda s: {"student": under("module.backbone.", shifted(s)), "teacher": under("backbone.", s)},
+    "Soft Teacher": lambda s: {"state_dict": under("student.backbone.", shifted(s)) | under("teacher.backbone.", s)},
+    "timm: the EMA": lambda s: {"state_dict": shifted(s), "state_dict_ema": s},
+    "mmengine, which swaps EMA and model": lambda s: {"state_dict": s, "ema_state_dict": under("module.", shifted(s))},
     "DETR": lambda s: {"model": under("backbone.0.body.", s) | {"class_embed.weight": torch.zeros(3, 4)}},
-    "a list of nets, of which one fits": lambda s: {"nets": [torchvision.models.resnet34().state_dict(), {"net": s}]},
+    "a list of nets, one of which fits": lambda s: {"nets": [torchvision.models.resnet34().state_dict(), {"net": s}]},
     "a larger teacher": lambda s: {"teacher": torchvision.models.resnet50().state_dict(), "student": s},
-    "its training": lambda s: {
+    "a training state": lambda s: {
         "model_state_dict": s, "optimizer": torch.optim.SGD([nn.Parameter(torch.ones(2))]).state_dict(), "args":
         argparse.Namespace(lr=0.1, data=Path("images"), inner=argparse.Namespace())
     },
@@ -74,22 +74,22 @@ FILES = {
 
 
 @pytest.mark.parametrize("kind", FILES)
-def test_a_backbone_is_found_wherever_it_is(save, body, kind):
+def test_backbone_is_found_in_any_layout(save, body, kind):
     assert is_loaded(build_backbone("resnet18", weights=save(FILES[kind](body))), body)
 
 
-def test_a_whole_module_that_was_pickled(save, net, body):
+def test_backbone_loads_from_a_pickled_module(save, net, body):
     assert is_loaded(build_backbone("resnet18", weights=save({"model": net}, "whole.pkl")), body)
 
 
-def test_the_log_says_what_was_taken(save, body, caplog):
+def test_log_lists_loaded_and_dropped_tensors(save, body, caplog):
     content = {"state_dict": under("module.encoder_q.", body | {"fc.weight": torch.zeros(9, 512)})}
     with caplog.at_level("INFO", "resnet_backbones"):
         build_backbone("resnet18", weights=save(content))
     assert "loaded 120 of its 121 tensors, those of state_dict.module.encoder_q., dropped fc.weight" in caplog.text
 
 
-def test_a_part_of_a_net_and_another_net_say_what_is_missing_and_what_is_there(save, body):
+def test_incomplete_file_error_lists_missing_and_present_tensors(save, body):
     part = {name: tensor for name, tensor in body.items() if not name.startswith("layer4.1.")}
     with pytest.raises(UserError) as error:
         build_backbone("resnet18", weights=save({"net": under("encoder.", part)}))
@@ -105,7 +105,7 @@ def test_a_part_of_a_net_and_another_net_say_what_is_missing_and_what_is_there(s
 
 @pytest.mark.parametrize("architecture", ["ResNetModel", "ResNetForImageClassification", "ResNetBackbone"])
 @pytest.mark.parametrize("kind", ["basic", "bottleneck"])
-def test_resnets_of_transformers(tmp_path, architecture, kind):
+def test_transformers_resnets_give_the_same_features(tmp_path, architecture, kind):
     transformers = pytest.importorskip("transformers")
     widths, name = ([64, 128, 256, 512], "resnet18") if kind == "basic" else ([256, 512, 1024, 2048], "resnet50")
     depths = [2, 2, 2, 2] if kind == "basic" else [3, 4, 6, 3]
@@ -127,7 +127,7 @@ def test_resnets_of_transformers(tmp_path, architecture, kind):
 
 
 @pytest.mark.parametrize("last", ["linear", "classifier", "classifier.1", "head.fc", "head"])
-def test_a_classifiers_last_layer_has_any_name(save, net, body, last):
+def test_last_layer_of_a_classifier_may_have_any_name(save, net, body, last):
     content = body | {f"{last}.weight": net.fc.weight, f"{last}.bias": net.fc.bias}
     images = torch.rand(2, 3, 64, 64)
     with torch.no_grad():
@@ -135,13 +135,13 @@ def test_a_classifiers_last_layer_has_any_name(save, net, body, last):
         assert torch.equal(model(images), net(images))
 
 
-def test_a_last_layer_in_a_dict_of_its_own(save, net, body):
+def test_last_layer_may_be_in_a_separate_dict(save, net, body):
     content = {"backbone": body, "head": {"weight": net.fc.weight, "bias": net.fc.bias}}
     assert torch.equal(load_classifier(save(content), "resnet18").fc.weight, net.fc.weight)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "convnext_tiny"])
-def test_a_head_of_several_layers_is_no_classifier_of_ours(save, net, body, name):
+def test_classifier_with_a_multi_layer_head_is_refused(save, net, body, name):
     head = {"head.0.weight": torch.zeros(512, 512), "head.2.weight": net.fc.weight, "head.2.bias": net.fc.bias}
     content = body | head if name == "resnet18" else torchvision.models.convnext_tiny(num_classes=3).state_dict()
     with pytest.raises(UserError, match="holds no classifier of a backbone and one linear layer"):
@@ -149,7 +149,7 @@ def test_a_head_of_several_layers_is_no_classifier_of_ours(save, net, body, name
 
 
 @pytest.mark.parametrize(("given", "channels"), [(3, 1), (3, 2), (3, 4), (3, 6), (1, 3)])
-def test_other_input_channels_are_adapted_as_in_timm(save, body, given, channels, caplog):
+def test_in_channels_are_adapted_as_in_timm(save, body, given, channels, caplog):
     timm = pytest.importorskip("timm")
     weight = torch.randn(64, given, 7, 7)
     with caplog.at_level("INFO", "resnet_backbones"):
@@ -160,7 +160,7 @@ def test_other_input_channels_are_adapted_as_in_timm(save, body, given, channels
     assert f"adapted conv1.weight to {channels} channels" in caplog.text
 
 
-def test_a_gray_classifier_from_an_rgb_one_averages_its_mean_and_std(tmp_path, net):
+def test_gray_classifier_averages_the_rgb_mean_and_std(tmp_path, net):
     path = tmp_path / "rgb.safetensors"
     preprocessing = {"mean": [0.2, 0.4, 0.6], "std": [0.1, 0.2, 0.3]}
     save_safetensors(path, net.state_dict(), {"architecture": {"name": "resnet18"}, "preprocessing": preprocessing})
@@ -169,6 +169,6 @@ def test_a_gray_classifier_from_an_rgb_one_averages_its_mean_and_std(tmp_path, n
     assert model.eval()(torch.rand(1, 1, 64, 64)).shape == (1, 7)
 
 
-def test_detectron2s_names_behind_a_prefix(save, net, body):
+def test_detectron2_names_load_under_a_prefix(save, net, body):
     theirs = from_ours(Checkpoint(net.state_dict(), {}), "detectron2").checkpoint.state
     assert is_loaded(build_backbone("resnet18", weights=save({"model": under("module.backbone.", theirs)})), body)

@@ -1,4 +1,4 @@
-"""Files of whole detectors: torchvision's, also of before 0.13, and those of other classes to go on with."""
+"""Files of whole detectors: torchvision's, including those from before 0.13, and ours to fine-tune on other classes."""
 
 import re
 
@@ -17,7 +17,7 @@ from resnet_backbones.detectors import build_detector
 from resnet_backbones.errors import UserError
 from resnet_backbones.preprocessing import IMAGENET_MEAN
 
-# What torchvision's modules rename when they load a file of before 0.13, as all of COCO_V1 are.
+# What torchvision's modules rename when they load a file from before 0.13, as all COCO_V1 weights are.
 BEFORE_0_13 = [
     (r"(fpn\.\w+_blocks\.\d)\.0\.(weight|bias)", r"\1.\2"),
     (r"rpn\.head\.conv\.0\.0\.", "rpn.head.conv."),
@@ -30,7 +30,7 @@ FEW = {"box_detections_per_img": 5}
 
 
 def theirs(name: str) -> nn.Module:
-    """torchvision's detector for three classes over ResNet-18."""
+    """torchvision's detector for three classes on a ResNet-18."""
     torch.manual_seed(0)
     if name in ("faster_rcnn", "mask_rcnn"):
         make = {"faster_rcnn": detection.FasterRCNN, "mask_rcnn": detection.MaskRCNN}[name]
@@ -73,7 +73,7 @@ def config_of(name: str, weights: str) -> Config:
 
 
 @pytest.mark.parametrize("name", ["faster_rcnn", "mask_rcnn", "retinanet", "fcos"])
-def test_torchvisions_detectors_detect_the_same_here(tmp_path, name):
+def test_torchvision_detector_weights_give_the_same_detections(tmp_path, name):
     reference, images = theirs(name), [torch.rand(3, 64, 80)]
     state = reference.state_dict()
     torch.save(state if name == "fcos" else before_0_13(state), tmp_path / "theirs.pth")
@@ -87,7 +87,7 @@ def test_torchvisions_detectors_detect_the_same_here(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", ["faster_rcnn", "retinanet"])
-def test_an_fpn_takes_its_part_of_an_old_file(tmp_path, name):
+def test_fpn_loads_from_an_old_detector_file(tmp_path, name):
     reference, images = theirs(name), torch.rand(1, 3, 64, 96)
     torch.save({"model": before_0_13(reference.state_dict())}, tmp_path / "theirs.pth")
     levels = {"out_features": DENSE} if name == "retinanet" else {}
@@ -98,7 +98,7 @@ def test_an_fpn_takes_its_part_of_an_old_file(tmp_path, name):
 
 
 @pytest.mark.parametrize("source", ["torchvision://fasterrcnn_resnet50_fpn/COCO_V1", "{file}"])
-def test_coco_v1_was_trained_without_the_eps_of_norms(tmp_path, monkeypatch, source):
+def test_coco_v1_weights_use_norms_without_eps(tmp_path, monkeypatch, source):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     cache, published = tmp_path / "hub/checkpoints", detection.FasterRCNN_ResNet50_FPN_Weights.COCO_V1
     cache.mkdir(parents=True)
@@ -121,7 +121,7 @@ def test_coco_v1_was_trained_without_the_eps_of_norms(tmp_path, monkeypatch, sou
 
 
 @pytest.mark.parametrize("name", ["mask_rcnn", "retinanet"])
-def test_training_goes_on_with_other_classes_and_evaluation_does_not(tmp_path, caplog, name):
+def test_other_classes_get_new_predictors_only_in_training(tmp_path, caplog, name):
     trained = build_detector(config_of(name, None), 3)
     content = {
         "model": trained.state_dict(),
@@ -148,7 +148,7 @@ def test_training_goes_on_with_other_classes_and_evaluation_does_not(tmp_path, c
     assert all(torch.equal(tensor, old[key]) for key, tensor in same.state_dict().items())
 
 
-def test_a_detectors_stride_placement_is_compared(tmp_path):
+def test_detector_with_another_stride_placement_is_refused(tmp_path):
     trained = build_backbone("resnet50", stride_in_1x1=True)
     torch.save({"model": {}, "metadata": {"architecture": trained.architecture}, "x": torch.ones(1)}, tmp_path / "a.pt")
     config = config_of("faster_rcnn", str(tmp_path / "a.pt"))

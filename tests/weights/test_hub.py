@@ -1,6 +1,6 @@
 """hf:// against a small server that speaks the Hub's protocol.
 
-huggingface_hub reads its environment once, when it is imported, so it runs in processes of its own.
+huggingface_hub reads its environment once, on import, so it runs in separate processes.
 """
 
 import multiprocessing
@@ -31,7 +31,7 @@ PROCESSES.set_forkserver_preload(["resnet_backbones.classifiers"])  # torch is i
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A file as `pretrain` writes it."""
+    """A file like those that `pretrain` writes."""
     torch.manual_seed(1)
     model = build_classifier("cifar_resnet20", 3, preprocessing=Preprocessing((0.5,) * 3, (0.2,) * 3, size=32))
     model.classes = ["ant", "bee", "cat"]
@@ -56,7 +56,7 @@ def hub(trained, tmp_path):
 
 @pytest.fixture
 def client(hub, tmp_path):
-    """`client(function, *arguments, HF_TOKEN=…)` calls it in a new process, which talks to the server."""
+    """`client(function, *arguments, HF_TOKEN=…)` calls the function in a new process that talks to the server."""
 
     def run(function, *arguments, **environment):
         environment |= {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "hf")}
@@ -74,7 +74,7 @@ def in_environment(environment, function, arguments):
 
 
 def read(folder, *sources) -> list[str]:
-    """Saves what the sources hold as 0.pt, 1.pt … in `folder`; gives the error of each."""
+    """Save the content of each source as 0.pt, 1.pt … in `folder`; returns their errors, empty for none."""
     errors = []
     for k, source in enumerate(sources):
         try:
@@ -130,7 +130,7 @@ def test_weights_are_downloaded_once_and_then_cached(hub, client, trained, tmp_p
     assert_holds(tmp_path / "0.pt", *read_checkpoint(trained))
 
 
-def test_errors_say_what_there_is_and_what_to_do(hub, client, tmp_path):
+def test_errors_name_the_cause_and_the_remedy(hub, client, tmp_path):
     expected = {
         "hf://nets": "hf://nets is malformed; write hf://OWNER/REPO[/FILE][@REVISION].",
         "hf://me/nets/../x": "is malformed",
@@ -152,7 +152,7 @@ def test_errors_say_what_there_is_and_what_to_do(hub, client, tmp_path):
         client(read_without_the_library, "hf://me/nets")
 
 
-def test_what_is_pushed_loads_again(hub, client, trained, tmp_path):
+def test_pushed_models_load_again(hub, client, trained, tmp_path):
     pushed = client(push, trained, "me/new", HF_TOKEN=TOKEN)
     assert [source.rpartition("@")[0] for source in pushed] == [
         "hf://me/new/model.safetensors", "hf://me/new/bodies/body.safetensors", "hf://me/new/copy.pth"
@@ -163,14 +163,14 @@ def test_what_is_pushed_loads_again(hub, client, trained, tmp_path):
     assert client(read, tmp_path, *pushed, HF_TOKEN=TOKEN) == ["", "", ""]
     state, metadata = read_checkpoint(trained)
     assert_holds(tmp_path / "2.pt", state, metadata | {"author": "resnet_backbones"})
-    assert metadata.pop("metrics") == {"top1": 50.0}  # which the model does not know
+    assert metadata.pop("metrics") == {"top1": 50.0}  # which a model does not keep
     assert metadata["classes"] == ["ant", "bee", "cat"]
     assert_holds(tmp_path / "0.pt", state, metadata)
     del metadata["classes"], state["fc.weight"], state["fc.bias"]
     assert_holds(tmp_path / "1.pt", state, metadata)
 
 
-def test_pushing_needs_a_token_that_may_write(hub, client, trained):
+def test_pushing_needs_a_token_with_write_access(hub, client, trained):
     for repo, token in [("others/nets", TOKEN), ("me/nets", "")]:
         remedy = f"no permission to write to {repo}; log in with a token that has it: hf auth login."
         with pytest.raises(UserError, match=f"^hf://{repo}/model.safetensors cannot be uploaded: {remedy}$"):
@@ -190,7 +190,7 @@ def test_convert_reads_from_the_hub_and_writes_to_it(hub, client, trained, tmp_p
     assert all(torch.equal(state[name], tensor) for name, tensor in expected.items())
 
 
-def test_what_cannot_be_loaded_again_is_not_pushed():
+def test_models_that_cannot_be_loaded_again_are_not_pushed():
     with pytest.raises(UserError, match="A fused model cannot be loaded again"):
         push_to_hub(fuse(build_backbone("cifar_resnet20")), "me/nets")
     with pytest.raises(UserError, match="A Linear is not a classifier or backbone; save its state_dict"):

@@ -1,4 +1,4 @@
-"""Weights files from strangers: plain data loads, code is refused by name, and a damaged file gives one line."""
+"""Untrusted weights files: plain data loads, code is refused by name, and a damaged file gives a one-line error."""
 
 import os
 import pickle
@@ -25,7 +25,7 @@ PYTHON2_PICKLE = (
 
 
 class MakesFolder:
-    """Unpickled as usual, it makes a folder."""
+    """Creates a folder when it is unpickled."""
 
     def __init__(self, path) -> None:
         self.path = str(path)
@@ -35,7 +35,7 @@ class MakesFolder:
 
 
 class Settings:
-    """Unpickled as usual, it runs code."""
+    """Runs code when it is unpickled."""
 
     def __getstate__(self):
         return {"lr": 0.1, "loss": MakesFolder}
@@ -45,7 +45,7 @@ class Settings:
 
 
 def write(path, content, **options) -> str:
-    """Write `content` as the suffix of `path` says; returns the path as a string."""
+    """Write `content` in the format of the suffix of `path`; returns the path as a string."""
     if path.suffix == ".pkl":
         path.write_bytes(pickle.dumps(content, **options))
     else:
@@ -54,7 +54,7 @@ def write(path, content, **options) -> str:
 
 
 @pytest.mark.parametrize("legacy", [False, True])
-def test_a_torch_file_may_hold_plain_data_and_numpy_beside_the_tensors(tmp_path, legacy):
+def test_torch_file_may_hold_plain_data_and_numpy_besides_tensors(tmp_path, legacy):
     content = {
         "model": OrderedDict(STATE),
         "optimizer": torch.optim.AdamW([torch.nn.Parameter(torch.ones(3))]).state_dict(),
@@ -66,7 +66,7 @@ def test_a_torch_file_may_hold_plain_data_and_numpy_beside_the_tensors(tmp_path,
 
 
 @pytest.mark.parametrize("protocol", range(6))
-def test_a_pickle_may_hold_arrays_and_numpy_scalars_in_every_protocol(tmp_path, protocol):
+def test_pickle_of_any_protocol_may_hold_arrays_and_numpy_scalars(tmp_path, protocol):
     arrays = {name: tensor.numpy() for name, tensor in STATE.items()} | {"nothing": np.zeros((0, 3), "f4")}
     content = {"model": OrderedDict(arrays), "lr": np.float64(0.1), "__author__": "someone"}
     checkpoint = read_checkpoint(write(tmp_path / "a.pkl", content, protocol=protocol))
@@ -74,7 +74,7 @@ def test_a_pickle_may_hold_arrays_and_numpy_scalars_in_every_protocol(tmp_path, 
     assert checkpoint.metadata == {"author": "someone"}
 
 
-def test_a_pickle_of_python_2(tmp_path):
+def test_python_2_pickle_loads(tmp_path):
     (tmp_path / "old.pkl").write_bytes(PYTHON2_PICKLE)
     assert torch.equal(read_checkpoint(str(tmp_path / "old.pkl")).state["weight"], torch.arange(3.0))
 
@@ -101,14 +101,14 @@ def test_code_in_a_legacy_torch_file_is_named_and_not_run(tmp_path):
 
 
 @pytest.mark.parametrize("legacy", [False, True])
-def test_the_options_of_a_training_script_are_data(tmp_path, legacy):
+def test_namespaces_and_paths_are_accepted(tmp_path, legacy):
     content = {"model": STATE, "args": Namespace(lr=0.1, output=Path("output"), nested=Namespace(a=[1]))}
     path = write(tmp_path / "a.pth", content, _use_new_zipfile_serialization=not legacy)
     torch.testing.assert_close(read_checkpoint(path).state, STATE, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".pkl"])
-def test_objects_of_any_class_are_data_of_which_no_code_is_run(tmp_path, suffix):
+def test_objects_of_any_class_are_accepted_without_running_their_code(tmp_path, suffix):
     state = {name: tensor.numpy() for name, tensor in STATE.items()} if suffix == ".pkl" else STATE
     path = write(tmp_path / f"a{suffix}", {"model": state, "settings": Settings()})
     torch.testing.assert_close(read_checkpoint(path).state, STATE, rtol=0, atol=0)
@@ -116,7 +116,7 @@ def test_objects_of_any_class_are_data_of_which_no_code_is_run(tmp_path, suffix)
         pickle.loads(pickle.dumps(Settings()))
 
 
-def test_a_file_that_holds_itself(tmp_path):
+def test_self_referencing_file_loads(tmp_path):
     content = {"model": STATE}
     content["again"] = [content, content]
     torch.testing.assert_close(read_checkpoint(write(tmp_path / "a.pth", content)).state, STATE, rtol=0, atol=0)
@@ -126,7 +126,7 @@ def test_a_file_that_holds_itself(tmp_path):
     "content", [b"", b"not a checkpoint", b"PK\x03\x04 a zip cut short", b"\x80\x02", b"\x80\x04\x95."]
 )
 @pytest.mark.parametrize("suffix", [".pth", ".pkl", ".safetensors"])
-def test_a_file_that_is_not_a_checkpoint(tmp_path, suffix, content):
+def test_file_that_is_not_a_checkpoint_gives_a_one_line_error(tmp_path, suffix, content):
     path = tmp_path / f"bad{suffix}"
     path.write_bytes(content)
     with pytest.raises(UserError, match=f"The weights file .*bad{suffix} is damaged or not a") as caught:
@@ -137,7 +137,7 @@ def test_a_file_that_is_not_a_checkpoint(tmp_path, suffix, content):
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.95])
 @pytest.mark.parametrize("kind", ["torch", "legacy torch", "pickle", "safetensors"])
-def test_a_file_that_is_cut_short(tmp_path, kind, share):
+def test_truncated_file_is_refused(tmp_path, kind, share):
     state = {name: tensor.contiguous() for name, tensor in STATE.items()} | {"more": torch.zeros(1000)}
     path = tmp_path / {"pickle": "bad.pkl", "safetensors": "bad.safetensors"}.get(kind, "bad.pth")
     if kind == "pickle":
@@ -151,7 +151,7 @@ def test_a_file_that_is_cut_short(tmp_path, kind, share):
         read_checkpoint(str(path))
 
 
-def test_arrays_that_torch_has_no_type_for(tmp_path):
+def test_arrays_without_a_torch_dtype_are_refused(tmp_path):
     path = write(tmp_path / "wide.pkl", {"weight": np.zeros(3, np.longdouble)})
     with pytest.raises(UserError, match="wide.pkl: weight is not a tensor: "):
         read_checkpoint(path)

@@ -27,7 +27,7 @@ def same(backbone, state) -> bool:
     return all(torch.equal(v, state[k]) for k, v in backbone.state_dict().items())
 
 
-def test_every_file_kind_loads(tmp_path, published):
+def test_every_file_format_loads(tmp_path, published):
     save_file(published, tmp_path / "r18.safetensors")
     torch.save(published, tmp_path / "r18.pth")
     torch.save({"model": {f"module.{k}": v for k, v in published.items()}}, tmp_path / "r18.pt")
@@ -36,7 +36,7 @@ def test_every_file_kind_loads(tmp_path, published):
 
 
 def test_a_url_loads(tmp_path, published, monkeypatch):
-    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "cache"))  # where iopath keeps what it fetched
+    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "cache"))  # where iopath keeps its downloads
     torch.save(published, tmp_path / "r18.pth")
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
@@ -56,7 +56,7 @@ def test_classifier_weights_fill_the_body_of_an_fpn(tmp_path, published, caplog)
     assert "dropped fc.weight, fc.bias; the FPN keeps its random weights" in caplog.text
 
 
-def test_a_detectors_checkpoint_gives_its_backbone(tmp_path):
+def test_backbone_loads_from_a_detector_checkpoint(tmp_path):
     detector = faster_rcnn(build_backbone("resnet18_fpn"), num_classes=2)
     torch.save({"model": detector.state_dict()}, tmp_path / "last.pt")
     whole = build_backbone("resnet18_fpn", weights=str(tmp_path / "last.pt"))
@@ -81,7 +81,7 @@ def test_torchvision_weights_resolve_through_its_own_api(tmp_path, monkeypatch, 
 def test_timm_weights_resolve_through_its_own_api(tmp_path, monkeypatch, published):
     timm = pytest.importorskip("timm")
     constants = pytest.importorskip("huggingface_hub").constants
-    folder = tmp_path / "models--timm--resnet18.a1_in1k"  # as the hub's library keeps what it fetched
+    folder = tmp_path / "models--timm--resnet18.a1_in1k"  # the layout of huggingface_hub's cache
     (folder / "refs").mkdir(parents=True)
     (folder / "refs" / "main").write_text("1" * 40)
     (folder / "snapshots" / ("1" * 40)).mkdir(parents=True)
@@ -100,7 +100,7 @@ def test_timm_weights_resolve_through_its_own_api(tmp_path, monkeypatch, publish
         build_backbone("resnet18", weights="timm://resnet18.a9")
 
 
-def test_our_own_file_names_its_architecture_and_preprocessing(tmp_path):
+def test_our_files_store_architecture_and_preprocessing(tmp_path):
     one = build_backbone("resnet50", stride_in_1x1=True)
     path = tmp_path / "r50.safetensors"
     preprocessing = {"mean": [104, 117, 124], "std": [1, 1, 1], "channel_order": "BGR", "input_range": 255}
@@ -133,7 +133,7 @@ def test_our_own_file_names_its_architecture_and_preprocessing(tmp_path):
         ("classes", [1, 2], r"classes is \[1, 2\]; it must be a list of names"),
     ],
 )
-def test_metadata_with_wrong_types_or_values(tmp_path, published, key, value, message):
+def test_metadata_with_wrong_types_or_values_is_refused(tmp_path, published, key, value, message):
     save_safetensors(tmp_path / "r18.safetensors", published, {key: value})
     with pytest.raises(UserError, match=rf"The metadata of the weights file .*r18.safetensors is invalid: .*{message}"):
         build_backbone("resnet18", weights=str(tmp_path / "r18.safetensors"))
@@ -150,14 +150,14 @@ def test_metadata_with_wrong_types_or_values(tmp_path, published, key, value, me
         ({"options": {"in_channels": -3}}, "no resnet18 can be built with its architecture.options: "),
     ],
 )
-def test_metadata_with_an_impossible_architecture(tmp_path, architecture, message):
+def test_metadata_with_an_impossible_architecture_is_refused(tmp_path, architecture, message):
     path, state = tmp_path / "own.safetensors", build_classifier("resnet18", num_classes=2).state_dict()
     save_safetensors(path, state, {"architecture": {"name": "resnet18"} | architecture})
     with pytest.raises(UserError, match=f"own.safetensors: {message}"):
         load_classifier(str(path))
 
 
-def test_metadata_with_more_classes_than_logits(tmp_path):
+def test_metadata_with_more_classes_than_logits_is_refused(tmp_path):
     path, state = tmp_path / "own.safetensors", build_classifier("resnet18", num_classes=2).state_dict()
     save_safetensors(path, state, {"architecture": {"name": "resnet18"}, "classes": ["a", "b", "c"]})
     with pytest.raises(UserError, match=r"own.safetensors names 3 classes, but its fc.weight has 2 outputs"):
@@ -189,12 +189,12 @@ def test_plain_torchvision_reads_our_file(tmp_path):
         (".", "weights file . is a folder or device, not a file"),
     ],
 )
-def test_sources_that_do_not_exist(source, message):
+def test_invalid_sources_are_refused(source, message):
     with pytest.raises(UserError, match=message):
         build_backbone("resnet18", weights=source)
 
 
-def test_another_architecture_names_the_tensors(tmp_path, published):
+def test_mismatched_architecture_error_names_the_tensors(tmp_path, published):
     torch.save(published, tmp_path / "r18.pth")
     with pytest.raises(UserError, match=r"r18.pth does not fit.*of another shape: layer1.0.conv1.weight \(file \(64, "):
         build_backbone("resnet50", weights=str(tmp_path / "r18.pth"))
@@ -205,7 +205,7 @@ def test_another_architecture_names_the_tensors(tmp_path, published):
         build_backbone("resnet18", weights=str(tmp_path / "r34.pth"))
 
 
-def test_a_file_without_a_state_dict_is_named(tmp_path):
+def test_file_without_a_state_dict_is_refused(tmp_path):
     torch.save({"epoch": 3}, tmp_path / "other.pth")
     with pytest.raises(UserError, match="other.pth holds no state_dict"):
         build_backbone("resnet18", weights=str(tmp_path / "other.pth"))

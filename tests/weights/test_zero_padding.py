@@ -1,4 +1,4 @@
-"""Option A of two kinds: which one a file was trained with is found out, or the file is refused."""
+"""The two kinds of option A: the one a file was trained with is detected, or the file is refused."""
 
 import copy
 import tarfile
@@ -20,7 +20,7 @@ PUBLISHED = {"cifar_resnet20": "resnet20-12fca82f.th", "cifar_resnet56": "resnet
 
 
 class AuthorsBlock(nn.Module):
-    """As akamaster/pytorch_resnet_cifar10 has it: half of the new channels on each side."""
+    """The block of akamaster/pytorch_resnet_cifar10, which pads half of the new channels on each side."""
 
     def __init__(self, in_planes: int, planes: int, stride: int) -> None:
         super().__init__()
@@ -53,13 +53,13 @@ class AuthorsNet(nn.Module):
 
 
 def authors_net(path, depth: int) -> AuthorsNet:
-    net = nn.DataParallel(AuthorsNet(depth))  # whose "module." the files have
+    net = nn.DataParallel(AuthorsNet(depth))  # the files have its "module." prefix
     net.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["state_dict"])
     return net.module.eval()
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_the_published_nets_give_the_logits_of_their_authors(shared, name):
+def test_published_nets_give_their_authors_logits(shared, name):
     path = shared / "published_cifar" / PUBLISHED[name]
     model, theirs = load_classifier(str(path), name).eval(), authors_net(path, int(name[-2:]))
     images = torch.randn(64, 3, 32, 32)
@@ -75,7 +75,7 @@ def test_the_published_nets_give_the_logits_of_their_authors(shared, name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "top1"), [("cifar_resnet20", "81.03"), ("cifar_resnet56", "83.20")])
-def test_the_published_nets_score_on_cifar10_as_their_authors_networks(shared, tool, tmp_path, name, top1):
+def test_published_nets_score_on_cifar10_like_their_authors_nets(shared, tool, tmp_path, name, top1):
     with tarfile.open(shared / "cifar10_imagefolder.tar.xz") as archive:
         archive.extractall(tmp_path, [m for m in archive if "val/" in m.name], filter="data")
     path = shared / "published_cifar" / PUBLISHED[name]
@@ -119,7 +119,7 @@ def trained():
 
 
 @pytest.mark.parametrize("kind", ["A", "A_centered"])
-def test_nets_trained_here_are_told_apart(trained, tmp_path, kind):
+def test_padding_of_trained_nets_is_detected(trained, tmp_path, kind):
     torch.save(trained[kind].state_dict(), tmp_path / "net.pth")
     model, images = load_classifier(str(tmp_path / "net.pth"), "cifar_resnet20").eval(), torch.randn(4, 3, 32, 32)
     with torch.no_grad():
@@ -129,7 +129,7 @@ def test_nets_trained_here_are_told_apart(trained, tmp_path, kind):
         build_backbone("cifar_resnet20", shortcut=wrong, weights=str(tmp_path / "net.pth"))
 
 
-def test_weights_that_do_not_tell_are_refused_unless_it_is_said(trained, tmp_path):
+def test_ambiguous_weights_are_refused_unless_padding_is_given(trained, tmp_path):
     model = copy.deepcopy(trained["A"])
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -140,7 +140,7 @@ def test_weights_that_do_not_tell_are_refused_unless_it_is_said(trained, tmp_pat
     build_backbone("cifar_resnet20", shortcut="A_centered", weights=str(tmp_path / "net.pth"))
 
 
-def test_our_own_files_say_it(trained, tmp_path):
+def test_our_files_store_the_padding(trained, tmp_path):
     model = trained["A_centered"]
     save_safetensors(tmp_path / "net.safetensors", model.state_dict(), metadata_of(model))
     again, images = load_classifier(str(tmp_path / "net.safetensors")).eval(), torch.randn(4, 3, 32, 32)
@@ -150,6 +150,6 @@ def test_our_own_files_say_it(trained, tmp_path):
         build_backbone("cifar_resnet20", weights=str(tmp_path / "net.safetensors"))
 
 
-def test_weights_that_were_never_trained_are_taken_as_built(tmp_path):
+def test_untrained_weights_load_without_giving_the_padding(tmp_path):
     torch.save(build_backbone("cifar_resnet20").state_dict(), tmp_path / "net.pth")
     build_backbone("cifar_resnet20", weights=str(tmp_path / "net.pth"))
