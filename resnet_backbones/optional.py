@@ -1,4 +1,4 @@
-"""Optional libraries that several rooms use."""
+"""Optional libraries that several subpackages use."""
 
 from types import ModuleType
 
