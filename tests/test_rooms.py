@@ -90,7 +90,7 @@ def test_imports_go_one_way(path):
 )
 def test_optional_library_is_imported_only_in_its_own_files(library, files):
     importing = {path for path in MODULES if library in {name.split(".")[0] for name in imports_of(path)}}
-    assert {path.relative_to(PACKAGE).as_posix() for path in importing} <= files
+    assert {path.relative_to(PACKAGE).as_posix() for path in importing} == files
 
 
 def test_everything_imports_without_the_optional_libraries():

@@ -75,9 +75,11 @@ def _pyramid_options(fpn: Any, form: str) -> dict:
 def _check_preprocessing(cfg: Any, backbone: nn.Module, weights: str) -> None:
     if backbone.preprocessing is None:
         return
-    order = slice(None, None, -1) if cfg.INPUT.FORMAT == "BGR" else slice(None)
+    order = backbone.preprocessing.channel_order
+    if cfg.INPUT.FORMAT != order:
+        raise UserError(f"INPUT.FORMAT is {cfg.INPUT.FORMAT}, but {weights} was trained on {order}; set it to {order}.")
     for key, trained in zip(("PIXEL_MEAN", "PIXEL_STD"), backbone.preprocessing.as_rgb(), strict=True):
-        wanted = [255 * v for v in trained][order]
+        wanted = [255 * v for v in trained][:: 1 if order == "RGB" else -1]
         given = list(cfg.MODEL[key])
         if any(abs(a - b) > 0.5 for a, b in zip(wanted, given, strict=True)):
             raise UserError(

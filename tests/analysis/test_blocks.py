@@ -82,10 +82,8 @@ def test_removing_a_residual_equals_zeroing_its_last_layer(name, images):
         block = find_blocks(net)[k]
         with without(net, [block]):
             removed = last_feature(net, images)
-        layers = [m for m in block.module.children() if isinstance(m, (nn.Conv2d, nn.BatchNorm2d))]
-        last = layers[-1] if name.startswith("preact") else [m for m in layers if isinstance(m, nn.BatchNorm2d)][-1]
-        if name.startswith("preact"):
-            last = [m for m in layers if isinstance(m, nn.Conv2d)][-1]
+        kind = nn.Conv2d if name.startswith("preact") else nn.BatchNorm2d
+        last = [m for m in block.module.children() if isinstance(m, kind)][-1]
         kept = [p.detach().clone() for p in last.parameters()]
         for p in last.parameters():
             nn.init.zeros_(p)

@@ -94,6 +94,9 @@ def test_an_unknown_command_suggests_the_nearest(capsys):
     with pytest.raises(SystemExit, match="2"):
         main(["trian"])
     assert capsys.readouterr().err.startswith("error: Unknown command 'trian'. Did you mean train")
+
+
+def test_the_version_is_printed(capsys):
     main(["--version"])
     assert capsys.readouterr().out == f"resnet-backbones {__version__}\n"
 

@@ -79,8 +79,13 @@ def test_a_folder_gives_predictions_drawn_images_and_a_csv(tmp_path, predict, we
     assert [r["category_id"] for r in found] == expected.labels.tolist()
     assert [r["segmentation"] for r in found] == expected.rles
     assert Image.open(tmp_path / "out/images/deep/Photo.JPG").size == (480, 720)
-    changed = np.array(Image.open(tmp_path / "out/images/2.png").resize((48, 40))) != np.array(draw(seed=2))
-    assert changed.any()
+    enlarged = np.array(draw(seed=2).resize((576, 480), Image.Resampling.BICUBIC))
+    changed = (np.array(Image.open(tmp_path / "out/images/2.png")) != enlarged).any(2)
+    drawn = np.zeros_like(changed)
+    for x0, y0, x1, y1 in (12 * np.array(corners)).round().astype(int):
+        assert changed[(y0 + y1) // 2, x0 - 1 : x0 + 2].any()  # the left side
+        drawn[y0 - 16 : y1 + 3, x0 - 2 : x1 + 3] = True  # the box and its label
+    assert not changed[~drawn].any()
     rows = list(csv.DictReader(io.StringIO((tmp_path / "out/predictions.csv").read_text())))
     assert len(rows) == 28
     assert (rows[-1]["file_name"], rows[-1]["class"] in ("dog", "cat")) == ("deep/Photo.JPG", True)

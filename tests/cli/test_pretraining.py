@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 import shutil
 import subprocess
@@ -56,6 +57,10 @@ def metrics_of(folder) -> dict:
     return json.loads((folder / "metrics.json").read_text())
 
 
+def rows_of(folder) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
 def metadata_of(path) -> dict:
     with safe_open(path, "pt") as file:
         return {key: json.loads(v) for key, v in file.metadata().items() if key != "format"}
@@ -86,7 +91,7 @@ def test_a_run_writes_metrics_curves_report_and_weights(pretrain, tmp_path):
     assert set(metrics) == {"top1", "top5"}
     assert metrics["top5"] == 100  # of three classes
     assert "top1" in out.splitlines()[-2]
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    rows = rows_of(folder)
     assert [row["step"] for row in rows if "loss" in row] == [1, 2, 3, 4]
     assert [row["step"] for row in rows if "top1" in row] == [2, 4]
     assert all(0 <= row["error"] <= 100 and 0 <= row["data_wait"] <= 1 for row in rows if "loss" in row)
@@ -152,6 +157,8 @@ def test_every_recipe_takes_a_step(pretrain, tmp_path):
             "solver.steps=[]", "evaluation.period=0", config=name,
         )  # fmt: skip
         assert status == 0, (name, err)
+        (loss,) = [row["loss"] for row in rows_of(tmp_path / "out") if "loss" in row]
+        assert 0 < loss < math.inf, name
 
 
 def test_the_degradation_experiment_plots_a_curve_per_network(pretrain, tmp_path):
@@ -172,7 +179,7 @@ def test_compare_accepts_backbone_options(pretrain, tmp_path):
     assert [row["name"] for row in rows] == entries
     for row in rows:
         folder = tmp_path / "out" / row["name"].replace(" ", "-")
-        log = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        log = rows_of(folder)
         assert row["error"] == pytest.approx(100 - metrics_of(folder)["top1"])
         assert row["training_error"] == [line["error"] for line in log if "error" in line][-1]
         assert row["seconds"] == pytest.approx(sum(4 / v["images_per_second"] for v in log if "error" in v))
@@ -319,7 +326,8 @@ def test_a_detector_loads_backbone_and_preprocessing_from_the_file(pretrain, tmp
     torch.testing.assert_close(normalized[:, 0, 0], expected)
     with pytest.raises(UserError, match=r"image_mean is \[0.5, 0.5, 0.5\].*were trained with \[0.4, 0.5, 0.6\]"):
         faster_rcnn(backbone, 2, image_mean=[0.5, 0.5, 0.5])
-    assert faster_rcnn(backbone, 2, image_mean=[0.4, 0.5, 0.6]) is not None
+    same = faster_rcnn(backbone, 2, min_size=[64], image_mean=[0.4, 0.5, 0.6])
+    assert torch.equal(same.transform([image])[0].tensors, model.transform([image])[0].tensors)
 
 
 @pytest.mark.parametrize(

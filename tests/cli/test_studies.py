@@ -15,7 +15,7 @@ from torch import nn
 from resnet_backbones.__main__ import main
 from resnet_backbones.classifiers import build_classifier
 from resnet_backbones.config import load_config
-from resnet_backbones.preprocessing import Preprocessing
+from resnet_backbones.preprocessing import IMAGENET_STD, Preprocessing
 from resnet_backbones.weights import metadata_of, save_safetensors
 
 
@@ -46,11 +46,12 @@ def read(tmp_path, study: str) -> dict:
     return json.loads((tmp_path / "out" / f"{study}.json").read_text())
 
 
-def save_classifier(path, name: str, **options) -> tuple[nn.Module, str]:
-    model = build_classifier(name, 3, preprocessing=Preprocessing(size=32, resize=32), **options).eval()
+def save_classifier(path, name: str, classes=("ant", "bee", "cat"), std=IMAGENET_STD, **options):
+    """A classifier with random weights, and the path of its file."""
+    model = build_classifier(name, 3, preprocessing=Preprocessing(std=std, size=32, resize=32), **options).eval()
     randomize_statistics(model)
     model.backbone.preprocessing = model.preprocessing
-    save_safetensors(path, model.state_dict(), metadata_of(model) | {"classes": ["ant", "bee", "cat"]})
+    save_safetensors(path, model.state_dict(), metadata_of(model) | {"classes": list(classes)})
     return model, str(path)
 
 
@@ -184,22 +185,32 @@ def test_nothing_is_written_if_one_network_is_unsupported(analyze, tmp_path):
     assert not (tmp_path / "out/gradients.json").exists()
 
 
-def test_weights_that_do_not_fit_are_refused(analyze, tmp_path):
-    _, weights = save_classifier(tmp_path / "a.safetensors", "cifar_resnet20")
+def test_weights_of_an_unstated_network_need_its_name(analyze, tmp_path):
     torch.save({"conv1.weight": torch.ones(16, 3, 3, 3)}, tmp_path / "bare.pth")
     err = analyze("responses", "--weights", str(tmp_path / "bare.pth"))[2]
     assert "bare.pth does not say which network it holds; give its backbone with --name." in err
+
+
+def test_some_but_not_all_names_are_refused(analyze, tmp_path):
+    _, weights = save_classifier(tmp_path / "a.safetensors", "cifar_resnet20")
     err = analyze("responses", "--weights", weights, weights, "--name", "cifar_resnet20")[2]
     assert "--name has 1 for the 2 of --weights; give one for each, or none." in err
+
+
+def test_data_of_other_classes_is_refused(analyze, tmp_path):
+    _, weights = save_classifier(tmp_path / "a.safetensors", "cifar_resnet20")
     write_images(tmp_path / "other", {"wasp": 2, "bee": 2})
     err = analyze("responses", "--weights", weights, data=str(tmp_path / "other"))[2]
     assert "a.safetensors has 3 classes" in err
-    other = save_classifier(tmp_path / "b.safetensors", "cifar_resnet20", shortcut="B")[1]
-    assert analyze("responses", "--weights", other, "--name", "cifar_resnet20")[0] == 0  # the file's options apply
+
+
+def test_the_options_of_the_weights_file_apply_to_its_name(analyze, tmp_path):
+    _, weights = save_classifier(tmp_path / "b.safetensors", "cifar_resnet20", shortcut="B")
+    assert analyze("responses", "--weights", weights, "--name", "cifar_resnet20")[0] == 0
+    assert list(read(tmp_path, "responses")["networks"]) == [f"cifar_resnet20 shortcut=B, {weights}"]
 
 
 def test_the_untrained_twin_has_the_options_of_the_weights_file(analyze, tmp_path):
-    """It has the shortcut, classes and preprocessing of the file, and sees the same batches."""
     weights = [save_classifier(tmp_path / f"{k}.safetensors", "cifar_resnet20", shortcut=k)[1] for k in "BC"]
     assert analyze("gradients", "--weights", *weights, "--batch-size", "4")[0] == 0
     found = read(tmp_path, "gradients")["networks"]
@@ -212,6 +223,17 @@ def test_the_untrained_twin_has_the_options_of_the_weights_file(analyze, tmp_pat
     assert found[labels[0]][0]["norm"] != found[labels[2]][0]["norm"]
 
 
+def test_the_untrained_twin_has_the_classes_and_preprocessing_of_the_weights_file(analyze, tmp_path):
+    norms = []
+    for k, more in enumerate([{}, {}, {"classes": ["cat", "bee", "ant"]}, {"std": (0.1, 0.1, 0.1)}]):
+        _, weights = save_classifier(tmp_path / f"{k}.safetensors", "cifar_resnet20", **more)
+        assert analyze("gradients", "--weights", weights, "--images", "4")[0] == 0
+        norms.append(read(tmp_path, "gradients")["networks"]["cifar_resnet20, untrained"][0]["norm"])
+        (tmp_path / "out/gradients.json").unlink()
+    assert norms[0] == norms[1]
+    assert len({*norms}) == 3
+
+
 def test_non_finite_weights_are_refused(analyze, tmp_path):
     model, weights = save_classifier(tmp_path / "a.safetensors", "cifar_resnet20")
     state = model.state_dict()
@@ -219,4 +241,4 @@ def test_non_finite_weights_are_refused(analyze, tmp_path):
     save_safetensors(tmp_path / "a.safetensors", state, metadata_of(model) | {"classes": ["ant", "bee", "cat"]})
     status, _, err = analyze("responses", "--weights", weights)
     assert status == 2
-    assert "backbone.layer2.0.conv1.weight has values that are not finite" in err or "layer2.0.conv1.weight has" in err
+    assert f"{weights}: layer2.0.conv1.weight has values that are not finite; nothing can be measured with it." in err

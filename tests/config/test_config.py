@@ -67,7 +67,7 @@ def test_strings_are_not_parsed_as_other_yaml_types(tmp_path):
     assert load_config(str(tmp_path / "b.yaml")) == config
 
 
-def test_numbers_and_booleans_take_the_types_of_the_schema(tmp_path):
+def test_numbers_and_booleans_take_the_types_of_the_schema():
     overrides = [
         "solver.lr=1e-2",
         "solver.steps=[10, 20]",
@@ -124,10 +124,10 @@ def test_saved_config_is_complete_and_round_trips(tmp_path):
             "solver.max_iter=many",
             "solver.max_iter cannot be set: Value 'many'.*could not be converted to Integer",
         ),
-        ("data.train=coco", "data.train cannot be set"),
-        ("solver=3", "override 'solver=3': the config cannot be set"),
+        ("data.train=coco", "data.train cannot be set: Invalid value assigned: .* is not a .*list"),
+        ("solver=3", "override 'solver=3': the config cannot be set: .*int is not a subclass of SolverConfig"),
         ("solver.lr", "Override 'solver.lr' is not of the form key=value"),
-        ("data.train=[a", "Override 'data.train=\\[a' cannot be read"),
+        ("data.train=[a", "Override 'data.train=\\[a' cannot be read: .* expected ',' or ']'"),
         ("solver.amp=int8", "solver.amp is int8; it must be none, bf16 or fp16"),
         ("solver.schedule=poly", "solver.schedule is poly; it must be steps or cosine"),
         ("solver.steps=[9,3]", r"solver.steps is \[9, 3\]; it must be increasing"),
@@ -145,12 +145,15 @@ def test_saved_config_is_complete_and_round_trips(tmp_path):
         ("detector.min_size=[0]", "min_size is 0; it must be from 1"),
         ("detector.anchor_sizes=[[-8]]", "anchor_sizes is -8; it must be from 1"),
         ("data.train=[[a]]", "data.train is ..'a'..; it must be a list of names"),
-        ("data.num_workers=100000000000000000000", "data.num_workers is 1"),
-        ("data.train={a: 1}", "override 'data.train={a: 1}': Cannot merge incompatible container types"),
+        ("data.num_workers=100000000000000000000", "data.num_workers is 10{20}; it must be from 0 to 1024"),
+        (
+            "data.train={a: 1}",
+            "override 'data.train={a: 1}': Cannot merge incompatible container types: a list is given as a mapping",
+        ),
         ("evaluation.samples=-1", "evaluation.samples is -1; it must be from 0"),
         ("data.train=[]", "data.train is \\[\\]; it must be at least one data set"),
         ("data.flip=2", "data.flip is 2.0; it must be from 0 to 1"),
-        ("output_dir=${nowhere}", "output_dir cannot be resolved"),
+        ("output_dir=${nowhere}", "output_dir cannot be resolved: Interpolation key 'nowhere' not found"),
     ],
 )
 def test_errors_for_bad_overrides_name_the_key_and_the_fix(override, message):
@@ -163,10 +166,10 @@ def test_errors_for_bad_overrides_name_the_key_and_the_fix(override, message):
     ("text", "message"),
     [
         ("solver: {lrr: 1}", "bad.yaml: unknown key solver.lrr. Did you mean lr"),
-        ("solver: {lr: fast}", "bad.yaml: solver.lr cannot be set"),
-        ("a: [1", "bad.yaml is not valid YAML"),
-        ("- 1", "bad.yaml must hold a mapping"),
-        ("\x00", "bad.yaml is not valid YAML"),
+        ("solver: {lr: fast}", "bad.yaml: solver.lr cannot be set: Value 'fast' .* could not be converted to Float"),
+        ("a: [1", "bad.yaml is not valid YAML: .* expected ',' or ']'"),
+        ("- 1", "bad.yaml must hold a mapping of keys to values"),
+        ("\x00", "bad.yaml is not valid YAML: unacceptable character"),
     ],
 )
 def test_errors_name_the_bad_file(tmp_path, text, message):

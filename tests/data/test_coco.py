@@ -84,19 +84,19 @@ def test_errors_name_the_bad_coco_entry(tmp_path, change, message):
 
 
 @pytest.mark.parametrize(
-    ("stated", "actual"),
+    ("stated", "actual", "refusal"),
     [
-        ("images/a.png", "a.png"),
-        ("../../upload/1/a.png", "a.png"),
-        ("/home/someone/images/a.png", "a.png"),
-        ("C:\\Users\\me\\a.png", "a.png"),
-        ("data/sub/a.JPG", "sub/a.jpg"),
-        ("a", "a.jpg"),
-        ("a.png ", "a.png"),
-        ("größe.png", unicodedata.normalize("NFD", "größe.png")),
+        ("images/a.png", "a.png", "1 of 4 images are missing"),
+        ("../../upload/1/a.png", "a.png", "leaves the image folder"),
+        ("/home/someone/images/a.png", "a.png", "leaves the image folder"),
+        ("C:\\Users\\me\\a.png", "a.png", "1 of 4 images are missing"),
+        ("data/sub/a.JPG", "sub/a.jpg", "1 of 4 images are missing"),
+        ("a", "a.jpg", "1 of 4 images are missing"),
+        ("a.png ", "a.png", "1 of 4 images are missing"),
+        ("größe.png", unicodedata.normalize("NFD", "größe.png"), "1 of 4 images are missing"),
     ],
 )
-def test_images_are_found_by_the_end_of_their_file_name(tmp_path, caplog, stated, actual):
+def test_images_are_found_by_the_end_of_their_file_name(tmp_path, caplog, stated, actual, refusal):
     content = write_coco(tmp_path)
     (tmp_path / "images" / actual).parent.mkdir(exist_ok=True)
     (tmp_path / "images/0.png").rename(tmp_path / "images" / actual)
@@ -108,7 +108,7 @@ def test_images_are_found_by_the_end_of_their_file_name(tmp_path, caplog, stated
     assert f"datasets.own: 1 images are not where their file_name says (first {shown}, taken" in caplog.text
     content["images"][1]["file_name"] = actual  # another entry claims the file
     save_coco(tmp_path, content)
-    with pytest.raises(UserError, match="leaves the image folder|1 of 4 images are missing"):
+    with pytest.raises(UserError, match=refusal):
         read_coco(tmp_path)
 
 

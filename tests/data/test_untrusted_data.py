@@ -75,8 +75,9 @@ def test_ids_beyond_int64_are_handled(tmp_path):
     found = [{"image_id": 100, "category_id": 3, "score": 0.5, "bbox": [10, 8, 20, 20]}]
     with pytest.raises(UserError, match="prediction 0 is of an image that is not in the ground truth"):
         coco_metrics(truth, [found[0] | {"image_id": 2**63}], "bbox")
-    coco_metrics(truth, [found[0] | {"category_id": 2**63}], "bbox")  # of an unknown class: ignored
     expected = coco_metrics(truth, found, "bbox")
+    of_an_unknown_class = found[0] | {"category_id": 2**63, "score": 0.9}
+    assert coco_metrics(truth, [of_an_unknown_class, *found], "bbox") == expected
     for entry in (truth["images"][0], *truth["annotations"][:2], found[0]):
         entry["id" if "file_name" in entry else "image_id"] = 2**70
     assert coco_metrics(truth, found, "bbox") == expected

@@ -223,8 +223,12 @@ def test_one_stage_detectors_accept_uint8_and_images_without_objects(kind):
     empty = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
     image = torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8)
     assert all(torch.isfinite(loss) for loss in model.train()([image], [empty]).values())
+
+
+@pytest.mark.parametrize("make", [retinanet, fcos])
+def test_one_stage_detectors_refuse_a_pyramid_from_p2(make):
     with pytest.raises(UserError, match="One-stage detectors need p3 … p7 and the backbone gives p2"):
-        (retinanet if kind == "retinanet" else fcos)(build_backbone("resnet18_fpn", fpn_channels=32), 3)
+        make(build_backbone("resnet18_fpn", fpn_channels=32), 3)
 
 
 def test_losses_of_an_image_without_objects_are_finite(pair):
@@ -261,8 +265,8 @@ def test_settings_reach_torchvisions_modules():
         box_head_width=18,
     )
     assert model.rpn.head.cls_logits.out_channels == 2
-    assert model.rpn._pre_nms_top_n["training"] == 11
-    assert model.rpn._post_nms_top_n["testing"] == 12
+    assert model.train().rpn.pre_nms_top_n() == 11
+    assert model.eval().rpn.post_nms_top_n() == 12
     assert model.rpn.fg_bg_sampler.batch_size_per_image == 13
     heads = model.roi_heads
     assert heads.fg_bg_sampler.batch_size_per_image == 14

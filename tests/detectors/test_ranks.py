@@ -259,7 +259,7 @@ def test_a_run_killed_twice_matches_an_uninterrupted_one(tmp_path):
     assert compare(tmp_path, ranks=1, kills=2, seed=0, steps=10)
 
 
-def test_zero_gpus_are_refused_in_one_line(tool):
-    status, _, err = tool("train_net", "--config", "quickstart_mask_rcnn.yaml", "--num-gpus", "0")
-    assert (status, err.count("\n")) == (2, 1)
-    assert "--num-gpus must be at least 1" in err
+@pytest.mark.parametrize("option", [("--num-gpus", "0"), ("--max-restarts", "-1")], ids=" ".join)
+def test_impossible_numbers_of_gpus_and_restarts_are_refused_in_one_line(tool, option):
+    status, _, err = tool("train_net", "--config", "quickstart_mask_rcnn.yaml", *option)
+    assert (status, err) == (2, "error: --num-gpus must be at least 1, --max-restarts at least 0.\n")

@@ -191,13 +191,32 @@ def test_inputs_are_not_changed():
         assert json.dumps([truth, found]) == before
 
 
-def test_backends_print_the_same_and_unknown_ones_are_refused(tmp_path, tool):
+def evaluate(tool, folder, truth: dict, found: list[dict], iou_type: str) -> list[tuple[int, str, str]]:
+    """What the command gives with each backend."""
+    (folder / "truth.json").write_text(json.dumps(truth))
+    (folder / "found.json").write_text(json.dumps(found))
+    arguments = ["--ground-truth", folder / "truth.json", "--predictions", folder / "found.json"]
+    arguments += ["--iou-type", iou_type]
+    return [tool("evaluate", *arguments, "--backend", backend) for backend in BACKENDS]
+
+
+def test_backends_print_the_same(tmp_path, tool):
+    results = evaluate(tool, tmp_path, *random_case(5), "bbox")
+    assert results[0] == results[1]
+    assert (results[0][0], "bbox/AP" in results[0][1]) == (0, True)
+
+
+def test_the_command_uses_the_given_backend(tmp_path, tool):
     truth, found = random_case(5)
-    (tmp_path / "truth.json").write_text(json.dumps(truth))
-    (tmp_path / "found.json").write_text(json.dumps(found))
-    arguments = ["--ground-truth", tmp_path / "truth.json", "--predictions", tmp_path / "found.json"]
-    outputs = [tool("evaluate", *arguments, "--backend", backend)[1] for backend in BACKENDS]
-    assert outputs[0] == outputs[1]
+    found[0]["segmentation"]["counts"] = "oooooooooooo0"  # too short for pycocotools only
+    hotcoco, pycocotools = evaluate(tool, tmp_path, truth, found, "segm")
+    assert hotcoco[0] == 0, hotcoco
+    assert pycocotools[0] == 2
+    assert "prediction 0 has a mask whose runs do not fill its image" in pycocotools[2]
+
+
+def test_unknown_backends_are_refused(tool):
+    truth, found = random_case(5)
     with pytest.raises(UserError, match="Unknown evaluation.backend 'lvis'"):
         evaluate_coco(truth, found, "bbox", "lvis")
     status, _, err = tool("train_net", "--config", "quickstart_mask_rcnn.yaml", "evaluation.backend=lvis")

@@ -159,12 +159,14 @@ def check_shapes(name: str, device: str, **options) -> None:
     info = features.feature_info
     strides = [4, 8, 16, 32] if name not in RESNETS else [2, 4, 8, 16, 32]
     assert info.reduction() == (strides if name not in CIFAR_RESNETS else [1, 2, 4])
-    assert all(type(features.net.get_submodule(module)) for module in info.module_name())
     assert classifier.num_features == info.channels()[-1]
     assert [level["num_chs"] for level in classifier.feature_info] == info.channels()
-    for (channels, stride), x in zip(
-        zip(info.channels(), info.reduction(), strict=True), features(images), strict=True
-    ):
+    sizes = []
+    for module in info.module_name():
+        features.net.get_submodule(module).register_forward_hook(lambda *args: sizes.append(sorted(args[-1].shape)))
+    outputs = features(images)
+    assert sizes == [sorted(x.shape) for x in outputs]  # sorted, since Swin's modules give channels last
+    for (channels, stride), x in zip(zip(info.channels(), info.reduction(), strict=True), outputs, strict=True):
         assert x.shape[:2] == (2, channels)
         assert abs(x.shape[2] - side / stride) <= (2 if name == "alexnet" else 0)
     assert classifier(images).shape == (2, classes)

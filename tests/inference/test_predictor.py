@@ -69,7 +69,7 @@ def test_every_image_type_gives_the_same_detections(mask_rcnn, tmp_path):
     image.save(tmp_path / "a.png")
     tensor = torch.from_numpy(array).permute(2, 0, 1)
     forms = [image, array, tensor, tensor / 255, tensor.double() / 255, str(tmp_path / "a.png"), tmp_path / "a.png"]
-    forms += [array[:, ::-1][:, ::-1]]
+    forms += [np.ascontiguousarray(array[:, ::-1])[:, ::-1], np.asfortranarray(array)]  # with other strides
     first, *others = predict(forms)
     for other in others:
         np.testing.assert_allclose(other.boxes, first.boxes, atol=1e-3)

@@ -133,9 +133,13 @@ def test_parametrizing_a_convolution_takes_effect():
 def test_replaced_layers_are_used():
     net, x = build("resnet18"), image()
     net.maxpool = nn.Identity()
-    net.layer2[0].relu = nn.SiLU()
+    net.layer2[1].relu = nn.SiLU()
     with torch.no_grad():
-        assert net(x)["res2"].shape[-2:] == (32, 48)
+        features = net(x)
+        assert features["res2"].shape[-2:] == (32, 48)
+        block, y = net.layer2[1], net.layer2[0](features["res2"])
+        y = nn.functional.silu(block.bn2(block.conv2(nn.functional.silu(block.bn1(block.conv1(y))))) + y)
+        torch.testing.assert_close(features["res3"], y)
 
 
 def test_memory_format_follows_the_input_and_the_weights():

@@ -142,9 +142,12 @@ def test_deformable_convolution_samples_at_its_offsets():
 
 
 def test_offsets_are_zero_after_loading_a_plain_checkpoint(tmp_path):
-    torch.save(torchvision.models.resnet50().state_dict(), tmp_path / "r50.pth")
+    theirs = torchvision.models.resnet50()
+    torch.save(theirs.state_dict(), tmp_path / "r50.pth")
     net = build_backbone("resnet50", weights=str(tmp_path / "r50.pth"), deform_on=["res5"])
     assert not net.layer4[2].conv2.offset.weight.any()
+    assert torch.equal(net.layer4[2].conv2.weight, theirs.layer4[2].conv2.weight)
+    assert torch.equal(net.layer3[5].conv2.weight, theirs.layer3[5].conv2.weight)
 
 
 def test_stochastic_depth_drops_later_blocks_more_often_and_only_in_training():

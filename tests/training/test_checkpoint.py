@@ -1,6 +1,7 @@
 """Checkpoints and failures: broken files, another run's files, a full disk."""
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -115,6 +116,14 @@ def test_a_resumed_run_continues_like_the_saved_one(tmp_path, optimizer):
     torch.testing.assert_close(other.state.content(), one.state.content(), rtol=0, atol=0)
 
 
+def refusal(training: Training, path: Path) -> str:
+    """The message of the error that resuming from `path` raises, which must be one line."""
+    with pytest.raises(UserError) as caught:
+        training.state.resume(path, max_iter=5)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
 class RunsCodeOnLoad:
     def __reduce__(self) -> tuple:
         return os.mkdir, ("canary",)
@@ -140,16 +149,15 @@ def test_invalid_checkpoints_are_refused(tmp_path, monkeypatch, change, message)
     training = Training("adamw")
     training.step()
     torch.save(training.state.content() | change, "last.pt")
-    with pytest.raises(UserError, match=rf"^last.pt {message}"):
-        training.state.resume(Path("last.pt"), max_iter=5)
+    assert re.match(rf"last.pt {message}", refusal(training, Path("last.pt")))
     assert not Path("canary").exists()
 
 
-@pytest.mark.parametrize("saved", [[1, 2], {}])
-def test_files_that_are_not_checkpoints_are_refused(tmp_path, saved):
+@pytest.mark.parametrize(("saved", "reason"), [([1, 2], "TypeError: list indices"), ({}, "KeyError 'model'")])
+def test_files_that_are_not_checkpoints_are_refused(tmp_path, saved, reason):
     torch.save(saved, tmp_path / "last.pt")
-    with pytest.raises(UserError, match=r"last.pt cannot be resumed from: "):
-        Training("sgd").state.resume(tmp_path / "last.pt", max_iter=5)
+    message = f"{tmp_path}/last.pt cannot be resumed from: {reason}"
+    assert refusal(Training("sgd"), tmp_path / "last.pt").startswith(message)
 
 
 @pytest.mark.parametrize(
@@ -162,5 +170,4 @@ def test_files_that_are_not_checkpoints_are_refused(tmp_path, saved):
 )
 def test_checkpoints_of_another_optimizer_or_model_are_refused(tmp_path, saved, resumed, message):
     save_checkpoint(tmp_path / "last.pt", Training(*saved).state.content())
-    with pytest.raises(UserError, match=message):
-        Training(*resumed).state.resume(tmp_path / "last.pt", max_iter=5)
+    assert re.match(rf"{tmp_path}/last.pt .*{message}", refusal(Training(*resumed), tmp_path / "last.pt"))

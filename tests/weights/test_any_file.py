@@ -1,6 +1,7 @@
 """Weights in files of other programs: under any prefix, in any nesting, with other heads, classes and channels."""
 
 import argparse
+import itertools
 import re
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from torch import nn
 from resnet_backbones import build_backbone
 from resnet_backbones.classifiers import load_classifier
 from resnet_backbones.errors import UserError
-from resnet_backbones.weights import Checkpoint, from_ours, save_safetensors
+from resnet_backbones.weights import save_safetensors
 
 
 @pytest.fixture(scope="module")
@@ -169,6 +170,17 @@ def test_gray_classifier_averages_the_rgb_mean_and_std(tmp_path, net):
     assert model.eval()(torch.rand(1, 1, 64, 64)).shape == (1, 7)
 
 
-def test_detectron2_names_load_under_a_prefix(save, net, body):
-    theirs = from_ours(Checkpoint(net.state_dict(), {}), "detectron2").checkpoint.state
-    assert is_loaded(build_backbone("resnet18", weights=save({"model": under("module.backbone.", theirs)})), body)
+@pytest.mark.parametrize("prefix", ["", "backbone.bottom_up.", "module.backbone."])
+def test_detectron2_names_load_under_any_prefix(save, body, prefix):
+    convolutions = {"conv1": ("stem.conv1", "bn1")}
+    for stage, block in itertools.product((1, 2, 3, 4), (0, 1)):
+        ours, theirs = f"layer{stage}.{block}", f"res{stage + 1}.{block}"
+        convolutions |= {f"{ours}.conv{k}": (f"{theirs}.conv{k}", f"{ours}.bn{k}") for k in (1, 2)}
+        if stage > 1 and block == 0:
+            convolutions[f"{ours}.downsample.0"] = (f"{theirs}.shortcut", f"{ours}.downsample.1")
+    state = {}
+    for ours, (theirs, norm) in convolutions.items():
+        state[f"{theirs}.weight"] = body[f"{ours}.weight"]
+        for key in ("weight", "bias", "running_mean", "running_var"):
+            state[f"{theirs}.norm.{key}"] = body[f"{norm}.{key}"]
+    assert is_loaded(build_backbone("resnet18", weights=save({"model": under(prefix, state)})), body)

@@ -137,7 +137,13 @@ def test_ambiguous_weights_are_refused_unless_padding_is_given(trained, tmp_path
     torch.save(model.state_dict(), tmp_path / "net.pth")
     with pytest.raises(UserError, match="net.pth does not say whether .* A or A_centered, .*; give backbone.shortcut"):
         build_backbone("cifar_resnet20", weights=str(tmp_path / "net.pth"))
-    build_backbone("cifar_resnet20", shortcut="A_centered", weights=str(tmp_path / "net.pth"))
+    given = build_backbone("cifar_resnet20", shortcut="A_centered", weights=str(tmp_path / "net.pth")).eval()
+    expected = build_backbone("cifar_resnet20", shortcut="A_centered").eval()
+    expected.load_state_dict(model.backbone.state_dict())
+    images = torch.randn(4, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(given(images)["res4"], expected(images)["res4"])
+        assert not torch.equal(given(images)["res4"], model.backbone(images)["res4"])  # padded as in A
 
 
 def test_our_files_store_the_padding(trained, tmp_path):
@@ -151,5 +157,8 @@ def test_our_files_store_the_padding(trained, tmp_path):
 
 
 def test_untrained_weights_load_without_giving_the_padding(tmp_path):
-    torch.save(build_backbone("cifar_resnet20").state_dict(), tmp_path / "net.pth")
-    build_backbone("cifar_resnet20", weights=str(tmp_path / "net.pth"))
+    net, images = build_backbone("cifar_resnet20").eval(), torch.randn(4, 3, 32, 32)
+    torch.save(net.state_dict(), tmp_path / "net.pth")
+    loaded = build_backbone("cifar_resnet20", weights=str(tmp_path / "net.pth")).eval()
+    with torch.no_grad():
+        assert torch.equal(loaded(images)["res4"], net(images)["res4"])
