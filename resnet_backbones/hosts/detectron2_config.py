@@ -76,7 +76,7 @@ def _check_preprocessing(cfg: Any, backbone: nn.Module, weights: str) -> None:
     if backbone.preprocessing is None:
         return
     order = backbone.preprocessing.channel_order
-    if cfg.INPUT.FORMAT != order:
+    if order != cfg.INPUT.FORMAT:
         raise UserError(f"INPUT.FORMAT is {cfg.INPUT.FORMAT}, but {weights} was trained on {order}; set it to {order}.")
     for key, trained in zip(("PIXEL_MEAN", "PIXEL_STD"), backbone.preprocessing.as_rgb(), strict=True):
         wanted = [255 * v for v in trained][:: 1 if order == "RGB" else -1]
