@@ -128,12 +128,13 @@ def _check_augmentation(config: dict, require: Callable[[bool, str, Any, str], N
 
 def _check_losses(detector: dict, require: Callable[[bool, str, Any, str], None]) -> None:
     """One-stage detectors have no box head, and detectron2's has no class weights."""
+    name, library = detector["name"], detector["library"]
     for key, plain in (("box_loss", "smooth_l1"), ("class_weights", None)):
-        value, wanted = detector[key], f"{plain or 'null'} where"
-        for section, without in (("name", ("retinanet", "fcos")), ("library", ("detectron2",))):
-            lacks = detector[section] in without and (section, key) != ("library", "box_loss")
-            where = f"{wanted} detector.{section} is {detector[section]}"
-            require(value == plain or not lacks, f"detector.{key}", value, where)
+        allowed = name not in ("retinanet", "fcos") or detector[key] == plain
+        require(allowed, f"detector.{key}", detector[key], f"{plain or 'null'} where detector.name is {name}")
+    weights = detector["class_weights"]
+    allowed = library != "detectron2" or weights is None
+    require(allowed, "detector.class_weights", weights, f"null where detector.library is {library}")
 
 
 def _check_pretraining(config: dict, require: Callable[[bool, str, Any, str], None]) -> None:

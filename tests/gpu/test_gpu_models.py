@@ -8,8 +8,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from conftest import REPRESENTATIVES
-from helpers import randomize_statistics
-from torch import Tensor, nn
+from helpers import assert_equal_features, randomize_statistics
+from torch import nn
 
 from resnet_backbones import build_backbone, fold_norms, fuse
 from resnet_backbones.backbones import allow_random_frozen
@@ -35,14 +35,6 @@ def backbone() -> nn.Module:
     return backbone.eval()
 
 
-def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:
-    """The largest difference is within `tolerance` of the largest value."""
-    assert list(found) == list(expected)
-    for name, feature in expected.items():
-        error = (found[name].float().cpu() - feature.cpu()).abs().max() / feature.abs().max().cpu()
-        assert error <= tolerance, f"{name}: {error}"
-
-
 @pytest.mark.parametrize("name", [*REPRESENTATIVES, "resnet18_fpn", "preact_resnet18_fpn", "swin_t_fpn"])
 def test_features_and_gradients_are_those_of_the_cpu(name):
     options = {"norm": "FrozenBN"} if "resnet" in name else {}
@@ -50,12 +42,12 @@ def test_features_and_gradients_are_those_of_the_cpu(name):
     randomize_statistics(net)
     twin, images = copy.deepcopy(net).to(DEVICE), torch.randn(IMAGES)
     expected, found = net(images), twin(images.to(DEVICE))
-    assert_close(found, expected, 1e-4)
+    assert_equal_features(found, expected, 1e-4)
     for features in (expected, found):
         sum(feature.square().mean() for feature in features.values()).backward()
     gradients = {n: p.grad for n, p in net.named_parameters() if p.grad is not None and p.grad.any()}
     assert gradients
-    assert_close({n: p.grad for n, p in twin.named_parameters() if n in gradients}, gradients, 1e-2)
+    assert_equal_features({n: p.grad for n, p in twin.named_parameters() if n in gradients}, gradients, 1e-2)
 
 
 @pytest.mark.parametrize("options", [{"deform_on": ["res4", "res5"]}, {"output_stride": 8}])
@@ -67,7 +59,7 @@ def test_options_give_the_features_of_the_cpu(options):
     images = torch.randn(IMAGES)
     with torch.no_grad():
         expected = net(images)
-        assert_close(net.to(DEVICE)(images.to(DEVICE)), expected, 1e-4)
+        assert_equal_features(net.to(DEVICE)(images.to(DEVICE)), expected, 1e-4)
 
 
 def test_bf16_and_channels_last_are_close(backbone):
@@ -76,9 +68,9 @@ def test_bf16_and_channels_last_are_close(backbone):
         backbone.to(DEVICE)
         expected = backbone(images)
         backbone.to(memory_format=torch.channels_last)
-        assert_close(backbone(images.contiguous(memory_format=torch.channels_last)), expected, 1e-4)
+        assert_equal_features(backbone(images.contiguous(memory_format=torch.channels_last)), expected, 1e-4)
         with torch.autocast("cuda", torch.bfloat16):
-            assert_close(backbone(images), expected, 3e-2)
+            assert_equal_features(backbone(images), expected, 3e-2)
 
 
 def test_fused_and_folded_networks_are_equal_on_the_gpu(backbone):
@@ -87,8 +79,8 @@ def test_fused_and_folded_networks_are_equal_on_the_gpu(backbone):
     frozen.load_state_dict({k: v for k, v in backbone.state_dict().items() if "num_batches" not in k})
     with torch.no_grad():
         expected = backbone.to(DEVICE)(images)
-        assert_close(fuse(backbone)(images), expected, 1e-4)
-        assert_close(fold_norms(frozen.to(DEVICE))(images), expected, 1e-4)
+        assert_equal_features(fuse(backbone)(images), expected, 1e-4)
+        assert_equal_features(fold_norms(frozen.to(DEVICE))(images), expected, 1e-4)
 
 
 def test_a_cuda_graph_replays_the_features(backbone):
@@ -106,7 +98,7 @@ def test_a_cuda_graph_replays_the_features(backbone):
             images = torch.randn(IMAGES, device=DEVICE)
             static.copy_(images)
             graph.replay()
-            assert_close(captured, backbone(images), 1e-5)
+            assert_equal_features(captured, backbone(images), 1e-5)
 
 
 def test_reduce_overhead_trains_like_eager(backbone):
@@ -120,7 +112,7 @@ def test_reduce_overhead_trains_like_eager(backbone):
             net.zero_grad(set_to_none=True)
             sum(feature.square().mean() for feature in net(images).values()).backward()
         gradients = {n: p.grad.clone() for n, p in backbone.named_parameters()}
-        assert_close({n: p.grad for n, p in compiled.named_parameters()}, gradients, 1e-2)
+        assert_equal_features({n: p.grad for n, p in compiled.named_parameters()}, gradients, 1e-2)
 
 
 def test_checkpointed_stages_take_less_memory_for_the_same_gradients():
@@ -135,7 +127,7 @@ def test_checkpointed_stages_take_less_memory_for_the_same_gradients():
         gradients.append({n: p.grad.clone() for n, p in net.named_parameters() if p.grad is not None})
         del net
     assert peaks[1] < 0.75 * peaks[0]
-    assert_close(gradients[1], gradients[0], 1e-3)
+    assert_equal_features(gradients[1], gradients[0], 1e-3)
 
 
 def test_losses_of_a_detector_are_those_of_the_cpu():
@@ -186,10 +178,10 @@ def test_sync_bn_over_two_ranks_is_bn_over_the_whole_batch(tmp_path):
     mp.spawn(synchronized, (str(tmp_path),), nprocs=2)
     ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
     joined = {name: torch.cat([rank["features"][name] for rank in ranks]) for name in features}
-    assert_close(joined, {name: feature.detach() for name, feature in features.items()}, 1e-4)
+    assert_equal_features(joined, {name: feature.detach() for name, feature in features.items()}, 1e-4)
     statistics = {k: v.float() for k, v in net.state_dict().items() if "running" in k}
     gradients = {name: parameter.grad for name, parameter in net.named_parameters()}
     for rank in ranks:
-        assert_close(rank["statistics"], statistics, 1e-4)
+        assert_equal_features(rank["statistics"], statistics, 1e-4)
     summed = {name: ranks[0]["gradients"][name] + ranks[1]["gradients"][name] for name in gradients}
-    assert_close(summed, gradients, 1e-2)
+    assert_equal_features(summed, gradients, 1e-2)

@@ -1,6 +1,7 @@
 """Runs, checkpoints and prediction on a GPU."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,8 +9,13 @@ from conftest import TINY, coco_overrides, draw, write_coco, write_images
 from helpers import save_detector
 
 from resnet_backbones.inference.predictor import Predictor
+from resnet_backbones.training.curves import read_rows
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+
+
+def losses(folder: Path) -> list[float]:
+    return [row["loss"] for row in read_rows(folder) if "loss" in row]
 
 
 @pytest.fixture
@@ -21,8 +27,7 @@ def train(tool, tmp_path):
         settings = [*TINY, *coco_overrides(tmp_path / "data"), f"output_dir={tmp_path / name}", *overrides]
         status, _, err = tool("train_net", "--config", "quickstart_mask_rcnn.yaml", *settings)
         assert status == 0, err
-        rows = map(json.loads, (tmp_path / name / "metrics.jsonl").read_text().splitlines())
-        return [row["loss"] for row in rows if "loss" in row]
+        return losses(tmp_path / name)
 
     return run
 
@@ -52,8 +57,7 @@ def test_a_resumed_run_continues_on_the_gpu(train, tool, tmp_path):
     status, stdout, err = tool("train_net", "--config", "quickstart_mask_rcnn.yaml", "--resume", *settings)
     assert status == 0, err
     assert "after step 3" in stdout
-    rows = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
-    assert [row["loss"] for row in rows if "loss" in row] == pytest.approx(whole, rel=0.02)
+    assert losses(out) == pytest.approx(whole, rel=0.02)
 
 
 def test_checkpoints_of_a_gpu_detect_the_same_on_the_cpu(tmp_path):
