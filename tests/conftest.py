@@ -1,8 +1,10 @@
 """Synthetic data, the real data where it is available, and the tools called as a user calls them."""
 
 import importlib.util
+import io
 import json
 import logging
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from resnet_backbones.__main__ import main
 from resnet_backbones.data.annotations import Annotations
 from resnet_backbones.data.dataset import DetectionDataset
 from resnet_backbones.data.datasets import load_annotations
@@ -96,6 +99,38 @@ def tool(capfd):
         return status, out, err
 
     return run
+
+
+@pytest.fixture(scope="session")
+def detector_weights(tmp_path_factory):
+    """The file of a small Mask R-CNN that has learned nothing."""
+    from helpers import save_detector  # here, since helpers imports this file
+
+    torch.manual_seed(0)
+    return save_detector(tmp_path_factory.mktemp("weights"))[1]
+
+
+@pytest.fixture
+def predict(tmp_path, detector_weights, capfd, monkeypatch):
+    """Runs the command into tmp_path/out; returns its exit status, stdout and stderr."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)  # restored, since the command lifts it
+
+    def run(*arguments, weights=detector_weights):
+        status = 0
+        try:
+            main(["predict", weights, "--output", str(tmp_path / "out"), *map(str, arguments)])
+        except SystemExit as stop:
+            status = stop.code
+        out, err = capfd.readouterr()
+        return status, out, err
+
+    return run
+
+
+@pytest.fixture
+def standard_input(monkeypatch):
+    """Puts bytes on standard input."""
+    return lambda content: monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
 
 
 def draw(width: int = 48, height: int = 40, seed: int = 0) -> Image.Image:

@@ -4,21 +4,15 @@ import csv
 import io
 import json
 import os
-import re
-import resource
-import signal
-import subprocess
-import sys
 import threading
-import time
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, draw, write_coco
-from helpers import png_of, save_detector, write_video
+from conftest import draw, write_coco
+from helpers import png_of, write_video
 from PIL import Image
 
 from resnet_backbones import Predictor
@@ -26,29 +20,6 @@ from resnet_backbones.__main__ import main
 from resnet_backbones.classifiers import build_classifier
 from resnet_backbones.preprocessing import Preprocessing
 from resnet_backbones.weights import metadata_of, save_safetensors
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    torch.manual_seed(0)
-    return save_detector(tmp_path_factory.mktemp("weights"))[1]
-
-
-@pytest.fixture
-def predict(tmp_path, weights, capfd, monkeypatch):
-    """Runs the command into tmp_path/out; returns its exit status, stdout and stderr."""
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)  # restored, since the command lifts it
-
-    def run(*arguments, weights=weights):
-        status = 0
-        try:
-            main(["predict", weights, "--output", str(tmp_path / "out"), *map(str, arguments)])
-        except SystemExit as stop:
-            status = stop.code
-        out, err = capfd.readouterr()
-        return status, out, err
-
-    return run
 
 
 def read(folder, name):
@@ -59,7 +30,7 @@ def names(folder):
     return [image["file_name"] for image in read(folder, "images.json")["images"]]
 
 
-def test_a_folder_gives_predictions_drawn_images_and_a_csv(tmp_path, predict, weights):
+def test_a_folder_gives_predictions_drawn_images_and_a_csv(tmp_path, predict, detector_weights):
     write_coco(tmp_path, 3)
     (tmp_path / "images/deep").mkdir()
     draw(200, 300).save(tmp_path / "images/deep/Photo.JPG")
@@ -71,7 +42,7 @@ def test_a_folder_gives_predictions_drawn_images_and_a_csv(tmp_path, predict, we
     assert names(tmp_path) == ["0.png", "1.png", "2.png", "deep/Photo.JPG"]
     results, index = read(tmp_path, "predictions.json"), read(tmp_path, "images.json")
     assert [c["name"] for c in index["categories"]] == ["dog", "cat"]
-    expected = Predictor(weights, score_threshold=0.0)(tmp_path / "images/2.png")
+    expected = Predictor(detector_weights, score_threshold=0.0)(tmp_path / "images/2.png")
     found = [result for result in results if result["image_id"] == index["images"][2]["id"]]
     np.testing.assert_allclose([r["score"] for r in found], expected.scores, atol=1e-5)
     corners = [[x, y, x + w, y + h] for x, y, w, h in (r["bbox"] for r in found)]
@@ -111,12 +82,6 @@ def test_predictions_use_the_ids_of_the_ground_truth(tmp_path, predict, capfd):
         2,
         True,
     )
-
-
-@pytest.fixture
-def standard_input(monkeypatch):
-    """Puts bytes on standard input."""
-    return lambda content: monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
 
 
 def test_globs_lists_urls_and_duplicate_names(tmp_path, predict, monkeypatch, standard_input):
@@ -291,9 +256,9 @@ def test_files_not_written_by_predict_are_not_replaced(tmp_path, predict, name):
     assert (tmp_path / "out/images/a.png").read_text() == "an original"
 
 
-def test_bare_weights_need_a_config_and_classes(tmp_path, predict, weights):
+def test_bare_weights_need_a_config_and_classes(tmp_path, predict, detector_weights):
     write_coco(tmp_path, 1)
-    content = torch.load(weights, weights_only=True)
+    content = torch.load(detector_weights, weights_only=True)
     torch.save({"model": content["model"]}, tmp_path / "bare.pt")
     status, _, err = predict(tmp_path / "images", weights=str(tmp_path / "bare.pt"))
     assert (status, "give the YAML that it was trained with (config) and the names" in err) == (2, True)
@@ -314,117 +279,6 @@ def test_unreadable_images_are_skipped_and_counted(tmp_path, predict):
     assert "1 could not be read" in out
     assert "1.png cannot be decoded" in out + err
     assert names(tmp_path) == ["0.png", "2.png", "3.png"]
-
-
-@pytest.mark.slow
-def test_a_killed_run_resumes_where_it_stopped(tmp_path, predict, weights):
-    write_coco(tmp_path, 60)
-    journal = tmp_path / "out/predictions.jsonl"
-    command = [sys.executable, "-m", "resnet_backbones", "predict", weights, str(tmp_path / "images")]
-    command += ["--output", str(tmp_path / "out"), "--batch-size", "1"]
-    process = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    end = time.monotonic() + 60
-    while process.poll() is None and time.monotonic() < end:
-        if journal.exists() and journal.read_bytes().count(b"\n") > 10:
-            break
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    with open(journal, "a") as file:
-        file.write('{"file_name": "59.png", "resu')  # the line being written
-    done = journal.read_bytes().count(b"\n") - 1
-    assert 10 <= done < 60
-    pictures = {path: path.stat().st_mtime_ns for path in (tmp_path / "out/images").iterdir()}
-
-    status, _, err = predict(tmp_path / "images", "--tile", "30")
-    assert status == 2
-    assert "has the unfinished results of a command with tile None, which is now 30; choose another folder" in err
-    status, out, _ = predict(tmp_path / "images", "--batch-size", "1")
-    assert (status, f"{done} images are already in {journal}" in out) == (0, True)
-    assert sum(path.stat().st_mtime_ns == time for path, time in pictures.items()) >= done
-    killed = [(tmp_path / "out" / name).read_text() for name in ("predictions.json", "images.json")]
-    assert predict(tmp_path / "images", "--batch-size", "1")[0] == 0
-    assert killed == [(tmp_path / "out" / name).read_text() for name in ("predictions.json", "images.json")]
-    assert not journal.exists()
-
-
-@pytest.fixture
-def small_files():
-    """Limits files to 20 kB, like a full disk; calling it lifts the limit."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
-    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-def test_a_full_disk_keeps_the_results_so_far(tmp_path, predict, small_files):
-    write_coco(tmp_path, 30)
-    for path in (tmp_path / "images").iterdir():  # so that the drawn images are small
-        Image.new("RGB", (48, 40)).save(path)
-    status, _, err = predict(tmp_path / "images")
-    assert status == 2
-    assert err.splitlines()[-1] == (
-        f"error: {tmp_path}/out cannot be written: File too large. Results so far are kept; repeat the command to "
-        "resume."
-    )
-    small_files()
-    status, out, _ = predict(tmp_path / "images")
-    assert status == 0
-    assert 0 < int(re.search(r"^(\d+) images are already in ", out, flags=re.M)[1]) < 30
-    assert len(names(tmp_path)) == 30
-
-
-def test_unfinished_results_of_other_inputs_or_configs_are_refused(
-    tmp_path, predict, weights, small_files, standard_input, monkeypatch
-):
-    for folder in ("here", "there"):
-        (tmp_path / folder).mkdir()
-        for k in range(30):
-            Image.new("RGB", (48, 40)).save(tmp_path / folder / f"{k}.png")
-    config = torch.load(weights, weights_only=True)["metadata"]["config"]
-    (tmp_path / "own.yaml").write_text(json.dumps(config))
-    options = ["-", "--config", tmp_path / "own.yaml"]
-    listed = "".join(f"{k}.png\n" for k in range(30)).encode()
-
-    def run(folder="here", content=listed):
-        monkeypatch.chdir(tmp_path / folder)
-        standard_input(content)
-        return predict(*options)
-
-    assert run()[0] == 2
-    small_files()
-    for other in ({"folder": "there"}, {"content": listed[6:]}):
-        status, _, err = run(**other)
-        assert (status, "has the unfinished results of a command with inputs - (30 files, SHA-256 " in err) == (2, True)
-    config["detector"]["box_nms_thresh"] = 0.4
-    (tmp_path / "own.yaml").write_text(json.dumps(config))
-    status, _, err = run()
-    assert (status, "of a command with config" in err) == (2, True)
-    config["detector"]["box_nms_thresh"] = 0.5
-    (tmp_path / "own.yaml").write_text(json.dumps(config))
-    status, out, _ = run()
-    assert (status, "are already in" in out, len(names(tmp_path))) == (0, True, 30)
-
-
-def test_an_interrupt_prints_one_line_and_keeps_the_results_so_far(tmp_path, predict):
-    write_coco(tmp_path, 80)
-    journal = tmp_path / "out/predictions.jsonl"
-
-    def interrupt():
-        while not journal.exists() or journal.read_bytes().count(b"\n") < 3:
-            time.sleep(0.002)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    previous = signal.signal(signal.SIGINT, signal.default_int_handler)  # pytest-xdist's workers ignore it
-    threading.Thread(target=interrupt, daemon=True).start()
-    status, _, err = predict(tmp_path / "images", "--batch-size", "1")
-    signal.signal(signal.SIGINT, previous)
-    assert (status, err.splitlines()[-1]) == (
-        130,
-        "interrupted. Results so far are kept; repeat the command to resume.",
-    )
-    assert "Traceback" not in err
-    assert 3 <= journal.read_bytes().count(b"\n") < 80
 
 
 def write_sound(path):
