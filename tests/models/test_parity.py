@@ -17,7 +17,11 @@ pytestmark = pytest.mark.filterwarnings("ignore::resnet_backbones.backbones.Rand
 
 
 @pytest.mark.parametrize(
-    ("name", "norm"), [*((name, "BN") for name in NAMES), ("resnet101", "FrozenBN"), ("resnext50_32x4d", "FrozenBN")]
+    ("name", "norm"),
+    [
+        *(pytest.param(name, "BN", marks=pytest.mark.slow if "10" in name or "152" in name else ()) for name in NAMES),
+        ("resnext50_32x4d", "FrozenBN"),
+    ],
 )
 def test_torchvision_state_dict_loads_strictly_and_features_match(name, norm):
     theirs = getattr(torchvision.models, name)(weights=None)
