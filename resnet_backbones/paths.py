@@ -57,7 +57,7 @@ def output_folder(path: str) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except (OSError, ValueError) as error:  # ValueError: not a possible folder name
-        raise UserError(f"The output_dir {path} cannot be written: {reason(error)}; choose another.") from error
+        raise UserError(f"The output folder {path} cannot be written: {reason(error)}; choose another.") from error
     return folder
 
 

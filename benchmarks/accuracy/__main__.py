@@ -16,6 +16,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from resnet_backbones.config import load_config
 from resnet_backbones.errors import UserError, one_line_errors
 
 from .table import print_tables
@@ -35,6 +36,9 @@ def main() -> None:
     with one_line_errors():
         runs = {system: (system, []) for system in args.systems} | dict(map(read_variant, args.variant))
         for config in args.configs:
+            for _, more in runs.values():
+                load_config(config, [*args.overrides, *more])  # before hours of training
+        for config in args.configs:
             for seed in args.seeds:  # seed by seed, so that the results are balanced at any time
                 for name, (system, more) in runs.items():
                     folder = args.output / config / name / str(seed)
@@ -45,7 +49,7 @@ def main() -> None:
 def read_variant(text: str) -> tuple[str, tuple[str, list[str]]]:
     """`NAME: key=value …` as (name, (system, overrides))."""
     name, colon, pairs = text.partition(":")
-    if not colon or not pairs.strip():
+    if not colon or not name.strip() or not pairs.strip():
         raise UserError(f"--variant is {text!r}; it must be 'NAME: key=value …'.")
     return name.strip(), ("ours", pairs.split())
 

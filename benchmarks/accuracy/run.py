@@ -1,6 +1,5 @@
 """One training run by one system: python -m benchmarks.accuracy.run SYSTEM CONFIG FOLDER key=value …"""
 
-import json
 import logging
 import sys
 from importlib import import_module
@@ -14,6 +13,7 @@ from resnet_backbones.cli.training import load_sets
 from resnet_backbones.config import load_config
 from resnet_backbones.detectors import build_detector
 from resnet_backbones.errors import one_line_errors
+from resnet_backbones.evaluation.report import write_json
 from resnet_backbones.training.loop import set_seed
 
 
@@ -30,7 +30,7 @@ def main(system: str, name: str, folder: str, *overrides: str) -> None:
             "seconds_per_iteration": seconds,
             "versions": {"torch": torch.__version__, "torchvision": torchvision.__version__},
         }
-        Path(folder, "result.json").write_text(json.dumps(content, indent=1) + "\n")
+        write_json(Path(folder, "result.json"), content)
 
 
 def initial_weights(config: DictConfig) -> dict[str, torch.Tensor]:

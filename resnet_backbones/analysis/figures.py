@@ -52,8 +52,8 @@ def draw_gradients(networks: Mapping[str, Sequence[Mapping]], path: Path) -> Non
 def draw_lesions(networks: Mapping[str, Mapping], metric: str, path: Path) -> None:
     """The metric without each block, without several, and with several reordered (1605.06431 Figures 3 and 5); by
     path length, the gradient along one path and the contribution of all paths (Figure 6)."""
-    figure, ((single, many, order), (lengths, contributions, unused)) = new_figure(2, 3, (16, 9))
-    unused.set_axis_off()
+    figure, ((single, many, order), (lengths, contributions, legend)) = new_figure(2, 3, (16, 9))
+    legend.set_axis_off()
     names = short(list(networks))
     for k, (label, found) in enumerate(networks.items()):
         rows, color = found["experiments"], f"C{k}"
@@ -75,7 +75,7 @@ def draw_lesions(networks: Mapping[str, Mapping], metric: str, path: Path) -> No
     contributions.set(xlabel="path length in residuals", ylabel="gradient of all paths of a length, relative")
     order.invert_xaxis()
     whole_numbers(single, many, lengths, contributions)
-    single.legend(fontsize="small")
+    legend.legend(*single.get_legend_handles_labels(), loc="upper left")
     figure.savefig(path, dpi=120)
 
 

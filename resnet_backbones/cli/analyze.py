@@ -110,8 +110,9 @@ def study(argv: list[str]) -> None:
                 raise UserError(f"--{name.replace('_', '-')} is {value}; it must be at least {least}.")
         if not 0 <= args.seed < 2**32:
             raise UserError(f"--seed is {args.seed}; it must be from 0 to {2**32 - 1}.")
-        if not args.output:
-            raise UserError("--output is empty; give the folder for the results.")
+        for name, what in (("data", "what to run the networks on"), ("output", "the folder for the results")):
+            if not getattr(args, name):
+                raise UserError(f"--{name} is empty; give {what}.")
         from ..training.logger import set_up_logging
         from .studies import run_study
 

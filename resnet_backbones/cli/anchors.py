@@ -31,7 +31,9 @@ def main(argv: list[str] | None = None) -> None:
             raise UserError("detector.name is fcos, which has no anchors; choose faster_rcnn, mask_rcnn or retinanet.")
         from ..analysis.anchors import anchor_fit, propose_anchors
         from ..data.datasets import load_annotations
+        from .training import check
 
+        check(config, eval_only=False)
         sets = [load_annotations(name, config.datasets) for name in config.data.train]
         shapes = np.concatenate([seen_shapes(data, d.min_size[-1], d.max_size) for data in sets])
         if not len(shapes):

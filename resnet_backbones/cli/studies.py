@@ -28,7 +28,7 @@ def run_study(args: argparse.Namespace, options: dict) -> None:
     """Run `args.study`; writes STUDY.json and STUDY.png to the output folder."""
     if args.study == "shortcuts":
         return shortcuts(args, options)
-    folder = output_folder(args.output)
+    folder = Path(args.output).expanduser()
     args.images = args.images or SAMPLE.get(args.study)
     settings = {key: getattr(args, key) for key in ("data", "split", "images", "batch_size", "seed", "draws")}
     findings = Findings(folder / f"{args.study}.json", settings | {"options": options})
@@ -39,6 +39,7 @@ def run_study(args: argparse.Namespace, options: dict) -> None:
         with errors_about(subject.label):
             if args.study != "responses":
                 find_blocks(subject.model)
+    output_folder(args.output)
     for subject in studied:
         with errors_about(subject.label):
             run(subject, findings, args)

@@ -117,6 +117,8 @@ def classifier_subject(
             model = build()
             if source is not None and not trained:
                 model = initialized(model)
+    except UserError:
+        raise
     except (TypeError, RuntimeError, ValueError) as error:  # from torch, for impossible values
         raise UserError(f"{name} cannot be built with {options}: {reason(error)}") from error
     check_finite(model, source or name)

@@ -36,7 +36,7 @@ def check(config: DictConfig, eval_only: bool) -> None:
     with trial():
         with errors_about("backbone"):
             build_backbone(**backbone_options(bare))
-        build_detector(bare, num_classes=len(config.detector.class_weights or [1]))  # their number is checked later
+        build_detector(bare, num_classes=1)
     check_weights(config)
     for key in ["data.test"] if eval_only else ["data.train", "data.test"]:
         for name in OmegaConf.select(config, key):

@@ -45,7 +45,6 @@ class DetectorConfig:
     box_batch_size_per_image: int = 512
     box_positive_fraction: float = 0.25
     box_loss: str = "smooth_l1"  # or giou: of the box head of faster_rcnn and mask_rcnn
-    class_weights: list[float] | None = None  # of each class in that head's loss, the background having 1; null: 1
 
     topk_candidates: int = 1000  # retinanet and fcos: per level before NMS
     center_sampling_radius: float = 1.5  # fcos: in strides

@@ -97,10 +97,9 @@ def _parse_override(override: str) -> DictConfig:
 
 
 def _merge(config: DictConfig, given: DictConfig | ListConfig, source: str) -> DictConfig:
+    _check_containers(config, given, source)
     try:
         return OmegaConf.merge(config, given)
-    except TypeError as error:  # a mapping instead of a list, which OmegaConf does not locate
-        raise UserError(f"{source}: {reason(error)}: a list is given as a mapping or vice versa.") from error
     except ConfigKeyError as error:
         parent, _, key = str(error.full_key).rpartition(".")
         node = OmegaConf.select(config, parent) if parent else config
@@ -109,4 +108,34 @@ def _merge(config: DictConfig, given: DictConfig | ListConfig, source: str) -> D
         hint = f"Did you mean {near[0]}?" if near else f"Valid keys: {', '.join(valid)}."
         raise UserError(f"{source}: unknown key {error.full_key}. {hint}") from error
     except OmegaConfBaseException as error:
+        if error.full_key and "is not a ListConfig" in str(error):
+            value = OmegaConf.select(given, error.full_key)
+            raise UserError(f"{source}: {error.full_key} is {value}; it must be a list, such as [{value}].") from error
         raise UserError(f"{source}: {error.full_key or 'the config'} cannot be set: {reason(error)}") from error
+
+
+def _check_containers(config: DictConfig, given: DictConfig, source: str, parent: str = "") -> None:
+    """Raise `UserError` for a mapping where there is none in `config`, or for something else where there is one.
+
+    OmegaConf refuses these without the key or the value.
+    """
+    for key in given:
+        unresolved = OmegaConf.is_missing(given, key) or OmegaConf.is_interpolation(given, key)
+        if unresolved or key not in config or OmegaConf.is_interpolation(config, key):
+            continue
+        value, before, place = given[key], config[key], f"{parent}{key}"
+        wanted = None
+        if isinstance(value, DictConfig) and isinstance(before, DictConfig):
+            _check_containers(before, value, source, f"{place}.")
+        elif isinstance(before, DictConfig):
+            wanted = "a mapping of keys to values"
+        elif isinstance(value, DictConfig):
+            wanted = "a list" if isinstance(before, ListConfig) else "a value or a list"
+        elif value is None:
+            continue
+        elif isinstance(before, ListConfig) and not isinstance(value, ListConfig):
+            wanted = f"a list, such as [{value}]"
+        elif isinstance(before, ListConfig) and any(isinstance(v, ListConfig) for v in before):
+            wanted = None if all(isinstance(v, ListConfig) for v in value) else "a list of lists"
+        if wanted is not None:
+            raise UserError(f"{source}: {place} is {value}; it must be {wanted}.")

@@ -13,7 +13,8 @@ RANGES = [
     (1, 1024, "backbone.in_channels"),
     (1, 16384, "backbone.fpn_channels detector.*_head_width"),
     (1, 64, "detector.*_pool_size detector.mask_head_depth"),
-    (1, LARGEST, "detector.m??_size evaluation.tta_sizes detector.anchor_sizes detector.rpn_*_top_n_*"),
+    (1, 2**14, "detector.min_size evaluation.tta_sizes"),
+    (1, LARGEST, "detector.max_size detector.anchor_sizes detector.rpn_*_top_n_*"),
     (1, LARGEST, "detector.*_batch_size_per_image detector.box_detections_per_img detector.topk_candidates"),
     (1e-6, 1e6, "detector.center_sampling_radius"),
     (0, 1 - 1e-6, "backbone.drop_path"),
@@ -34,7 +35,6 @@ RANGES = [
     (0, 1024, "data.num_workers"),
     (1, 1024, "data.repeats"),
     (0.01, 100, "data.scale_jitter"),
-    (0, 1e6, "detector.class_weights"),
     (1e-9, 1, "data.repeat_threshold"),
     (0, LARGEST, "data.max_unreadable evaluation.precise_bn solver.max_nonfinite"),
     (1, 4096, "augmentation.size augmentation.shorter_side preprocessing.size preprocessing.resize evaluation.scales"),
@@ -91,6 +91,9 @@ def check_values(config: dict, source: str) -> None:
     divides = solver["batch_size"] % solver["accumulate"] == 0
     wanted = f"a divisor of solver.batch_size, {solver['batch_size']}"
     require(divides, "solver.accumulate", solver["accumulate"], wanted)
+    average, most = solver["ema_decay"] is not None, solver["max_iter"]
+    updated = not average or most is None or solver["ema_period"] <= most
+    require(updated, "solver.ema_period", solver["ema_period"], f"at most solver.max_iter, {most}")
     (_check_detection if "detector" in config else _check_pretraining)(config, require)
 
 
@@ -99,11 +102,15 @@ def _check_detection(config: dict, require: Callable[[bool, str, Any, str], None
     for key in ("train", "test"):
         require(_is_list_of(str, data[key]), f"data.{key}", data[key], "a list of names")
         require(len(data[key]) > 0, f"data.{key}", data[key], "at least one data set")
+    require(len(data["test"]) == len(set(data["test"])), "data.test", data["test"], "without repeats")
     _check_augmentation(config, require)
-    _check_losses(detector, require)
+    plain = detector["box_loss"] == "smooth_l1" or detector["name"] not in ("retinanet", "fcos")
+    wanted = f"smooth_l1 where detector.name is {detector['name']}, which has no box head"
+    require(plain, "detector.box_loss", detector["box_loss"], wanted)
     _check_normalization(config, "detector", require)
     sizes = config["evaluation"]["tta_sizes"]
-    require(sizes != [], "evaluation.tta_sizes", sizes, "null or at least one size")
+    distinct = sizes is None or (_is_list_of(int, sizes) and 0 < len(sizes) == len(set(sizes)))
+    require(distinct, "evaluation.tta_sizes", sizes, "null or a list of different sizes")
     for key in ("min_size", "aspect_ratios"):
         flat = _is_list_of((int, float), detector[key]) and detector[key]
         require(bool(flat), f"detector.{key}", detector[key], "a list of at least one number")
@@ -124,17 +131,6 @@ def _check_augmentation(config: dict, require: Callable[[bool, str, Any, str], N
     require(is_range, "data.scale_jitter", jitter, "two numbers, the smaller first, or null")
     wanted = f"0 where detector.name is {detector}: objects are cut out by the masks of mask_rcnn"
     require(not data["copy_paste"] or detector == "mask_rcnn", "data.copy_paste", data["copy_paste"], wanted)
-
-
-def _check_losses(detector: dict, require: Callable[[bool, str, Any, str], None]) -> None:
-    """One-stage detectors have no box head, and detectron2's has no class weights."""
-    name, library = detector["name"], detector["library"]
-    for key, plain in (("box_loss", "smooth_l1"), ("class_weights", None)):
-        allowed = name not in ("retinanet", "fcos") or detector[key] == plain
-        require(allowed, f"detector.{key}", detector[key], f"{plain or 'null'} where detector.name is {name}")
-    weights = detector["class_weights"]
-    allowed = library != "detectron2" or weights is None
-    require(allowed, "detector.class_weights", weights, f"null where detector.library is {library}")
 
 
 def _check_pretraining(config: dict, require: Callable[[bool, str, Any, str], None]) -> None:

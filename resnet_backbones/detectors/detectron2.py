@@ -24,7 +24,7 @@ from ..hosts.detectron2 import Detectron2Backbone
 from . import settings as detector_settings
 from .detectron2_ranks import GlobalLosses, SeededAnchors, SeededRoIs
 from .features import DENSE_LEVELS, HeadFeatures, check_dense_levels, head_features
-from .losses import IOU_LOSS_WEIGHT
+from .losses import GIOU_WEIGHT
 from .settings import FasterRCNN, ImageSettings, MaskRCNN
 from .transform import image_transform
 
@@ -142,7 +142,7 @@ def box_heads(s: FasterRCNN, features: HeadFeatures, num_classes: int) -> roi_he
         test_nms_thresh=s.box_nms_thresh,
         test_topk_per_image=s.box_detections_per_img,
         box_reg_loss_type=s.box_loss,
-        loss_weight=1.0 if s.box_loss == "smooth_l1" else {"loss_box_reg": IOU_LOSS_WEIGHT},
+        loss_weight=1.0 if s.box_loss == "smooth_l1" else {"loss_box_reg": GIOU_WEIGHT},
     )
     sampling = {
         "num_classes": num_classes,

@@ -1,6 +1,4 @@
-"""The losses of the box head (Fast R-CNN, arXiv 1504.08083 §2.3) and their alternatives."""
-
-from collections.abc import Sequence
+"""The GIoU loss of boxes (arXiv 1902.09630) in torchvision's RoI heads."""
 
 import torch
 import torch.nn.functional as F
@@ -9,23 +7,11 @@ from torchvision.models.detection._utils import BoxCoder
 from torchvision.models.detection.roi_heads import RoIHeads, maskrcnn_loss
 from torchvision.ops import generalized_box_iou_loss
 
-IOU_LOSS_WEIGHT = 10.0  # 1 - GIoU is smaller than smooth L1, whose offsets are scaled by 10 and 5
+GIOU_WEIGHT = 10.0  # 1 - GIoU is smaller than smooth L1, whose offsets are scaled by 10 and 5
 
 
-def class_loss(logits: Tensor, labels: Tensor, class_weights: Sequence[float]) -> Tensor:
-    """The mean over N RoIs of -w log p, p being the probability of the true class.
-
-    Args:
-        logits: (N, K + 1), the background first.
-        labels: (N,), 0 for background.
-        class_weights: w of the K classes without the background, whose own is 1; empty for 1.
-    """
-    weights = logits.new_tensor([1.0, *class_weights]) if class_weights else None
-    return F.cross_entropy(logits, labels, weights, reduction="sum") / labels.numel()
-
-
-def box_loss(offsets: Tensor, wanted: Tensor, labels: Tensor, proposals: Tensor, coder: BoxCoder, kind: str) -> Tensor:
-    """The sum over the foreground, divided by N, of smooth L1 or of 1 - GIoU (arXiv 1902.09630).
+def giou_loss(offsets: Tensor, wanted: Tensor, labels: Tensor, proposals: Tensor, coder: BoxCoder) -> Tensor:
+    """The sum of 1 - GIoU over the foreground of N RoIs, weighted and divided by N.
 
     Args:
         offsets: (N, 4 (K + 1)), for every class; `wanted`, (N, 4), are the targets.
@@ -34,24 +20,12 @@ def box_loss(offsets: Tensor, wanted: Tensor, labels: Tensor, proposals: Tensor,
     """
     foreground = torch.where(labels > 0)[0]
     found = offsets.unflatten(1, (-1, 4))[foreground, labels[foreground]]
-    if kind == "smooth_l1":
-        loss = F.smooth_l1_loss(found, wanted[foreground], beta=1 / 9, reduction="sum")
-    else:
-        boxes = [coder.decode_single(part, proposals[foreground]) for part in (found, wanted[foreground])]
-        loss = IOU_LOSS_WEIGHT * generalized_box_iou_loss(*boxes, reduction="sum")
-    return loss / labels.numel()
+    boxes = [coder.decode_single(part, proposals[foreground]) for part in (found, wanted[foreground])]
+    return GIOU_WEIGHT * generalized_box_iou_loss(*boxes, reduction="sum") / labels.numel()
 
 
-class HeadsWithLosses(RoIHeads):
-    """torchvision's RoI heads with a choice of the box loss and class weights.
-
-    Attributes:
-        box_loss, class_weights: as in `settings.FasterRCNN`; no weights are an empty list.
-    """
-
-    def choose(self, box_loss: str, class_weights: Sequence[float]) -> "HeadsWithLosses":
-        self.box_loss, self.class_weights = box_loss, list(class_weights)
-        return self
+class GIoUHeads(RoIHeads):
+    """torchvision's RoI heads with `giou_loss` for the boxes."""
 
     def forward(
         self,
@@ -66,10 +40,8 @@ class HeadsWithLosses(RoIHeads):
         logits, offsets = self.box_predictor(self.box_head(self.box_roi_pool(features, proposals, image_shapes)))
         all_labels = torch.cat(labels)
         losses = {
-            "loss_classifier": class_loss(logits, all_labels, self.class_weights),
-            "loss_box_reg": box_loss(
-                offsets, torch.cat(wanted), all_labels, torch.cat(proposals), self.box_coder, self.box_loss
-            ),
+            "loss_classifier": F.cross_entropy(logits, all_labels),
+            "loss_box_reg": giou_loss(offsets, torch.cat(wanted), all_labels, torch.cat(proposals), self.box_coder),
         }
         if self.has_mask():
             foreground = [torch.where(of_image > 0)[0] for of_image in labels]

@@ -31,7 +31,6 @@ class FasterRCNN(ImageSettings):
         box_head: "mlp", two hidden layers of `box_head_width`, or "res5", the backbone's last stage.
         box_pool_size: side of a pooled RoI.
         box_loss: "smooth_l1" or "giou" (1902.09630), of the box head.
-        class_weights: of each class in the cross entropy of the box head, the background having 1; None for 1.
         others: as in `torchvision.models.detection.FasterRCNN`.
     """
 
@@ -58,7 +57,6 @@ class FasterRCNN(ImageSettings):
     box_batch_size_per_image: int = 512
     box_positive_fraction: float = 0.25
     box_loss: str = "smooth_l1"
-    class_weights: Sequence[float] | None = None
 
 
 @dataclass(kw_only=True)

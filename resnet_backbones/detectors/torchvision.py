@@ -14,11 +14,10 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 
-from ..errors import UserError
 from ..models.backbone import ShapeSpec
 from .dense import fcos, retinanet
 from .features import head_features
-from .losses import HeadsWithLosses
+from .losses import GIoUHeads
 from .ranks import RCNN, ImageSampler
 from .roi_align import PyramidRoIAlign
 from .settings import FasterRCNN, MaskRCNN
@@ -83,13 +82,7 @@ def proposal_network(s: FasterRCNN, channels: int, transform: ImageTransform) ->
 def box_heads(
     s: FasterRCNN, pooler: nn.Module, head: nn.Module, predictor: nn.Module, transform: ImageTransform
 ) -> RoIHeads:
-    classes = predictor.cls_score.out_features - 1
-    if s.class_weights is not None and len(s.class_weights) != classes:
-        raise UserError(
-            f"detector.class_weights is {list(s.class_weights)}; it must be {classes} numbers, one per class."
-        )
-    plain = (s.box_loss, s.class_weights) == ("smooth_l1", None)
-    heads = (RoIHeads if plain else HeadsWithLosses)(
+    heads = (GIoUHeads if s.box_loss == "giou" else RoIHeads)(
         pooler,
         head,
         predictor,
@@ -102,8 +95,6 @@ def box_heads(
         s.box_nms_thresh,
         s.box_detections_per_img,
     )
-    if not plain:
-        heads.choose(s.box_loss, s.class_weights or ())
     heads.fg_bg_sampler = ImageSampler(s.box_batch_size_per_image, s.box_positive_fraction, transform, ROIS)
     init_heads(heads)
     return heads

@@ -56,3 +56,6 @@ def test_command_prints_overrides_that_fit_better(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["coco_fcos_R50.yaml", *overrides])
     assert "detector.name is fcos, which has no anchors" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["coco_faster_rcnn_R50.yaml", *overrides, "detector.anchor_sizes=[[16],[32]]"])
+    assert "detector.anchor_sizes has 2 levels, but the backbone gives 5" in capsys.readouterr().err

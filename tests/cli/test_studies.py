@@ -182,7 +182,12 @@ def test_nothing_is_written_if_one_network_is_unsupported(analyze, tmp_path):
     status, _, err = analyze("gradients", "--name", "cifar_resnet20", "vgg11")
     assert status == 2
     assert "vgg11, untrained: This network has no blocks" in err
-    assert not (tmp_path / "out/gradients.json").exists()
+    assert not (tmp_path / "out").exists()
+
+
+def test_empty_data_is_refused(analyze):
+    err = analyze("responses", "--name", "resnet18", data="")[2]
+    assert err == "error: --data is empty; give what to run the networks on.\n"
 
 
 def test_weights_of_an_unstated_network_need_its_name(analyze, tmp_path):

@@ -59,7 +59,7 @@ def test_impossible_folder_names_are_refused(tmp_path, monkeypatch, root):
     if not root.startswith("~"):
         with pytest.raises(UserError, match="datasets.own: the shapes cannot be drawn in"):
             load_annotations("own", {"own": {"format": "shapes", "root": root, "split": "val"}})
-        with pytest.raises(UserError, match="The output_dir .* cannot be written"):
+        with pytest.raises(UserError, match="The output folder .* cannot be written"):
             output_folder(root)
 
 

@@ -296,7 +296,7 @@ def test_non_finite_steps_are_skipped_up_to_a_limit_and_saved_for_inspection(tra
 def test_an_unwritable_output_dir_is_an_error(train, tmp_path):
     (tmp_path / "file").write_text("")
     message = one_line_error(train(f"output_dir={tmp_path}/file/out"))
-    assert f"output_dir {tmp_path}/file/out cannot be written: Not a directory" in message
+    assert f"output folder {tmp_path}/file/out cannot be written: Not a directory" in message
 
 
 def test_mismatched_checkpoints_are_refused_and_damaged_ones_skipped(train, finished, tmp_path):
