@@ -111,8 +111,8 @@ def open_tree(path: str) -> FolderTree | TarTree:
         return FolderTree(folder)
     if "://" not in path and not os.path.exists(folder):
         raise UserError(
-            f"The folder or tar of images {path} does not exist (looked for {folder.absolute()}); set data.root to "
-            "where they are, or RESNET_BACKBONES_DATASETS to the folder that contains it. ImageNet is at "
+            f"The folder or tar of images {path} does not exist (looked for {folder.absolute()}); set data.root, "
+            "or --data, to where they are, or RESNET_BACKBONES_DATASETS to the folder that contains it. ImageNet is at "
             "https://image-net.org/download; classes as folders below train/ and val/ are enough for other images."
         )
     return TarTree(local_file(path, "folder or tar of images"))

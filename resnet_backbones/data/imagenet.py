@@ -61,7 +61,7 @@ def load_images(root: str, split: str, classes: Sequence[str] | None = None) -> 
     if not names:
         raise UserError(
             f"There are no images in {path}; {root or split} has {', '.join(tree.folders()) or 'no folders'}. See "
-            "data.root, data.train and data.val."
+            "data.root, data.train and data.val, or --data and --split."
         )
     found = _class_folders(tree, folder, names) or ilsvrc_answers(tree, folder, names)
     classes = list(classes) if classes is not None else sorted(set(found))

@@ -1,9 +1,12 @@
 """The statistics of benchmarks/accuracy; its systems start from the same weights."""
 
+import sys
+
 import pytest
 import torch
 from conftest import TINY, coco_overrides, write_coco
 
+from benchmarks.accuracy.__main__ import main as study
 from benchmarks.accuracy.__main__ import read_variant
 from benchmarks.accuracy.run import initial_weights
 from benchmarks.accuracy.table import half_interval
@@ -21,8 +24,18 @@ def test_interval_is_students_t():
 
 def test_a_variant_is_a_name_and_overrides():
     assert read_variant("ema: solver.ema_decay=0.99 seed=1") == ("ema", ("ours", ["solver.ema_decay=0.99", "seed=1"]))
-    with pytest.raises(UserError, match="--variant is 'ema'; it must be 'NAME: key=value …'"):
-        read_variant("ema")
+    for text in ("ema", ": seed=1", "ema: "):
+        with pytest.raises(UserError, match=f"--variant is '{text}'; it must be 'NAME: key=value …'"):
+            read_variant(text)
+
+
+def test_a_wrong_config_or_key_is_refused_before_anything_is_trained(tmp_path, capsys, monkeypatch):
+    arguments = ["accuracy", "--configs", "bccd_faster_rcnn_R18", "--output", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", [*arguments, "--variant", "ema: solver.ema_deca=0.9"])
+    with pytest.raises(SystemExit, match="2"):
+        study()
+    assert "unknown key solver.ema_deca. Did you mean ema_decay?" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("name", ["faster_rcnn", "mask_rcnn"])
