@@ -1,5 +1,6 @@
 """Checks and setup shared by the tests of several subpackages."""
 
+import json
 import struct
 import zlib
 from pathlib import Path
@@ -52,6 +53,12 @@ def assert_equal_features(ours: dict, theirs: dict, tolerance: float = 5e-6) -> 
     for name, expected in theirs.items():
         error = (ours[name].to(expected) - expected).abs().max() / expected.abs().max()
         assert error <= tolerance, f"{name}: {error}"
+
+
+def predicted_images(folder: Path) -> list[str]:
+    """The file names in the results that `predict` wrote to folder/out."""
+    content = json.loads((folder / "out/images.json").read_text())
+    return [image["file_name"] for image in content["images"]]
 
 
 def png_of(width: int, height: int, pixels: bytes = b"") -> bytes:

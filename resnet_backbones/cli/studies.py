@@ -28,18 +28,17 @@ def run_study(args: argparse.Namespace, options: dict) -> None:
     """Run `args.study`; writes STUDY.json and STUDY.png to the output folder."""
     if args.study == "shortcuts":
         return shortcuts(args, options)
-    folder = Path(args.output).expanduser()
     args.images = args.images or SAMPLE.get(args.study)
-    settings = {key: getattr(args, key) for key in ("data", "split", "images", "batch_size", "seed", "draws")}
-    findings = Findings(folder / f"{args.study}.json", settings | {"options": options})
     run, draw = STUDIES[args.study]
-    networks = {}  # of this command; the file may hold more
     studied = list(subjects(args, options, untrained=args.study == "gradients"))
     for subject in studied:  # before the first one takes its time
         with errors_about(subject.label):
             if args.study != "responses":
                 find_blocks(subject.model)
-    output_folder(args.output)
+    folder = output_folder(args.output)
+    settings = {key: getattr(args, key) for key in ("data", "split", "images", "batch_size", "seed", "draws")}
+    findings = Findings(folder / f"{args.study}.json", settings | {"options": options})
+    networks = {}  # of this command; the file may hold more
     for subject in studied:
         with errors_about(subject.label):
             run(subject, findings, args)

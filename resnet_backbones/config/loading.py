@@ -100,6 +100,8 @@ def _merge(config: DictConfig, given: DictConfig | ListConfig, source: str) -> D
     _check_containers(config, given, source)
     try:
         return OmegaConf.merge(config, given)
+    except TypeError as error:  # as below, behind a ${reference}
+        raise UserError(f"{source}: {reason(error)}: a list is given as a mapping or vice versa.") from error
     except ConfigKeyError as error:
         parent, _, key = str(error.full_key).rpartition(".")
         node = OmegaConf.select(config, parent) if parent else config
@@ -115,27 +117,31 @@ def _merge(config: DictConfig, given: DictConfig | ListConfig, source: str) -> D
 
 
 def _check_containers(config: DictConfig, given: DictConfig, source: str, parent: str = "") -> None:
-    """Raise `UserError` for a mapping where there is none in `config`, or for something else where there is one.
+    """Raise `UserError` if only one of the two has a mapping at some key, or a list where there is a list of lists.
 
     OmegaConf refuses these without the key or the value.
     """
     for key in given:
-        unresolved = OmegaConf.is_missing(given, key) or OmegaConf.is_interpolation(given, key)
-        if unresolved or key not in config or OmegaConf.is_interpolation(config, key):
+        if OmegaConf.is_missing(given, key) or OmegaConf.is_interpolation(given, key):
             continue
-        value, before, place = given[key], config[key], f"{parent}{key}"
-        wanted = None
+        if key in config and not OmegaConf.is_interpolation(config, key):
+            before = config[key]
+        elif parent == "datasets.":
+            before = OmegaConf.structured(DatasetConfig)
+        else:
+            continue
+        value, place, wanted = given[key], f"{parent}{key}", None
         if isinstance(value, DictConfig) and isinstance(before, DictConfig):
             _check_containers(before, value, source, f"{place}.")
         elif isinstance(before, DictConfig):
             wanted = "a mapping of keys to values"
         elif isinstance(value, DictConfig):
             wanted = "a list" if isinstance(before, ListConfig) else "a value or a list"
-        elif value is None:
-            continue
-        elif isinstance(before, ListConfig) and not isinstance(value, ListConfig):
-            wanted = f"a list, such as [{value}]"
-        elif isinstance(before, ListConfig) and any(isinstance(v, ListConfig) for v in before):
-            wanted = None if all(isinstance(v, ListConfig) for v in value) else "a list of lists"
+        elif _is_nested(before) and isinstance(value, ListConfig) and len(value) > 0 and not _is_nested(value):
+            wanted = "a list of lists"
         if wanted is not None:
             raise UserError(f"{source}: {place} is {value}; it must be {wanted}.")
+
+
+def _is_nested(value: object) -> bool:
+    return isinstance(value, ListConfig) and len(value) > 0 and all(isinstance(v, ListConfig) for v in value)

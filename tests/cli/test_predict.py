@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import draw, write_coco
-from helpers import png_of, write_video
+from helpers import png_of, predicted_images, write_video
 from PIL import Image
 
 from resnet_backbones import Predictor
@@ -26,10 +26,6 @@ def read(folder, name):
     return json.loads((folder / "out" / name).read_text())
 
 
-def names(folder):
-    return [image["file_name"] for image in read(folder, "images.json")["images"]]
-
-
 def test_a_folder_gives_predictions_drawn_images_and_a_csv(tmp_path, predict, detector_weights):
     write_coco(tmp_path, 3)
     (tmp_path / "images/deep").mkdir()
@@ -39,7 +35,7 @@ def test_a_folder_gives_predictions_drawn_images_and_a_csv(tmp_path, predict, de
     status, out, _ = predict(tmp_path / "images", "--csv", "--score-threshold", "0")
     assert status == 0
     assert "4 images, 28 results" in out
-    assert names(tmp_path) == ["0.png", "1.png", "2.png", "deep/Photo.JPG"]
+    assert predicted_images(tmp_path) == ["0.png", "1.png", "2.png", "deep/Photo.JPG"]
     results, index = read(tmp_path, "predictions.json"), read(tmp_path, "images.json")
     assert [c["name"] for c in index["categories"]] == ["dog", "cat"]
     expected = Predictor(detector_weights, score_threshold=0.0)(tmp_path / "images/2.png")
@@ -95,7 +91,7 @@ def test_globs_lists_urls_and_duplicate_names(tmp_path, predict, monkeypatch, st
     status, out, err = predict("a/*.png", "-", "a/1.png")
     assert status == 0
     below = str(tmp_path.resolve())[1:]
-    assert names(tmp_path) == [f"{below}/a/1.png", "2.png", f"{below}/b/1.png"]
+    assert predicted_images(tmp_path) == [f"{below}/a/1.png", "2.png", f"{below}/b/1.png"]
     assert "3 images" in out
     assert "3 could not be read" in out
     assert "not there.png does not exist" in out + err
@@ -123,7 +119,7 @@ def test_similar_file_names_do_not_collide(tmp_path, predict):
         draw().save(tmp_path / "many" / name)
     status, out, _ = predict(tmp_path / "many")
     assert (status, "5 images" in out) == (0, True)
-    assert names(tmp_path) == sorted(names_given)
+    assert predicted_images(tmp_path) == sorted(names_given)
     pictures = sorted((tmp_path / "out/images").iterdir())
     assert [Image.open(path).format for path in pictures] == ["PNG"] * 5
     assert [path.name for path in pictures if len(path.name) < 99] == ["x.bmp.png", "x.bmp.png.png"]
@@ -141,14 +137,14 @@ def test_urls_are_fetched(tmp_path, predict, monkeypatch):
     assert status == 0
     assert "1 images" in out
     assert "1 could not be read" in out
-    assert names(tmp_path) == ["1 a.png"]
+    assert predicted_images(tmp_path) == ["1 a.png"]
 
 
 def test_drawn_images_of_an_earlier_run_are_not_inputs(tmp_path, predict):
     draw().save(tmp_path / "1.png")
     for _ in range(2):
         assert predict(tmp_path)[0] == 0
-        assert names(tmp_path) == ["1.png"]
+        assert predicted_images(tmp_path) == ["1.png"]
 
 
 def test_per_class_thresholds_are_read_from_a_report(tmp_path, predict):
@@ -278,7 +274,7 @@ def test_unreadable_images_are_skipped_and_counted(tmp_path, predict):
     assert "3 images" in out
     assert "1 could not be read" in out
     assert "1.png cannot be decoded" in out + err
-    assert names(tmp_path) == ["0.png", "2.png", "3.png"]
+    assert predicted_images(tmp_path) == ["0.png", "2.png", "3.png"]
 
 
 def write_sound(path):
@@ -304,7 +300,7 @@ def test_a_video_gives_predictions_per_frame_and_a_drawn_video(tmp_path, predict
     status, out, _ = predict(tmp_path / "clip.mkv.mp4", "--score-threshold", "0")
     assert status == 0
     assert "12 images, 84 results" in out
-    assert names(tmp_path) == [f"clip.mkv.mp4/{k:06}" for k in range(12)]
+    assert predicted_images(tmp_path) == [f"clip.mkv.mp4/{k:06}" for k in range(12)]
     frames = frames_of(tmp_path / "out/videos/clip.mkv.mp4")
     assert len(frames) == 12
     assert frames[0].shape[0] == 480
@@ -316,7 +312,7 @@ def test_a_truncated_video_keeps_the_results_of_its_readable_frames(tmp_path, pr
     content = (tmp_path / "clip.mp4").read_bytes()
     (tmp_path / "clip.mp4").write_bytes(content[: len(content) * 2 // 3])
     status, out, err = predict(tmp_path / "clip.mp4")
-    done = len(names(tmp_path))
+    done = len(predicted_images(tmp_path))
     assert status == 0
     assert 5 < done < 40
     assert f"clip.mp4 breaks off after {done} of 40 frames" in out + err

@@ -13,12 +13,8 @@ import time
 import pytest
 import torch
 from conftest import ROOT, write_coco
+from helpers import predicted_images
 from PIL import Image
-
-
-def names(folder):
-    content = json.loads((folder / "out/images.json").read_text())
-    return [image["file_name"] for image in content["images"]]
 
 
 @pytest.mark.slow
@@ -76,7 +72,7 @@ def test_a_full_disk_keeps_the_results_so_far(tmp_path, predict, small_files):
     status, out, _ = predict(tmp_path / "images")
     assert status == 0
     assert 0 < int(re.search(r"^(\d+) images are already in ", out, flags=re.M)[1]) < 30
-    assert len(names(tmp_path)) == 30
+    assert len(predicted_images(tmp_path)) == 30
 
 
 def test_unfinished_results_of_other_inputs_or_configs_are_refused(
@@ -108,7 +104,7 @@ def test_unfinished_results_of_other_inputs_or_configs_are_refused(
     config["detector"]["box_nms_thresh"] = 0.5
     (tmp_path / "own.yaml").write_text(json.dumps(config))
     status, out, _ = run()
-    assert (status, "are already in" in out, len(names(tmp_path))) == (0, True, 30)
+    assert (status, "are already in" in out, len(predicted_images(tmp_path))) == (0, True, 30)
 
 
 def test_an_interrupt_prints_one_line_and_keeps_the_results_so_far(tmp_path, predict):

@@ -128,6 +128,8 @@ def test_saved_config_is_complete_and_round_trips(tmp_path):
         ("evaluation.tta_sizes=200", "override .*: evaluation.tta_sizes is 200; it must be a list, such as .200.\\.$"),
         ("detector.anchor_sizes=[16,32]", r"detector.anchor_sizes is \[16, 32\]; it must be a list of lists"),
         ("solver=3", "override 'solver=3': solver is 3; it must be a mapping of keys to values"),
+        ("datasets.mine=[1]", r"datasets.mine is \[1\]; it must be a mapping of keys to values"),
+        ("datasets.mine.classes={a: 1}", "datasets.mine.classes is {'a': 1}; it must be a value or a list"),
         ("solver.lr", "Override 'solver.lr' is not of the form key=value"),
         ("data.train=[a", "Override 'data.train=\\[a' cannot be read: .* expected ',' or ']'"),
         ("solver.amp=int8", "solver.amp is int8; it must be none, bf16 or fp16"),
@@ -180,6 +182,11 @@ def test_errors_name_the_bad_file(tmp_path, text, message):
     (tmp_path / "bad.yaml").write_text(text)
     with pytest.raises(UserError, match=message):
         load_config(str(tmp_path / "bad.yaml"))
+
+
+def test_a_mapping_in_place_of_a_reference_to_a_list_is_refused():
+    with pytest.raises(UserError, match="override 'data.train={a: 1}': Cannot merge incompatible container types"):
+        load_config("coco_mask_rcnn_R50", ["data.train=${data.test}", "data.train={a: 1}"])
 
 
 def test_an_average_that_would_never_be_updated_is_refused():
